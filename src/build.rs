@@ -1,0 +1,3 @@
+//! Builds the guest.
+
+fn main() {}

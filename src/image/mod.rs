@@ -1,0 +1,139 @@
+//! From an OCI reference to a bootable base disk.
+
+mod reference;
+
+pub use reference::{Digest, Reference, ReferenceError};
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// Where images come from and what is made of them. The real one is a registry client and an ext4
+/// writer; the fake one is scripted.
+///
+/// Nothing here holds a guard, and nothing is visible to VMs before [`Images::install`].
+#[async_trait]
+pub trait Images: Send + Sync + 'static {
+    /// The digest of the manifest that `reference` stands for on this host's platform.
+    async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError>;
+
+    /// Downloads the image and builds its base disk in a staging folder of its own. Dropping the
+    /// future cancels the work; the staging folder goes with it, or with [`StagedDisk`].
+    async fn stage(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError>;
+
+    /// Renames a staged disk into its place, durably. If the place is taken by an earlier install
+    /// of the same digest, that one stays and the staged one is removed.
+    async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError>;
+
+    /// The installed base disk of a digest, if it is really there.
+    async fn disk(&self, digest: &Digest) -> Option<BaseDisk>;
+
+    /// Removes the installed disk of a digest. Absent is fine.
+    async fn remove(&self, digest: &Digest) -> Result<(), ImageError>;
+
+    /// The digests that have an installed disk, for the sweep at start-up.
+    async fn installed(&self) -> Result<Vec<Digest>, ImageError>;
+}
+
+/// A base disk that is installed: content-addressed, complete, read-only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BaseDisk {
+    /// The image's manifest digest.
+    pub digest: Digest,
+    /// The raw ext4 disk.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What the image says about its process.
+    pub config: ImageConfig,
+}
+
+/// A disk that is built but not installed. Removed with its folder when dropped.
+#[derive(Debug)]
+#[must_use = "install it, or drop it to remove it"]
+pub struct StagedDisk {
+    /// The image's manifest digest.
+    pub digest: Digest,
+    /// The staging folder; none for the fake.
+    pub dir: Option<PathBuf>,
+    /// The disk's length in bytes.
+    pub size: u64,
+    /// What the image says about its process.
+    pub config: ImageConfig,
+}
+
+impl Drop for StagedDisk {
+    fn drop(&mut self) {
+        if let Some(dir) = self.dir.take() {
+            // The sweep at start-up finds what cannot be removed now.
+            let _ = std::fs::remove_dir_all(dir);
+        }
+    }
+}
+
+/// The part of an image's config that says what to run (OCI image-spec, config.md, `config`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// `Entrypoint`.
+    #[serde(default)]
+    pub entrypoint: Vec<String>,
+    /// `Cmd`.
+    #[serde(default)]
+    pub cmd: Vec<String>,
+    /// `Env`, as `NAME=value`.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// `WorkingDir`.
+    #[serde(default)]
+    pub working_dir: Option<String>,
+    /// `User`.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// `StopSignal`, for example `SIGQUIT`.
+    #[serde(default)]
+    pub stop_signal: Option<String>,
+}
+
+/// How far a pull is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Layers of the image; 0 until the manifest is read.
+    pub layers: usize,
+    /// Layers that are in the disk.
+    pub layers_done: usize,
+    /// Compressed bytes of all layers.
+    pub bytes: u64,
+    /// Compressed bytes downloaded.
+    pub bytes_done: u64,
+}
+
+/// `layer 3 of 4, 61 %`
+impl std::fmt::Display for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.layers == 0 {
+            return f.write_str("reading the manifest");
+        }
+        let percent = (self.bytes_done * 100).checked_div(self.bytes).unwrap_or(100);
+        write!(f, "layer {} of {}, {percent} %", (self.layers_done + 1).min(self.layers), self.layers)
+    }
+}
+
+/// Why an image could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ImageError {
+    /// One CamelCase word for the condition: NotFound, Unauthorized, RegistryUnavailable,
+    /// InvalidImage, LimitExceeded, NoSpace, …
+    pub reason: &'static str,
+    /// What happened, where, and what to do about it.
+    pub message: String,
+    /// Whether trying again without any change can help.
+    pub transient: bool,
+}

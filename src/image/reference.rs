@@ -1,0 +1,93 @@
+//! OCI references and digests.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// `registry/repository:tag` or `registry/repository@sha256:…`, with a registry always named.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Reference(oci_distribution::Reference);
+
+/// Why a text is not a reference.
+#[derive(Debug, thiserror::Error)]
+#[error("{text:?} is not an OCI reference: {message}; write for example registry.example/team/app:1.2")]
+pub struct ReferenceError {
+    text: String,
+    message: String,
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let refuse = |message: String| ReferenceError { text: text.to_owned(), message };
+        if text.len() > 1024 {
+            return Err(refuse("it is longer than 1024 characters".to_owned()));
+        }
+        text.parse().map(Reference).map_err(|error: oci_distribution::ParseError| refuse(error.to_string()))
+    }
+}
+
+impl Reference {
+    /// What the registry client takes.
+    pub fn inner(&self) -> &oci_distribution::Reference {
+        &self.0
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// `sha256:` and 64 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(String);
+
+impl Digest {
+    /// As one path component: `sha256-…`.
+    pub fn folder(&self) -> String {
+        self.0.replace(':', "-")
+    }
+
+    /// `sha256:…`
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let hex = text.strip_prefix("sha256:").unwrap_or_default();
+        if hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            Ok(Digest(text))
+        } else {
+            Err(format!("{text:?} is not a sha256 digest"))
+        }
+    }
+}
+
+impl FromStr for Digest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Digest::try_from(text.to_owned())
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

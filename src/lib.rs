@@ -1,0 +1,6 @@
+//! vmlet: a kubelet for microVMs.
+
+pub mod hypervisor;
+pub mod image;
+pub mod network;
+pub mod object;

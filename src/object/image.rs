@@ -1,0 +1,104 @@
+//! The `Image` kind: where an image comes from and the base disk made of it.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Condition, Object, Quantity, Violation};
+use crate::image::Reference;
+
+/// An OCI image, pulled and made into a read-only base disk that VMs share.
+pub type Image = Object<ImageSpec, ImageStatus>;
+
+/// What image is wanted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageSpec {
+    /// Where the image comes from.
+    pub source: ImageSource,
+}
+
+/// Where an image comes from: exactly one of the fields.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageSource {
+    /// A registry.
+    pub oci: OciSource,
+}
+
+/// An image in a registry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OciSource {
+    /// `registry/repository:tag` or `registry/repository@sha256:…`. A tag is resolved once for each
+    /// generation of the spec. Registries on a loopback address are spoken to over plain http.
+    pub reference: String,
+}
+
+impl ImageSpec {
+    pub(super) fn check(&self, found: &mut Vec<Violation>) {
+        check_reference("spec.source.oci.reference", &self.source.oci.reference, found);
+    }
+}
+
+pub(super) fn check_reference(path: &str, text: &str, found: &mut Vec<Violation>) {
+    if let Err(error) = text.parse::<Reference>() {
+        found.push(Violation::new(path, error.to_string()));
+    }
+}
+
+/// What is there of an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageStatus {
+    /// One word for people: Pending, Pulling, Ready, Failed, Terminating.
+    #[serde(default)]
+    pub phase: String,
+    /// `Ready`, and `Reconciling` or `Stalled` only when true.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// The generation that this status speaks of; -1 before the first look.
+    #[serde(default = "never_observed")]
+    pub observed_generation: i64,
+    /// The manifest digest for this host's platform: `sha256:…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// The base disk, once it is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskStatus>,
+    /// How far the current pull is, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
+    /// When a failed pull is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub next_retry_time: Option<Timestamp>,
+}
+
+/// A base disk: raw, ext4, read-only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DiskStatus {
+    /// The disk's absolute path on the host.
+    pub path: String,
+    /// The disk's length.
+    pub size: Quantity,
+}
+
+pub(super) fn never_observed() -> i64 {
+    -1
+}
+
+impl Default for ImageStatus {
+    fn default() -> Self {
+        ImageStatus {
+            phase: String::new(),
+            conditions: Vec::new(),
+            observed_generation: never_observed(),
+            digest: None,
+            disk: None,
+            progress: None,
+            next_retry_time: None,
+        }
+    }
+}
