@@ -52,14 +52,17 @@ impl FromStr for Quantity {
             .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)))
             .unwrap_or((text, 1));
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        let digits = |part: &str| part.len() <= 18 && part.bytes().all(|byte| byte.is_ascii_digit());
-        if whole.is_empty() || !digits(whole) || !digits(fraction) {
+        let digits = |part: &str| part.len() <= 20 && part.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 18 {
             return Err(refuse());
         }
         let whole: u128 = whole.parse().map_err(|_| refuse())?;
         let scale = 10_u128.pow(fraction.len() as u32);
         let part: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| refuse())? };
-        let scaled = (whole * scale + part) * u128::from(unit);
+        let scaled = whole
+            .checked_mul(scale)
+            .and_then(|whole| (whole + part).checked_mul(u128::from(unit)))
+            .ok_or_else(refuse)?;
         if scaled % scale != 0 {
             return Err(format!("{text:?} is not a whole number of bytes"));
         }
