@@ -4,3 +4,4 @@ pub mod hypervisor;
 pub mod image;
 pub mod network;
 pub mod object;
+pub mod store;

@@ -1,0 +1,240 @@
+//! What the store holds: one record an object, one a base disk.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::hypervisor::ProcessIdentity;
+use crate::image::{Digest, ImageConfig};
+use crate::network::Nic;
+use crate::object::{AnyObject, Image, LastExit, ObjectKey, Quantity, Vm, VmSpec};
+
+/// A record of either kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// A virtual machine's.
+    Vm(VmRecord),
+    /// An image's.
+    Image(ImageRecord),
+}
+
+impl Record {
+    /// The object as the API shows it.
+    pub fn object(&self) -> AnyObject {
+        match self {
+            Record::Vm(record) => AnyObject::Vm(record.object.clone()),
+            Record::Image(record) => AnyObject::Image(record.object.clone()),
+        }
+    }
+
+    /// Where the object is declared.
+    pub fn origin(&self) -> &Origin {
+        match self {
+            Record::Vm(record) => &record.origin,
+            Record::Image(record) => &record.origin,
+        }
+    }
+
+    /// What is wrong with the declaration, if anything.
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            Record::Vm(record) => record.problem.as_ref(),
+            Record::Image(record) => record.problem.as_ref(),
+        }
+    }
+}
+
+/// Everything known of a VM. Written by three: its source (`object.spec`, `origin`, `problem`), the
+/// reserve and release transactions (`reservation`), and its reconcile task (the rest).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// The object as the API shows it.
+    pub object: Vm,
+    /// Where it is declared.
+    pub origin: Origin,
+    /// What is wrong with the declaration; the spec is then the last good one.
+    pub problem: Option<Problem>,
+    /// What the VM holds on the host. While there is one, artefacts may exist: folder, disk, tap.
+    pub reservation: Option<Reservation>,
+    /// The image that the VM runs or waits for, once its reference is resolved. It keeps the disk.
+    pub image: Option<PinnedImage>,
+    /// The VMM process.
+    pub run: Run,
+    /// How often a VMM process was started, all in all.
+    pub starts: u32,
+    /// How the last run ended.
+    pub last_exit: Option<LastExit>,
+}
+
+/// Everything known of an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The object as the API shows it.
+    pub object: Image,
+    /// Where it is declared.
+    pub origin: Origin,
+    /// What is wrong with the declaration; the spec is then the last good one.
+    pub problem: Option<Problem>,
+    /// What the reference was resolved to. It keeps the disk.
+    pub image: Option<PinnedImage>,
+}
+
+/// Where an object is declared: its one owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The source: `directory:/etc/vmlet/manifests`.
+    pub source: String,
+    /// The file.
+    pub path: PathBuf,
+    /// The line at which the object's document starts, from 1.
+    pub line: u32,
+}
+
+/// `manifests/web.yaml:3`
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
+}
+
+/// Trouble with a declaration, which leaves the last good spec in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// One CamelCase word: InvalidManifest, Conflict, SourceUnavailable.
+    pub reason: String,
+    /// What is wrong, with file and line.
+    pub message: String,
+}
+
+/// A reference and what it was resolved to. A new reference is resolved anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedImage {
+    /// As the spec (the VM's, or its Image object's) wrote it.
+    pub reference: String,
+    /// The manifest digest.
+    pub digest: Digest,
+}
+
+/// What a VM holds of the host's scarce things. Owned by the VM's uid, gone with its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// The base disk that the VM's private disk belongs to.
+    pub image: Digest,
+    /// The network device: address, MAC, tap, host ports.
+    pub nic: Option<Nic>,
+    /// The user that the VMM runs as, one for each VM; none when the daemon cannot change users.
+    pub vmm_user: Option<u32>,
+    /// Memory.
+    pub memory: Quantity,
+    /// The private disk's full length.
+    pub disk: Quantity,
+}
+
+impl Reservation {
+    /// The leased address, if the VM is on the bridge.
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        match self.nic.as_ref()?.link {
+            crate::network::Link::Bridge { address, .. } => Some(address),
+            crate::network::Link::User => None,
+        }
+    }
+}
+
+/// A VM's process, from the record that precedes it to the record of its end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum Run {
+    /// No process exists.
+    Idle,
+    /// The process exists, or ended unseen. Written before the process may have any effect.
+    #[serde(rename_all = "camelCase")]
+    Up {
+        /// Which process.
+        process: ProcessIdentity,
+        /// The spec that it was started with.
+        spec: Box<VmSpec>,
+        /// When it was started.
+        since: Timestamp,
+        /// Why and since when it is being stopped.
+        stopping: Option<Stopping>,
+    },
+    /// No process exists, and by the run policy none is started until the spec changes.
+    Ended {
+        /// The generation that ran.
+        generation: i64,
+    },
+}
+
+/// A stop under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopping {
+    /// When the guest was asked to shut down.
+    pub since: Timestamp,
+    /// Why, for people: `deleted`, `memory changed`, `runPolicy is Halted`.
+    pub why: String,
+}
+
+/// A base disk by digest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// The image's manifest digest.
+    pub digest: Digest,
+    /// How far it is.
+    pub state: DiskState,
+}
+
+/// The life of a base disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum DiskState {
+    /// Somebody is renaming a staged disk into its place.
+    Installing {
+        /// Who: random, one for each attempt.
+        claim: Uuid,
+    },
+    /// It is in its place, complete.
+    Ready {
+        /// The disk's path.
+        path: PathBuf,
+        /// The disk's length.
+        size: Quantity,
+        /// What the image says about its process.
+        config: ImageConfig,
+    },
+    /// Nobody refers to it; its files are being removed.
+    Removing,
+}
+
+/// Something that happened to an object (core/v1 Event).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// The object.
+    pub object: ObjectKey,
+    /// The object's uid.
+    pub uid: Option<Uuid>,
+    /// Whether it is trouble.
+    pub severity: Severity,
+    /// One CamelCase word.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+    /// When it first happened.
+    pub first_seen: Timestamp,
+    /// When it last happened.
+    pub last_seen: Timestamp,
+    /// How often.
+    pub count: u32,
+}
+
+/// The two types of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Severity {
+    /// All is well.
+    Normal,
+    /// Somebody should look.
+    Warning,
+}
