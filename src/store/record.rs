@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,15 +11,15 @@ use uuid::Uuid;
 use crate::hypervisor::ProcessIdentity;
 use crate::image::{Digest, ImageConfig};
 use crate::network::Nic;
-use crate::object::{AnyObject, Image, LastExit, ObjectKey, Quantity, Vm, VmSpec};
+use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Vm, VmSpec};
 
-/// A record of either kind.
+/// A record of either kind: a snapshot, cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// A virtual machine's.
-    Vm(VmRecord),
+    Vm(Arc<VmRecord>),
     /// An image's.
-    Image(ImageRecord),
+    Image(Arc<ImageRecord>),
 }
 
 impl Record {
@@ -27,6 +28,22 @@ impl Record {
         match self {
             Record::Vm(record) => AnyObject::Vm(record.object.clone()),
             Record::Image(record) => AnyObject::Image(record.object.clone()),
+        }
+    }
+
+    /// The object's metadata.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Record::Vm(record) => &record.object.metadata,
+            Record::Image(record) => &record.object.metadata,
+        }
+    }
+
+    /// Kind, namespace and name.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Record::Vm(record) => record.object.key(),
+            Record::Image(record) => record.object.key(),
         }
     }
 
