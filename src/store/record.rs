@@ -180,8 +180,8 @@ pub enum Run {
     },
     /// No process exists, and by the run policy none is started until the spec changes.
     Ended {
-        /// The generation that ran.
-        generation: i64,
+        /// The spec that ran.
+        spec: Box<VmSpec>,
     },
 }
 
