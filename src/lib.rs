@@ -1,7 +1,10 @@
 //! vmlet: a kubelet for microVMs.
 
+pub mod agent;
 pub mod hypervisor;
 pub mod image;
 pub mod network;
 pub mod object;
+pub mod reconcile;
 pub mod store;
+pub mod testing;

@@ -17,7 +17,8 @@ impl BackoffPolicy {
     /// The wait after `failures` failures in a row (from 1 on), doubled each time, less up to a
     /// fifth by `jitter` (0 to 1) so that things that failed together do not return together.
     pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
-        let doubled = self.first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
+        let doubled =
+            self.first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
         doubled.min(self.longest).mul_f64(1.0 - 0.2 * jitter.clamp(0.0, 1.0))
     }
 }
@@ -79,7 +80,8 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    const POLICY: BackoffPolicy = BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
+    const POLICY: BackoffPolicy =
+        BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -87,7 +89,8 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_longest() {
-        let seconds: Vec<u64> = [1, 2, 3, 9, 10, 33, u32::MAX].map(|n| POLICY.delay(n, 0.0).as_secs()).to_vec();
+        let seconds: Vec<u64> =
+            [1, 2, 3, 9, 10, 33, u32::MAX].map(|n| POLICY.delay(n, 0.0).as_secs()).to_vec();
         assert_eq!(seconds, [1, 2, 4, 256, 300, 300, 300]);
         assert_eq!(POLICY.delay(1, 1.0), Duration::from_millis(800));
     }

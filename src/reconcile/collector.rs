@@ -16,7 +16,10 @@ pub(super) async fn run(store: Store, images: Arc<dyn Images>, wake: Arc<Notify>
     loop {
         wake.notified().await;
         if let Err(error) = collect(&store, images.as_ref()).await {
-            tracing::error!(error, "unreferenced base disks were not removed; tried again at the next change");
+            tracing::error!(
+                error,
+                "unreferenced base disks were not removed; tried again at the next change"
+            );
         }
     }
 }

@@ -19,7 +19,13 @@ impl Conditions {
     }
 
     /// A condition that is always there.
-    pub(super) fn set(&mut self, kind: &str, status: impl Into<ConditionStatus>, reason: &str, message: &str) {
+    pub(super) fn set(
+        &mut self,
+        kind: &str,
+        status: impl Into<ConditionStatus>,
+        reason: &str,
+        message: &str,
+    ) {
         let new = Condition {
             kind: kind.to_owned(),
             status: status.into(),

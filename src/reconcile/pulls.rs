@@ -33,12 +33,7 @@ pub(super) enum PullState {
     /// It runs.
     Running(Progress),
     /// It failed; it is tried again at the time given, if trying can help.
-    Failed {
-        reason: &'static str,
-        message: String,
-        attempt: u32,
-        retry: Option<Timestamp>,
-    },
+    Failed { reason: &'static str, message: String, attempt: u32, retry: Option<Timestamp> },
     /// The base disk is there.
     Done,
 }
@@ -107,7 +102,7 @@ impl Pulls {
         collector: Arc<Notify>,
     ) -> Self {
         let permits = Semaphore::new(limit.max(1));
-        let shop = Arc::new(Shop { images, store, permits, backoff, clock });
+        let shop = Arc::new(Shop { images, store, permits, backoff, clock, collector });
         Pulls { shop, under_way: Mutex::default() }
     }
 

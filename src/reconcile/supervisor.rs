@@ -24,7 +24,8 @@ const PANIC_WAIT: Duration = Duration::from_secs(5);
 
 /// Runs all objects' tasks, for ever. Dropping the future ends them, and no VM with them.
 pub(super) async fn run(world: Arc<World>) {
-    let mut supervisor = Supervisor { world, running: HashMap::new(), tasks: JoinSet::new(), names: HashMap::new() };
+    let mut supervisor =
+        Supervisor { world, running: HashMap::new(), tasks: JoinSet::new(), names: HashMap::new() };
     let mut changes = supervisor.relist();
     loop {
         tokio::select! {
@@ -173,7 +174,8 @@ impl Supervisor {
         let Some(uid) = record.object().metadata().uid else { return };
         if let Some(panic) = &panic {
             tracing::error!(object = %key, panic, "a reconcile task panicked");
-            let message = format!("a step failed unexpectedly ({panic}); it is tried again. Please report this");
+            let message =
+                format!("a step failed unexpectedly ({panic}); it is tried again. Please report this");
             self.world.event(&key, uid, Severity::Warning, "InternalError", &message);
         }
         self.start(key, uid, Declaration::of(&record), panic.map(|_| PANIC_WAIT));

@@ -203,6 +203,13 @@ pub struct DiskRecord {
     pub state: DiskState,
 }
 
+impl DiskRecord {
+    /// Whether VMs can run on it.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, DiskState::Ready { .. })
+    }
+}
+
 /// The life of a base disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "state")]

@@ -16,7 +16,9 @@ use super::task::{Outcome, Reconciler, Wake};
 use super::world::World;
 use crate::image::Reference;
 use crate::object::{DiskStatus, ObjectKey, Uid};
-use crate::store::{DiskState, ImageRecord, ImageUpdate, PinnedImage, PublishError, RemoveImageError, Severity};
+use crate::store::{
+    DiskState, ImageRecord, ImageUpdate, PinnedImage, PublishError, RemoveImageError, Severity,
+};
 
 /// What an image's task remembers between looks. All of it can be lost.
 pub(super) struct ImageTask {
@@ -41,7 +43,9 @@ impl ImageTask {
         }
         let digest = record.image.as_ref().map(|pin| &pin.digest);
         let disk = digest.and_then(|digest| match self.world.store.disk(digest)?.state {
-            DiskState::Ready { path, size, .. } => Some(DiskStatus { path: path.display().to_string(), size }),
+            DiskState::Ready { path, size, .. } => {
+                Some(DiskStatus { path: path.display().to_string(), size })
+            }
             DiskState::Installing { .. } | DiskState::Removing => None,
         });
         let foreign = self.share.as_ref().is_some_and(|share| Some(share.digest()) != digest);
@@ -84,11 +88,13 @@ impl ImageTask {
         let Some(resolved) = wake.unless_woken(images.resolve(&reference)).await else {
             return Ok(());
         };
-        let digest = resolved.map_err(|error| StepError::Failed(Failure {
-            reason: error.reason.to_owned(),
-            message: error.message,
-            transient: error.transient,
-        }))?;
+        let digest = resolved.map_err(|error| {
+            StepError::Failed(Failure {
+                reason: error.reason.to_owned(),
+                message: error.message,
+                transient: error.transient,
+            })
+        })?;
         let update = ImageUpdate {
             generation: Some(record.object.metadata.generation),
             image: Some(Some(PinnedImage { reference: text, digest })),
@@ -136,7 +142,8 @@ impl ImageTask {
 impl Reconciler for ImageTask {
     async fn reconcile(&mut self, wake: &mut Wake) -> Outcome {
         let world = self.world.clone();
-        let Some(record) = world.store.image(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
+        let Some(record) =
+            world.store.image(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
         else {
             return Outcome::Gone;
         };

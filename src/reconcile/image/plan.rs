@@ -58,7 +58,8 @@ pub(in crate::reconcile) enum Step {
 pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan {
     let reference = &record.object.spec.source.oci.reference;
     let deleted = record.object.metadata.deletion_timestamp.is_some();
-    let told = |step, phase, reason: &str, message: String| Plan { step, phase, reason: reason.to_owned(), message };
+    let told =
+        |step, phase, reason: &str, message: String| Plan { step, phase, reason: reason.to_owned(), message };
     if let Some(Failure { reason, message, transient }) = &seen.failure {
         match (transient, seen.closed_until) {
             (false, _) => return told(Step::Wait(None), "Failed", reason, message.clone()),
@@ -98,7 +99,12 @@ pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan 
 }
 
 /// Describes.
-pub(in crate::reconcile) fn status(record: &ImageRecord, seen: &Observed, plan: &Plan, now: Timestamp) -> ImageStatus {
+pub(in crate::reconcile) fn status(
+    record: &ImageRecord,
+    seen: &Observed,
+    plan: &Plan,
+    now: Timestamp,
+) -> ImageStatus {
     let generation = record.object.metadata.generation;
     let ready = plan.phase == "Ready";
     let stalled = plan.phase == "Failed";

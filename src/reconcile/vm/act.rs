@@ -19,8 +19,8 @@ use crate::network::NetworkError;
 use crate::object::{LastExit, NetworkMode, Timings};
 use crate::reconcile::task::Wake;
 use crate::store::{
-    DiskState, NetworkClaim, PinnedImage, PublishError, ReleaseError, RemoveError, ReserveError, Run, Severity, Stopping,
-    StoreError, VmClaim, VmRecord, VmUpdate,
+    DiskState, NetworkClaim, PinnedImage, PublishError, ReleaseError, RemoveError, ReserveError, Run,
+    Severity, Stopping, StoreError, VmClaim, VmRecord, VmUpdate,
 };
 
 /// How long the guest may take to acknowledge that it shuts down.
@@ -53,7 +53,12 @@ impl VmTask {
         }
     }
 
-    async fn resolve(&mut self, record: &VmRecord, reference: &str, wake: &mut Wake) -> Result<(), StepError> {
+    async fn resolve(
+        &mut self,
+        record: &VmRecord,
+        reference: &str,
+        wake: &mut Wake,
+    ) -> Result<(), StepError> {
         self.waiting_since.get_or_insert_with(Instant::now);
         let parsed: Reference = reference.parse().map_err(|error: crate::image::ReferenceError| {
             StepError::failed("InvalidReference", error.to_string(), false)
@@ -173,7 +178,9 @@ impl VmTask {
     fn launch(&self, record: &VmRecord) -> Option<Launch> {
         let world = &self.world;
         let (spec, held) = (&record.object.spec, record.reservation.as_ref()?);
-        let Some(DiskState::Ready { path, config, .. }) = world.store.disk(&held.image).map(|disk| disk.state) else {
+        let Some(DiskState::Ready { path, config, .. }) =
+            world.store.disk(&held.image).map(|disk| disk.state)
+        else {
             return None;
         };
         Some(Launch {
@@ -306,9 +313,14 @@ impl VmTask {
     }
 
     /// Publishes unless the spec moved on.
-    async fn publish(&self, record: &VmRecord, update: VmUpdate) -> Result<(), StepError> {
+    fn publish(
+        &self,
+        record: &VmRecord,
+        update: VmUpdate,
+    ) -> impl Future<Output = Result<(), StepError>> + Send + use<> {
+        let (store, key, uid) = (self.world.store.clone(), self.key.clone(), self.uid);
         let update = VmUpdate { generation: Some(record.object.metadata.generation), ..update };
-        Ok(self.world.store.publish_vm(&self.key, self.uid, update).await?)
+        async move { Ok(store.publish_vm(&key, uid, update).await?) }
     }
 
     fn event(&self, reason: &str, message: &str) {

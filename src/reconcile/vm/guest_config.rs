@@ -14,7 +14,12 @@ const SLIRP: (&str, u8, &str, &str) = ("10.0.2.15", 24, "10.0.2.2", "10.0.2.3");
 /// `command` replaces the entrypoint, and with it the image's default arguments; `args` alone replaces
 /// only those (as in Kubernetes). An init system of the image is preferred when neither the spec nor
 /// the image's entrypoint says what to run.
-pub(super) fn guest_config(vm: &Vm, image: &ImageConfig, nic: Option<&Nic>, resolvers: &[String]) -> GuestConfig {
+pub(super) fn guest_config(
+    vm: &Vm,
+    image: &ImageConfig,
+    nic: Option<&Nic>,
+    resolvers: &[String],
+) -> GuestConfig {
     let spec = &vm.spec;
     let (entrypoint, arguments) = match (spec.command.is_empty(), spec.args.is_empty()) {
         (false, _) => (&spec.command, &spec.args),

@@ -68,7 +68,8 @@ struct Process {
 
 impl VmTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
-        let timings = world.store.vm(&key).map(|record| record.object.status.timings.clone()).unwrap_or_default();
+        let timings =
+            world.store.vm(&key).map(|record| record.object.status.timings.clone()).unwrap_or_default();
         VmTask {
             backoff: Backoff::new(world.settings.backoff),
             world,
@@ -192,20 +193,29 @@ impl VmTask {
         let refuse = |reason: &str, message: String| Err((reason.to_owned(), message));
         let key = ObjectKey::new(Kind::Image, &self.key.namespace, name);
         let Some(image) = self.world.store.image(&key) else {
-            return refuse("ImageNotFound", format!("{key} does not exist; declare it, or name an image that exists"));
+            return refuse(
+                "ImageNotFound",
+                format!("{key} does not exist; declare it, or name an image that exists"),
+            );
         };
         if image.object.metadata.deletion_timestamp.is_some() {
             return refuse("ImageTerminating", format!("{key} is being deleted"));
         }
-        let current = image.image.as_ref().filter(|pin| pin.reference == image.object.spec.source.oci.reference);
-        let ready = current.filter(|pin| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready()));
+        let current =
+            image.image.as_ref().filter(|pin| pin.reference == image.object.spec.source.oci.reference);
+        let ready =
+            current.filter(|pin| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready()));
         match ready {
             Some(pin) => Ok(pin.clone()),
             None => {
                 let status = &image.object.status;
                 let why = status.conditions.iter().find(|condition| condition.kind == "Ready");
                 let message = why.map_or("it has not been looked at yet", |why| why.message.as_str());
-                let phase = if status.phase == "Failed" || status.phase == "Backoff" { "ImageFailed" } else { "Pulling" };
+                let phase = if status.phase == "Failed" || status.phase == "Backoff" {
+                    "ImageFailed"
+                } else {
+                    "Pulling"
+                };
                 refuse(phase, format!("{key} is not ready: {message}"))
             }
         }
@@ -278,7 +288,8 @@ impl Process {
 impl Reconciler for VmTask {
     async fn reconcile(&mut self, wake: &mut Wake) -> Outcome {
         let world = self.world.clone();
-        let Some(record) = world.store.vm(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
+        let Some(record) =
+            world.store.vm(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
         else {
             world.set_agent(self.uid, None);
             return Outcome::Gone;
@@ -324,4 +335,3 @@ async fn or_never<F: Future>(future: Option<F>) -> F::Output {
         None => std::future::pending().await,
     }
 }
-

@@ -82,9 +82,12 @@ pub(in crate::reconcile) struct Rules {
 pub(in crate::reconcile) fn plan(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
     let plan = decide(record, seen, rules, now);
     match (&seen.failure, seen.closed_until) {
-        (Some(failure), Some(until)) if failure.step == discriminant(&plan.step) => {
-            Plan { step: Step::Wait(Some(until)), reason: failure.reason.clone(), message: failure.message.clone(), ..plan }
-        }
+        (Some(failure), Some(until)) if failure.step == discriminant(&plan.step) => Plan {
+            step: Step::Wait(Some(until)),
+            reason: failure.reason.clone(),
+            message: failure.message.clone(),
+            ..plan
+        },
         _ => plan,
     }
 }
@@ -156,10 +159,18 @@ fn starting(record: &VmRecord, seen: &Observed) -> Plan {
     match record.reservation.as_ref().map(|held| misfit(held, spec, &pin, seen.default_network)) {
         Some(None) => {}
         Some(Some(Misfit { disk })) => {
-            return Plan::new(Step::Reserve { discard_disk: disk }).told("Pending", "Reserving", "claims change");
+            return Plan::new(Step::Reserve { discard_disk: disk }).told(
+                "Pending",
+                "Reserving",
+                "claims change",
+            );
         }
         None => {
-            return Plan::new(Step::Reserve { discard_disk: false }).told("Pending", "Reserving", "claims are made");
+            return Plan::new(Step::Reserve { discard_disk: false }).told(
+                "Pending",
+                "Reserving",
+                "claims are made",
+            );
         }
     }
     if seen.permit {
@@ -186,9 +197,10 @@ fn image(record: &VmRecord, seen: &Observed) -> Result<PinnedImage, Plan> {
         }
         ImageView::Known { pin, disk: Some(_), .. } => Ok(pin.clone()),
         ImageView::Known { pin, disk: None, pull: Some(PullState::Done), .. }
-        | ImageView::Known { pin, disk: None, pull: None, direct: true } => {
-            Err(Plan::new(Step::Pull(pin.clone())).told("Pulling", "Pulling", "the image is about to be pulled"))
-        }
+        | ImageView::Known { pin, disk: None, pull: None, direct: true } => Err(Plan::new(Step::Pull(
+            pin.clone(),
+        ))
+        .told("Pulling", "Pulling", "the image is about to be pulled")),
         ImageView::Known { pull: None, .. } => {
             let message = "its Image object is being pulled";
             Err(Plan::wait(None).told("Pulling", "Pulling", message))
@@ -239,13 +251,7 @@ fn misfit(held: &Reservation, spec: &VmSpec, pin: &PinnedImage, default: Network
     (disk || !nic || held.memory != spec.memory).then_some(Misfit { disk })
 }
 
-fn running(
-    record: &VmRecord,
-    seen: &Observed,
-    rules: Rules,
-    started: &VmSpec,
-    now: Timestamp,
-) -> Plan {
+fn running(record: &VmRecord, seen: &Observed, rules: Rules, started: &VmSpec, now: Timestamp) -> Plan {
     let wanted = &record.object.spec;
     let stop = |why: String| Plan::new(Step::Stop { why: why.clone() }).told("Stopping", "Stopping", &why);
     if record.object.metadata.deletion_timestamp.is_some() {
@@ -279,7 +285,9 @@ fn new_image(record: &VmRecord, seen: &Observed) -> Option<Plan> {
             })
         }
         Err(Plan { step: Step::Wait(_), .. }) => None,
-        Err(plan) => gated(seen).is_none().then(|| plan.told("Running", "ImageChanging", "the new image is fetched")),
+        Err(plan) => {
+            gated(seen).is_none().then(|| plan.told("Running", "ImageChanging", "the new image is fetched"))
+        }
     }
 }
 
@@ -290,18 +298,25 @@ fn guest(seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
         Guest::Silent { ever: false, since } => {
             let until = since.saturating_add(boot_timeout).unwrap_or(Timestamp::MAX);
             if now >= until {
-                let why = format!("the guest was not heard of within {} s of its start", rules.boot_timeout.as_secs());
+                let why = format!(
+                    "the guest was not heard of within {} s of its start",
+                    rules.boot_timeout.as_secs()
+                );
                 return Plan::new(Step::Kill { why: why.clone() }).told("Starting", "BootTimeout", &why);
             }
             Plan::wait(Some(until)).told("Starting", "Booting", "the guest's kernel is starting")
         }
-        Guest::Silent { ever: true, .. } => {
-            Plan::wait(retry_image).told("Running", "AgentLost", "the link to the guest is down; it is tried again")
-        }
+        Guest::Silent { ever: true, .. } => Plan::wait(retry_image).told(
+            "Running",
+            "AgentLost",
+            "the link to the guest is down; it is tried again",
+        ),
         Guest::Connected { state, since } => match state {
-            GuestState::Starting => {
-                Plan::wait(retry_image).told("Starting", "WorkloadStarting", "the guest prepares its workload")
-            }
+            GuestState::Starting => Plan::wait(retry_image).told(
+                "Starting",
+                "WorkloadStarting",
+                "the guest prepares its workload",
+            ),
             GuestState::Running { .. } => Plan::wait(retry_image).told(
                 "Running",
                 "InitStarting",

@@ -36,7 +36,13 @@ pub(in crate::reconcile) fn status(
         phase: plan.phase.to_owned(),
         conditions: conditions(record, seen, plan, up.is_some(), ready, now),
         observed_generation: record.object.metadata.generation,
-        addresses: record.reservation.as_ref().and_then(|held| held.address()).map(|a| a.to_string()).into_iter().collect(),
+        addresses: record
+            .reservation
+            .as_ref()
+            .and_then(|held| held.address())
+            .map(|a| a.to_string())
+            .into_iter()
+            .collect(),
         ports: ports(record, up.is_some()),
         driver: up.map(|_| extras.driver.to_owned()),
         pid: up.map(|(process, ..)| process.pid),
@@ -80,7 +86,8 @@ fn conditions(
     }
     match &record.reservation {
         Some(held) => {
-            let address = held.address().map_or_else(|| "no address".to_owned(), |address| address.to_string());
+            let address =
+                held.address().map_or_else(|| "no address".to_owned(), |address| address.to_string());
             list.set("Reserved", true, "Reserved", &format!("{address}, {} of memory", held.memory));
         }
         None => list.set("Reserved", false, &plan.reason, &plan.message),
@@ -108,7 +115,8 @@ fn failure(seen: &Observed) -> (&str, &str) {
 
 /// Whether only a change of the spec can help.
 fn stalled(seen: &Observed) -> bool {
-    let pull = matches!(&seen.image, ImageView::Known { pull: Some(PullState::Failed { retry: None, .. }), .. });
+    let pull =
+        matches!(&seen.image, ImageView::Known { pull: Some(PullState::Failed { retry: None, .. }), .. });
     pull || seen.failure.as_ref().is_some_and(|failure| !failure.transient)
 }
 
@@ -122,7 +130,8 @@ fn ports(record: &VmRecord, up: bool) -> Vec<PortStatus> {
 }
 
 fn image(record: &VmRecord, seen: &Observed) -> Option<VmImageStatus> {
-    let status = |reference: &str, digest: Option<String>| VmImageStatus { reference: reference.to_owned(), digest };
+    let status =
+        |reference: &str, digest: Option<String>| VmImageStatus { reference: reference.to_owned(), digest };
     match &seen.image {
         ImageView::Known { pin, .. } => Some(status(&pin.reference, Some(pin.digest.to_string()))),
         ImageView::Unresolved { reference } => Some(status(reference, None)),
@@ -134,8 +143,9 @@ fn image(record: &VmRecord, seen: &Observed) -> Option<VmImageStatus> {
 
 fn next_retry(seen: &Observed, connected: bool) -> Option<Timestamp> {
     match &seen.image {
-        ImageView::Known { disk: None, pull: Some(PullState::Failed { retry, .. }), .. } if !connected => *retry,
+        ImageView::Known { disk: None, pull: Some(PullState::Failed { retry, .. }), .. } if !connected => {
+            *retry
+        }
         _ => seen.failure.as_ref().and(seen.closed_until),
     }
 }
-
