@@ -3,6 +3,8 @@
 //! A namespace stands for the host, one for a machine beyond it, one for each VM. A VM is the far end of
 //! its tap, as a VMM would be: a thread that carries frames between the host's tap and a tap of its own.
 
+#![allow(clippy::unwrap_used, reason = "a helper that cannot go on fails the test")]
+
 #[path = "network/lab.rs"]
 mod lab;
 
@@ -150,8 +152,8 @@ fn nothing_is_left_and_nothing_else_is_touched() {
             network.stop().await.unwrap();
         }
         let warnings = forwarding_warnings("vmtest0").await;
-        assert!(warnings[0].contains("ip_forward"), "{warnings:?}");
-        assert!(warnings[1].contains("table ip other, chain c"), "{warnings:?}");
+        assert!(warnings[0].detail.contains("ip_forward"), "{warnings:?}");
+        assert!(warnings[1].detail.contains("table ip other, chain c"), "{warnings:?}");
     });
     assert_eq!(state(), before);
     let forward = host.within(|| run("sysctl", &["-n", "net.ipv4.ip_forward"]));

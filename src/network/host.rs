@@ -1,5 +1,7 @@
 //! The bridge of a Linux host and the VMs on it.
 
+use std::fmt;
+
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::link::InfoKind;
 use tokio_util::task::AbortOnDropHandle;
@@ -246,24 +248,43 @@ async fn set_sysctls(bridge: &str) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// What on this host keeps VMs on `bridge` from reaching beyond it, each with the remedy. These are the
-/// administrator's settings: vmlet reports and does not change them.
-pub async fn forwarding_warnings(bridge: &str) -> Vec<String> {
+/// Something on this host that keeps VMs from reaching beyond it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardingWarning {
+    /// What it is, and what it means.
+    pub detail: String,
+    /// What an administrator can do.
+    pub fix: String,
+}
+
+/// `net.ipv4.ip_forward is 0: …; sysctl -w net.ipv4.ip_forward=1`
+impl fmt::Display for ForwardingWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.detail, self.fix)
+    }
+}
+
+/// What on this host keeps VMs on `bridge` from reaching beyond it. These are the administrator's
+/// settings: vmlet reports and does not change them.
+pub async fn forwarding_warnings(bridge: &str) -> Vec<ForwardingWarning> {
     let mut warnings = Vec::new();
     let forward = tokio::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").await.unwrap_or_default();
     if forward.trim() == "0" {
-        warnings.push(
-            "net.ipv4.ip_forward is 0: VMs cannot reach beyond this host, nor be reached from beyond; \
-             if they should: sysctl -w net.ipv4.ip_forward=1"
+        warnings.push(ForwardingWarning {
+            detail: "net.ipv4.ip_forward is 0: VMs cannot reach beyond this host, nor be reached from beyond"
                 .to_owned(),
-        );
+            fix: "sysctl -w net.ipv4.ip_forward=1".to_owned(),
+        });
     }
     // Without nft or the rights to ask there is nothing to add: starting reports that.
     for chain in dropping_forward_chains().await.unwrap_or_default() {
-        warnings.push(format!(
-            "a firewall drops forwarded packets by default ({chain}): VMs cannot reach beyond this host \
-             (with br_netfilter loaded, nor each other) unless it accepts the interface {bridge} in both directions"
-        ));
+        warnings.push(ForwardingWarning {
+            detail: format!(
+                "a firewall drops forwarded packets by default ({chain}): VMs cannot reach beyond this host, nor, \
+                 with br_netfilter, each other"
+            ),
+            fix: format!("let it accept the interface {bridge} in both directions"),
+        });
     }
     warnings
 }

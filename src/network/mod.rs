@@ -19,7 +19,7 @@ mod tap;
 mod tests;
 
 pub use address::{Subnet, SubnetError, bridge_mac, mac_for, tap_for};
-pub use host::{HostNetwork, HostSettings, forwarding_warnings};
+pub use host::{ForwardingWarning, HostNetwork, HostSettings, forwarding_warnings};
 pub use resolvers::{parse_resolvers, resolvers};
 
 use std::net::Ipv4Addr;
