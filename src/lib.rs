@@ -1,8 +1,10 @@
 //! vmlet: a kubelet for microVMs.
 
 pub mod agent;
+pub mod doctor;
 pub mod hypervisor;
 pub mod image;
+pub mod manifest;
 pub mod network;
 pub mod object;
 pub mod reconcile;
