@@ -1,6 +1,7 @@
 //! vmlet: a kubelet for microVMs.
 
 pub mod agent;
+pub mod boot;
 pub mod doctor;
 pub mod hypervisor;
 pub mod image;

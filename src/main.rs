@@ -1,3 +1,5 @@
 //! The one binary.
 
-fn main() {}
+fn main() {
+    vmlet::hypervisor::run_if_helper();
+}
