@@ -9,7 +9,7 @@
 
 mod blob;
 mod error;
-mod ext4;
+pub mod ext4;
 mod layer;
 mod limits;
 mod manifest;
