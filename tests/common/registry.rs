@@ -241,9 +241,12 @@ fn reply(reply: Reply, document: &[u8], from: Option<usize>) -> Response {
     match reply {
         Reply::Serve | Reply::IgnoreRange => answer.body(Body::from(rest)),
         Reply::Break(length) => {
-            let broken =
-                futures_util::stream::once(async { Err(std::io::Error::other("broken on purpose")) });
-            answer.body(Body::from_stream(first(length).chain(broken)))
+            let broken = async {
+                // Makes hyper send what it has before it learns of the end.
+                tokio::task::yield_now().await;
+                Err(std::io::Error::other("broken on purpose"))
+            };
+            answer.body(Body::from_stream(first(length).chain(futures_util::stream::once(broken))))
         }
         Reply::Stall(length) => {
             answer.body(Body::from_stream(first(length).chain(futures_util::stream::pending())))
