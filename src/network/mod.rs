@@ -74,6 +74,16 @@ pub enum Link {
     User,
 }
 
+impl Link {
+    /// The tap's name, if there is one.
+    pub fn tap(&self) -> Option<&str> {
+        match self {
+            Link::Bridge { tap, .. } => Some(tap),
+            Link::User => None,
+        }
+    }
+}
+
 /// The network of VMMs that bring their own: QEMU forwards the ports itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UserNetwork;

@@ -46,7 +46,7 @@ async fn settle_disks(world: &World) -> Result<(), RecoveryError> {
             }
             (DiskState::Ready { .. }, None) => {
                 tracing::warn!(%digest, "a base disk is gone; it is pulled again when it is needed");
-                world.store.forget_disk(digest).await.map_err(|error| error.to_string())
+                world.store.lose_disk(digest).await.map_err(|error| error.to_string())
             }
             (DiskState::Ready { .. }, Some(_)) | (DiskState::Removing, _) => Ok(()),
         };

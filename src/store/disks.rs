@@ -78,6 +78,17 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Drops the record of a disk whose files are found to be gone, so that it is pulled again. One
+    /// that is being installed or removed is left alone.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn lose_disk(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.engine().commit(|state| Ok(state.lose_disk(digest))).await
+    }
+}
+
 impl State {
     pub(super) fn claim_disk(&mut self, digest: &Digest, claim: Uuid) -> DiskClaim {
         match self.disks.get(digest).map(|disk| &disk.state) {
@@ -128,6 +139,12 @@ impl State {
 
     pub(super) fn forget_disk(&mut self, digest: &Digest) {
         if self.disks.get(digest).is_some_and(|disk| disk.state == DiskState::Removing) {
+            self.remove_disk(digest);
+        }
+    }
+
+    pub(super) fn lose_disk(&mut self, digest: &Digest) {
+        if self.disks.get(digest).is_some_and(|disk| disk.is_ready()) {
             self.remove_disk(digest);
         }
     }
