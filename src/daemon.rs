@@ -165,7 +165,7 @@ async fn driver(settings: &Settings, folders: &Folders) -> Result<QemuDriver> {
         modules: settings.modules.clone(),
         cache: folders.boot.clone(),
     };
-    let files = tokio::task::spawn_blocking(move || boot::prepare(&files, crate::agent::GUEST)).await??;
+    let files = tokio::task::spawn_blocking(move || boot::prepare(&files, crate::guest_image::GUEST)).await??;
     let mut qemu = QemuSettings {
         accelerator: match settings.accelerator {
             AcceleratorChoice::Auto => AcceleratorSetting::Auto,

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod boot;
 pub mod doctor;
+pub mod guest_image;
 pub mod hypervisor;
 pub mod image;
 pub mod manifest;
