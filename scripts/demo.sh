@@ -16,6 +16,9 @@ prepare_folder() {
 
 ensure_registry() {
     if is_gone registry; then
+        if curl --silent --output /dev/null "http://$registry/"; then
+            die "port $registry_port is in use; choose another: VMLET_DEMO_REGISTRY_PORT=15055 make demo"
+        fi
         cat >"$demo_dir/registry.yml" <<CONFIG
 version: 0.1
 log: {level: warn}

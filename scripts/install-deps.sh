@@ -40,7 +40,7 @@ if ((${#missing[@]})); then
     echo "installing: ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update --quiet=2
-    "${install[@]}" --quiet=2
+    "${install[@]}" --quiet=2 -o Dpkg::Use-Pty=0
     # The registry's package starts a service on port 5000 that nobody here asked for.
     if [[ " ${missing[*]} " == *" docker-registry "* && -d /run/systemd/system ]]; then
         systemctl disable --quiet --now docker-registry.service
