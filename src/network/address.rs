@@ -55,14 +55,11 @@ impl Subnet {
     }
 }
 
-impl FromStr for Subnet {
-    type Err = SubnetError;
+impl TryFrom<Ipv4Net> for Subnet {
+    type Error = SubnetError;
 
-    fn from_str(text: &str) -> Result<Self, SubnetError> {
-        let refuse = |reason: String| Err(SubnetError { text: text.to_owned(), reason });
-        let Ok(net) = text.parse::<Ipv4Net>() else {
-            return refuse("use an IPv4 network, for example 10.88.0.0/24".to_owned());
-        };
+    fn try_from(net: Ipv4Net) -> Result<Self, SubnetError> {
+        let refuse = |reason: String| Err(SubnetError { text: net.to_string(), reason });
         if net.trunc() != net {
             return refuse(format!("it has host bits, use {}", net.trunc()));
         }
@@ -74,6 +71,18 @@ impl FromStr for Subnet {
             return refuse("use unicast addresses, for example of 10.0.0.0/8".to_owned());
         }
         Ok(Subnet(net))
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = SubnetError;
+
+    fn from_str(text: &str) -> Result<Self, SubnetError> {
+        let refuse = |_| SubnetError {
+            text: text.to_owned(),
+            reason: "use an IPv4 network, for example 10.88.0.0/24".to_owned(),
+        };
+        text.parse::<Ipv4Net>().map_err(refuse)?.try_into()
     }
 }
 

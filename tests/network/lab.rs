@@ -111,6 +111,13 @@ impl Vm {
         }
     }
 
+    /// Its VMM is to run as this user.
+    pub(crate) fn own(&mut self, user: u32) {
+        if let Link::Bridge { tap_owner, .. } = &mut self.nic.link {
+            *tap_owner = Some(user);
+        }
+    }
+
     /// Opens the tap as a VMM would, and sets the guest's end up.
     pub(crate) fn boot(self, host: &Namespace) -> Running {
         let Link::Bridge { tap, address, prefix, gateway, .. } = &self.nic.link else {
