@@ -411,7 +411,9 @@ impl Supervisor {
         }
         let offset = from_offset.clamp(self.log.start(), self.log.end());
         self.log_taken = offset;
-        self.connection.follower = Some(Follower { stream, next: offset, sending: Sending::default() });
+        let mut sending = Sending::default();
+        sending.spend(0);
+        self.connection.follower = Some(Follower { stream, next: offset, sending });
         GuestMessage::LogsFrom { offset }
     }
 
@@ -428,11 +430,12 @@ impl Supervisor {
 
 impl Follower {
     fn pump(&mut self, log: &LogRing, link: &mut Link) {
-        if self.next < log.start() {
+        if self.next < log.start() && self.sending.room() > 0 {
             self.next = log.start();
+            self.sending.spend(0);
             link.send(self.stream, &GuestMessage::LogsFrom { offset: self.next });
         }
-        while self.next < log.end() && self.sending.room() > 0 && link.has_room() {
+        while (log.start()..log.end()).contains(&self.next) && self.sending.room() > 0 && link.has_room() {
             let piece = log.read(self.next, self.sending.room().min(LOG_PIECE));
             link.send_frame(Kind::Stdout, self.stream, &piece);
             self.sending.spend(piece.len());
