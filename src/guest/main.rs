@@ -14,6 +14,7 @@
 //! (`panic=-1` ends the VM). No buffer grows with what a workload does.
 
 mod boot;
+mod cgroup;
 mod console;
 mod exec;
 mod failure;
