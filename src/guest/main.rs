@@ -24,6 +24,7 @@ mod link;
 mod log_ring;
 mod network;
 mod power;
+mod power_button;
 mod process;
 mod signals;
 mod stats;
