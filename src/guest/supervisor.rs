@@ -1,7 +1,8 @@
 //! The guest's one loop: children, the workload's output, the host's requests, deadlines.
 //!
-//! In: signals, the link, output of processes. Out: the workload's exit code, once the host has been told all that
-//! there is to tell. Nothing here waits for a process or for the host, except in the one poll.
+//! In: signals, the link, output of processes. Out: the workload's exit code, once the host has
+//! been told all that there is to tell. Nothing here waits for a process or for the host, except in
+//! the one poll.
 
 use std::collections::BTreeMap;
 use std::fs;
