@@ -251,7 +251,6 @@ impl Connection {
                 self.streams.remove(&stream);
             }
             (Stream::Log { chunks, receiving }, GuestMessage::LogsFrom { offset }) => {
-                // Each costs credit like an empty frame, so that a flood of them is bounded.
                 receiving.take(0)?;
                 let _ = chunks.send(Chunk::From(offset));
             }

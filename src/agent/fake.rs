@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 use vmlet_wire::{
     CONTROL, Decoder, ExecRequest, Frame, GuestMessage, GuestState, GuestStats, HostMessage, Item, Kind,
-    Nonce, Receiving, Sending, Side, VERSION, cost, encode, encode_message, encode_preamble,
+    Nonce, Receiving, Sending, Side, VERSION, encode, encode_message, encode_preamble,
 };
 
 use crate::hypervisor::GuestStream;
@@ -21,7 +21,8 @@ const PIPE: usize = 64 << 10;
 pub struct FakeScript {
     /// Whether it answers at all; otherwise it takes everything and says nothing.
     pub answers: bool,
-    /// Whether a shutdown ends its workload, at once and with exit code 0; otherwise it is acknowledged only.
+    /// Whether a shutdown ends its workload, at once and with exit code 0; otherwise it is
+    /// acknowledged only.
     pub obeys_shutdown: bool,
 }
 
@@ -107,7 +108,11 @@ struct Exec {
 }
 
 enum Program {
-    Cat,
+    /// With what it has read and not yet written, and whether its input has ended.
+    Cat {
+        held: Vec<u8>,
+        closed: bool,
+    },
     Yes,
 }
 
@@ -175,19 +180,17 @@ impl Session {
                 self.handle_message(stream, message);
             }
             Kind::Stdin => {
-                if let Some(Exec { program: Program::Cat, receiving, .. }) = self.execs.get_mut(&stream) {
+                if let Some(Exec { program: Program::Cat { held, .. }, receiving, .. }) =
+                    self.execs.get_mut(&stream)
+                {
                     receiving.take(payload.len()).map_err(|_| Over)?;
-                    receiving.grant(cost(payload.len()));
-                    encode(&mut self.output, Kind::Stdout, stream, &payload);
-                    encode(&mut self.output, Kind::Credit, stream, &cost(payload.len()).to_le_bytes());
+                    held.extend(payload);
                 }
             }
             Kind::Credit => {
                 let amount = payload.as_slice().try_into().map(u32::from_le_bytes).map_err(|_| Over)?;
                 match (&mut self.follower, self.execs.get_mut(&stream)) {
-                    (_, Some(Exec { program: Program::Yes, sending, .. })) => {
-                        sending.credit(amount).map_err(|_| Over)?;
-                    }
+                    (_, Some(exec)) => exec.sending.credit(amount).map_err(|_| Over)?,
                     (Some((id, _, sending)), _) if *id == stream => {
                         sending.credit(amount).map_err(|_| Over)?
                     }
@@ -211,7 +214,9 @@ impl Session {
             }
             HostMessage::Logs { from_offset } => {
                 let offset = from_offset.min(self.guest.log.borrow().len() as u64);
-                self.follower = Some((stream, offset as usize, Sending::default()));
+                let mut sending = Sending::default();
+                sending.spend(0);
+                self.follower = Some((stream, offset as usize, sending));
                 self.send(stream, &GuestMessage::LogsFrom { offset });
             }
             HostMessage::Stats => self.send(stream, &GuestMessage::Stats(GuestStats::default())),
@@ -224,9 +229,8 @@ impl Session {
             }
             HostMessage::Exec(request) => self.start(stream, &request),
             HostMessage::StdinClosed => {
-                if self.execs.get(&stream).is_some_and(|exec| matches!(exec.program, Program::Cat)) {
-                    self.execs.remove(&stream);
-                    self.send(stream, &GuestMessage::Exited { code: 0 });
+                if let Some(Exec { program: Program::Cat { closed, .. }, .. }) = self.execs.get_mut(&stream) {
+                    *closed = true;
                 }
             }
             HostMessage::StateSeen | HostMessage::Resize(_) | HostMessage::Signal { .. } => {}
@@ -236,7 +240,7 @@ impl Session {
     fn start(&mut self, stream: u32, request: &ExecRequest) {
         let words: Vec<&str> = request.argv.iter().map(String::as_str).collect();
         let program = match words[..] {
-            ["cat"] => Program::Cat,
+            ["cat"] => Program::Cat { held: Vec::new(), closed: false },
             ["yes"] => Program::Yes,
             ["exit", code] => {
                 self.send(stream, &GuestMessage::Started);
@@ -264,12 +268,41 @@ impl Session {
                 *next += piece.len();
             }
         }
+        let mut ended = Vec::new();
         for (stream, exec) in &mut self.execs {
-            while matches!(exec.program, Program::Yes) && exec.sending.room() >= 2 {
-                let piece = b"y\n".repeat((exec.sending.room() / 2).min(4096));
-                encode(&mut self.output, Kind::Stdout, *stream, &piece);
-                exec.sending.spend(piece.len());
+            if exec.pump(*stream, &mut self.output) {
+                ended.push(*stream);
             }
         }
+        for stream in ended {
+            self.execs.remove(&stream);
+            self.send(stream, &GuestMessage::Exited { code: 0 });
+        }
+    }
+}
+
+impl Exec {
+    /// Writes as far as credit goes; whether that was all there will ever be.
+    fn pump(&mut self, stream: u32, output: &mut Vec<u8>) -> bool {
+        while self.sending.room() > 0 {
+            let limit = self.sending.room().min(8 << 10);
+            let piece = match &mut self.program {
+                Program::Yes => vec![b'y'; limit],
+                Program::Cat { held, .. } => held.drain(..held.len().min(limit)).collect(),
+            };
+            if piece.is_empty() {
+                break;
+            }
+            encode(output, Kind::Stdout, stream, &piece);
+            self.sending.spend(piece.len());
+        }
+        let Program::Cat { held, closed } = &self.program else { return false };
+        if held.is_empty() {
+            let amount = self.receiving.settle();
+            if amount > 0 {
+                encode(output, Kind::Credit, stream, &amount.to_le_bytes());
+            }
+        }
+        held.is_empty() && *closed
     }
 }

@@ -1,9 +1,10 @@
 //! The workload's output, from a guest's log ring into a file.
 //!
-//! A guest counts its output since boot. Which of these bytes are in the file is told by the file's length and one
-//! anchor, kept beside it: *byte `offset` of boot `boot_id` is at `position` of the file with this inode*. Plain appends keep
-//! it true without a write of its own, so a daemon killed at any instant goes on exactly where
-//! the file ends. Only a new boot, a gap and a rotation move it.
+//! A guest counts its output since boot. Which of these bytes are in the file is told by the file's
+//! length and one anchor, kept beside it: *byte `offset` of boot `boot_id` is at `position` of the
+//! file with this inode*. Plain appends keep it true without a write of its own, so a daemon killed
+//! at any instant goes on exactly where the file ends. Only a new boot, a gap and a rotation move
+//! it.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -41,7 +42,8 @@ pub struct LogSink {
 }
 
 impl LogSink {
-    /// A sink that rotates `path` at `limit` bytes. Beside it, `<path>.1` and `<path>.anchor` are its own.
+    /// A sink that rotates `path` at `limit` bytes. Beside it, `<path>.1` and `<path>.anchor` are
+    /// its own.
     pub fn new(path: PathBuf, limit: u64) -> Self {
         LogSink { path, limit }
     }
@@ -139,7 +141,8 @@ impl Writer {
                 let _ = commands.send(Command::Credit { stream, amount });
             }
             if let Err(error) = result {
-                // Without credit the rest stays in the guest's ring, as far as it reaches; nobody else is held up.
+                // Without credit the rest stays in the guest's ring, as far as it reaches; nobody
+                // else is held up.
                 let path = self.sink.path.display();
                 tracing::warn!(%path, %error, "cannot write the workload's output; trying again");
                 tokio::time::sleep(RETRY).await;

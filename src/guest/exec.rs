@@ -30,7 +30,8 @@ pub(crate) struct Exec {
     stdin: Option<File>,
     outputs: [(Kind, Option<File>); 2],
     terminal: Option<File>,
-    input: VecDeque<Vec<u8>>,
+    /// Each piece with the credit that is due for it.
+    input: VecDeque<(u32, Vec<u8>)>,
     /// Bytes of the first input that are written.
     written: usize,
     /// Whether the end of the input follows what is queued.
@@ -88,16 +89,15 @@ impl Exec {
     /// Input from the host.
     pub(crate) fn take_input(&mut self, payload: Vec<u8>) -> Result<(), Overrun> {
         self.receiving.take(payload.len())?;
-        self.input.push_back(payload);
+        self.input.push_back((cost(payload.len()), payload));
         Ok(())
     }
 
     /// No more input follows.
     pub(crate) fn close_input(&mut self) {
         if self.terminal.is_some() && !self.closing {
-            // A terminal has no half close. Its window covers this one byte, too.
-            let _ = self.receiving.take(1);
-            self.input.push_back(vec![END_OF_INPUT]);
+            // A terminal has no half close. This byte is not the host's: no credit is due for it.
+            self.input.push_back((0, vec![END_OF_INPUT]));
         }
         self.closing = true;
     }
@@ -115,7 +115,8 @@ impl Exec {
 
     pub(crate) fn signal(&self, number: i32) {
         if self.end.is_none() && (1..=libc::SIGRTMAX()).contains(&number) {
-            // SAFETY: the pid is a child that has not been reaped. Signal numbers beyond nix's enum are wanted.
+            // SAFETY: the pid is a child that has not been reaped. Signal numbers beyond nix's enum
+            // are wanted.
             unsafe { libc::kill(self.pid.as_raw(), number) };
         }
     }
@@ -156,7 +157,7 @@ impl Exec {
     }
 
     fn pump_input(&mut self, stream: u32, link: &mut Link) {
-        while let Some(first) = self.input.front() {
+        while let Some((credit, first)) = self.input.front() {
             // A process that does not read its input any more has it thrown away.
             let written = match &mut self.stdin {
                 None => first.len(),
@@ -171,9 +172,11 @@ impl Exec {
             };
             self.written = written;
             if written >= first.len() {
-                let amount = cost(first.len());
-                self.receiving.grant(amount);
-                link.send_frame(Kind::Credit, stream, &amount.to_le_bytes());
+                let credit = *credit;
+                if credit > 0 {
+                    self.receiving.grant(credit);
+                    link.send_frame(Kind::Credit, stream, &credit.to_le_bytes());
+                }
                 self.input.pop_front();
                 self.written = 0;
             }

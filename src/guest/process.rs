@@ -17,7 +17,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, chdir, execve, fork, pipe2, setgid, setgroups, setsid, setuid};
 
 use crate::failure::{During, Failure};
-use crate::{signals, users};
+use crate::{cgroup, signals, users};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -90,8 +90,8 @@ impl End {
     }
 }
 
-/// Reaps a child that ended, if there is one. Plain waitpid(2): nix's has no word for an end by a real-time
-/// signal.
+/// Reaps a child that ended, if there is one. Plain waitpid(2): nix's has no word for an end by a
+/// real-time signal.
 pub(crate) fn reap() -> Option<(Pid, End)> {
     let mut status = 0;
     // SAFETY: waitpid writes the status that it is given.
@@ -162,8 +162,7 @@ fn become_command(command: &Command) -> Result<Never, Failure> {
     match command.place {
         Place::Here => {}
         Place::NewInit => enter_own_mounts()?,
-        Place::Join(namespaces) => setns(&namespaces.mount, CloneFlags::CLONE_NEWNS)
-            .during(|| "enter the init system's mount namespace".to_owned())?,
+        Place::Join(namespaces) => join(namespaces)?,
     }
     take_stdio(&command.stdio)?;
     let identity = users::look_up(command.user)?;
@@ -192,6 +191,13 @@ fn enter_own_mounts() -> Result<(), Failure> {
     umount2("/proc", MntFlags::MNT_DETACH).during(|| "unmount /proc".to_owned())?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).during(|| "mount /proc".to_owned())
+}
+
+fn join(namespaces: &Namespaces) -> Result<(), Failure> {
+    // Without a group of its own it stays in the guest's.
+    let _ = cgroup::enter_execs();
+    setns(&namespaces.mount, CloneFlags::CLONE_NEWNS)
+        .during(|| "enter the init system's mount namespace".to_owned())
 }
 
 fn take_stdio(stdio: &Stdio) -> Result<(), Failure> {

@@ -3,19 +3,21 @@
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use nix::cmsg_space;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, bind,
     recvmsg, setsockopt, socket, sockopt,
 };
 use nix::unistd::{Pid, pipe2};
-use nix::{libc, unistd};
 use vmlet_wire::GuestState;
 
+use crate::cgroup;
 use crate::console;
 use crate::failure::{During, Failure};
 use crate::init_system::{self, InitSystem};
@@ -62,6 +64,7 @@ impl Workload {
         let mut env = spec.env.clone();
         let notify = match system {
             InitSystem::Systemd(_) => {
+                mask_console_logins();
                 env.push(format!("NOTIFY_SOCKET=@{NOTIFY}"));
                 Some(Notify::bind().during(|| "listen for the init system's readiness".to_owned())?)
             }
@@ -77,7 +80,9 @@ impl Workload {
             place: Place::NewInit,
         })?;
         let namespaces = Namespaces::of(pid).during(|| "open the init system's namespaces".to_owned())?;
-        leave_root_cgroup();
+        if let Err(error) = cgroup::leave_root() {
+            console::say(format!("cannot leave the root cgroup: {error}"));
+        }
         Ok(Workload { pid, kind: Running::Init { system, namespaces, notify }, spec: spec.clone() })
     }
 
@@ -136,7 +141,8 @@ impl Workload {
                 self.spec.stop_signal.as_deref().and_then(signals::number).unwrap_or(libc::SIGTERM)
             }
         };
-        // SAFETY: the pid is a child that has not been reaped. Signal numbers beyond nix's enum are wanted.
+        // SAFETY: the pid is a child that has not been reaped. Signal numbers beyond nix's enum are
+        // wanted.
         unsafe { libc::kill(self.pid.as_raw(), signal) };
     }
 
@@ -162,13 +168,18 @@ pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// An init system expects the root cgroup for itself, and cannot see the guest to move it.
-fn leave_root_cgroup() {
-    let group = Path::new("/sys/fs/cgroup/vmlet");
-    let moved = fs::create_dir_all(group)
-        .and_then(|()| fs::write(group.join("cgroup.procs"), unistd::getpid().to_string()));
-    if let Err(error) = moved {
-        console::say(format!("cannot leave the root cgroup: {error}"));
+/// Without udev no device unit ever becomes active, and systemd would wait 90 s for the console's,
+/// to start a login on it. A mask in /run lasts as long as the machine runs.
+fn mask_console_logins() {
+    let udev = ["/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd"];
+    if udev.iter().any(|path| Path::new(path).exists()) {
+        return;
+    }
+    let units = Path::new("/run/systemd/system");
+    let masked =
+        fs::create_dir_all(units).and_then(|()| symlink("/dev/null", units.join("serial-getty@.service")));
+    if let Err(error) = masked {
+        console::say(format!("cannot mask logins on the console: {error}"));
     }
 }
 

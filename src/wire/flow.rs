@@ -1,8 +1,8 @@
 //! Credit: how much a side may send on a stream before the other has taken it in.
 //!
-//! Each direction of each stream starts with [`WINDOW`] and is replenished by Credit frames as the data is
-//! consumed, so a reader that is stuck stops its own stream and no other, and what it has not
-//! read is bounded.
+//! Each direction of each stream starts with [`WINDOW`] and is replenished by Credit frames as the
+//! data is consumed, so a reader that is stuck stops its own stream and no other, and what it has
+//! not read is bounded.
 
 use crate::frame::HEADER;
 
@@ -75,5 +75,9 @@ impl Receiving {
     /// Something was consumed, and the sender is about to be told.
     pub fn grant(&mut self, amount: u32) {
         self.left = self.left.saturating_add(amount).min(WINDOW);
+    }
+    /// Everything was consumed: the credit that is due for it, which is thereby granted.
+    pub fn settle(&mut self) -> u32 {
+        WINDOW - std::mem::replace(&mut self.left, WINDOW)
     }
 }
