@@ -1,5 +1,6 @@
 //! From an OCI reference to a bootable base disk.
 
+pub mod ext4;
 mod reference;
 
 pub use reference::{Digest, Reference, ReferenceError};
