@@ -4,6 +4,7 @@
 //! e2fsprogs.
 
 mod gate;
+mod guest;
 mod kvm;
 mod support;
 mod vms;
