@@ -72,8 +72,10 @@ pub(super) fn arguments(launch: &Launch, host: &Host) -> Vec<String> {
     let mut args = Args(Vec::new());
     args.machine(launch, host);
     args.kernel(host);
-    // The order of the disks is a contract with the guest: vda, vdb, vdc.
-    args.disk("base", &descriptor(BASE), Access::Shared);
+    // The order of the disks is a contract with the guest: vda, vdb, vdc. The base disk is used as
+    // opened, so its file may be the daemon's alone.
+    args.option("add-fd", format!("fd={BASE},set=1"));
+    args.disk("base", "/dev/fdset/1", Access::Shared);
     args.disk("root", ROOT_FILE, Access::Private);
     args.disk("config", CONFIG_FILE, Access::Shared);
     if let Some(nic) = &launch.nic {
