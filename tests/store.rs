@@ -174,6 +174,40 @@ async fn a_log_from_before_the_last_acknowledgement_does_not_open() {
     assert!(!survives(dir.path(), &expected, |db| fs::write(db.join("head"), [1; 12]).unwrap()));
 }
 
+/// What sled may give back after damage, made without damage: rows missing, old, or altered.
+#[tokio::test]
+async fn rows_that_are_missing_old_or_altered_are_noticed() {
+    let dir = TempDir::new().unwrap();
+    let original = filled(dir.path()).await;
+    let row = "vm/default/vm-7";
+    let old = sled::open(dir.path().join("db")).unwrap().get(row).unwrap().unwrap();
+    let store = open(dir.path()).unwrap();
+    starts(&store, "vm-7", original[&key("vm-7")].metadata().uid.unwrap(), 1000).await;
+    store.close().await;
+    let refusal = |alter: &dyn Fn(&sled::Db)| {
+        let scratch = TempDir::new().unwrap();
+        copy(dir.path(), scratch.path());
+        let db = sled::open(scratch.path().join("db")).unwrap();
+        alter(&db);
+        db.flush().unwrap();
+        drop(db);
+        open(scratch.path()).err().expect("noticed").to_string()
+    };
+    let missing = refusal(&|db| _ = db.remove(row).unwrap());
+    assert!(missing.contains("it has 100 of 101 rows"), "{missing}");
+    let stale = refusal(&|db| _ = db.insert(row, old.clone()).unwrap());
+    assert!(stale.contains("not the last ones written"), "{stale}");
+    let altered = refusal(&|db| {
+        let mut value = db.get(row).unwrap().unwrap().to_vec();
+        let end = value.len() - 5;
+        value[end] ^= 1;
+        db.insert(row, value).unwrap();
+    });
+    assert!(altered.contains("does not match its checksum"), "{altered}");
+    let unchecked = refusal(&|db| _ = db.remove("!check").unwrap());
+    assert!(unchecked.contains("check row is missing"), "{unchecked}");
+}
+
 #[tokio::test]
 async fn a_damaged_snapshot_is_only_an_index() {
     let dir = TempDir::new().unwrap();
