@@ -2,6 +2,7 @@
 
 pub mod hypervisor;
 pub mod image;
+pub mod manifest;
 pub mod network;
 pub mod object;
 pub mod store;

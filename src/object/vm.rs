@@ -117,7 +117,7 @@ pub struct Network {
     pub mode: Option<NetworkMode>,
     /// A fixed address of the daemon's subnet; by default the next free one. Only with a bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<String>", extend("format" = "ipv4"))]
     pub address: Option<Ipv4Addr>,
     /// Ports of the VM that are reachable on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

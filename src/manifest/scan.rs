@@ -1,0 +1,374 @@
+//! One walk through a manifests folder.
+//!
+//! Guarantees: nothing outside the root is opened, also while somebody rearranges links (the kernel
+//! resolves beneath the root); nothing but regular files is read; depth, number and size of what is read are
+//! bounded; every folder and file is visited once however many links lead to it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use super::MAX_FILE_SIZE;
+
+/// The most directory entries of a walk, manifests or not.
+const MAX_ENTRIES: usize = 200_000;
+/// The most bytes read by a walk.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// How much a walk may take in.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Manifest files.
+    pub files: usize,
+    /// Folders in folders; the root's own files are at depth 0.
+    pub depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { files: 10_000, depth: 16 }
+    }
+}
+
+/// What `stat` says of a file: as long as it stays, the content most probably stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    /// Since the epoch.
+    pub modified: Duration,
+    /// Since the epoch. Programs cannot set it.
+    pub changed: Duration,
+}
+
+impl Stamp {
+    fn new(stat: &Stat) -> Self {
+        let time = |seconds: i64, nanoseconds: u64| {
+            Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0))
+        };
+        Stamp {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified: time(stat.st_mtime, stat.st_mtime_nsec),
+            changed: time(stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+
+    /// How long ago the file was modified; nothing if that is in the future.
+    pub(super) fn age(&self) -> Duration {
+        now().saturating_sub(self.modified)
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// What a walk finds at a path.
+#[derive(Debug)]
+pub(super) enum Sight {
+    /// A regular file's content, its stamp after reading, and its digest.
+    Content { stamp: Stamp, digest: [u8; 32], bytes: Vec<u8> },
+    /// A file that the visitor knows already.
+    Known,
+    /// It was there and is not any more, or is being replaced.
+    Vanished,
+    /// It cannot be read now; the walk's trouble says why.
+    Unreadable,
+    /// It must not be read, and why.
+    Refused(String),
+}
+
+/// Takes what a walk finds.
+pub(super) trait Visitor {
+    /// Whether the file need not be read again.
+    fn knows(&self, path: &Path, stamp: &Stamp) -> bool;
+    /// Something that may be a manifest, by its path below the root.
+    fn saw(&mut self, path: PathBuf, sight: Sight);
+}
+
+/// What a walk says of itself.
+#[derive(Debug, Default)]
+pub(super) struct Walked {
+    /// The folders that hold something of interest, absolute, with device and inode.
+    pub folders: BTreeMap<PathBuf, (u64, u64)>,
+    /// Why something may have been missed; empty after a whole walk.
+    pub trouble: Vec<String>,
+}
+
+/// Walks through the root. Links are followed after everything else, so that a file is known by its own name
+/// rather than by a link's.
+pub(super) fn walk(root: &Path, limits: Limits, visitor: &mut dyn Visitor) -> Walked {
+    let mut walked = Walked::default();
+    let opened = std::fs::canonicalize(root).and_then(|real| {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok((fs::open(&real, flags, Mode::empty())?, real))
+    });
+    let (directory, real) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            walked.trouble.push(format!("cannot read {}: {error}", root.display()));
+            return walked;
+        }
+    };
+    let mut walk = Walk {
+        root: directory,
+        real,
+        limits,
+        visitor,
+        walked,
+        visited: BTreeSet::new(),
+        folders: VecDeque::from([Folder { name: PathBuf::new(), real: PathBuf::new(), depth: 0 }]),
+        links: VecDeque::new(),
+        entries: 0,
+        files: 0,
+        bytes: 0,
+    };
+    walk.run();
+    walk.walked
+}
+
+/// A folder to visit: the path by which it was reached, and the one without links, both below the root.
+struct Folder {
+    name: PathBuf,
+    real: PathBuf,
+    depth: usize,
+}
+
+struct Walk<'a> {
+    root: OwnedFd,
+    real: PathBuf,
+    limits: Limits,
+    visitor: &'a mut dyn Visitor,
+    walked: Walked,
+    /// Files and folders, without links.
+    visited: BTreeSet<PathBuf>,
+    folders: VecDeque<Folder>,
+    links: VecDeque<(PathBuf, usize)>,
+    entries: usize,
+    files: usize,
+    bytes: u64,
+}
+
+impl Walk<'_> {
+    fn run(&mut self) {
+        loop {
+            let step = if let Some(folder) = self.folders.pop_front() {
+                self.folder(&folder)
+            } else if let Some((link, depth)) = self.links.pop_front() {
+                self.link(link, depth)
+            } else {
+                return;
+            };
+            if let Err(trouble) = step {
+                self.walked.trouble.push(trouble);
+                return;
+            }
+        }
+    }
+
+    fn trouble(&mut self, path: &Path, error: impl std::fmt::Display) {
+        if self.walked.trouble.len() < 10 {
+            self.walked.trouble.push(format!("cannot read {}: {error}", self.real.join(path).display()));
+        }
+    }
+
+    /// Opens a path that has no links in it; one that got links meanwhile is refused by the kernel.
+    fn open(&self, real: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let path = if real.as_os_str().is_empty() { Path::new(".") } else { real };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        fs::openat2(&self.root, path, flags | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
+    }
+
+    /// # Errors
+    /// A limit was reached: the walk ends.
+    fn folder(&mut self, folder: &Folder) -> Result<(), String> {
+        if !self.visited.insert(folder.real.clone()) {
+            return Ok(());
+        }
+        if folder.depth > self.limits.depth {
+            let error = format!("deeper than {} folders", self.limits.depth);
+            self.trouble(&folder.real, error);
+            return Ok(());
+        }
+        let names = match self.names(folder) {
+            Ok(names) => names,
+            Err(error) => {
+                self.trouble(&folder.real, error);
+                return Ok(());
+            }
+        };
+        for name in names {
+            self.entries += 1;
+            if self.entries > MAX_ENTRIES {
+                return Err(format!("more than {MAX_ENTRIES} entries in {}", self.real.display()));
+            }
+            self.entry(folder, &name)?;
+        }
+        Ok(())
+    }
+
+    /// The visible names in a folder, in order.
+    fn names(&mut self, folder: &Folder) -> io::Result<BTreeSet<PathBuf>> {
+        let directory = self.open(&folder.real, OFlags::DIRECTORY)?;
+        let stat = fs::fstat(&directory)?;
+        self.walked.folders.insert(self.real.join(&folder.real), (stat.st_dev, stat.st_ino));
+        let mut names = BTreeSet::new();
+        for entry in Dir::read_from(&directory)? {
+            let name = PathBuf::from(OsStr::from_bytes(entry?.file_name().to_bytes()));
+            if !is_hidden(&name) {
+                names.insert(name);
+            }
+            if names.len() > MAX_ENTRIES {
+                break;
+            }
+        }
+        Ok(names)
+    }
+
+    fn entry(&mut self, folder: &Folder, name: &Path) -> Result<(), String> {
+        let (path, real) = (folder.name.join(name), folder.real.join(name));
+        let stat = match fs::statat(&self.root, &real, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => {
+                if is_manifest(name) {
+                    self.visitor.saw(path, Sight::Vanished);
+                }
+                return Ok(());
+            }
+            Err(error) => {
+                self.trouble(&real, error);
+                return Ok(());
+            }
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                self.folders.push_back(Folder { name: path, real, depth: folder.depth + 1 });
+                Ok(())
+            }
+            FileType::Symlink => {
+                self.links.push_back((path, folder.depth));
+                Ok(())
+            }
+            kind if is_manifest(name) => self.manifest(path, real, kind),
+            _ => Ok(()),
+        }
+    }
+
+    /// Follows a link, if it stays inside the root.
+    fn link(&mut self, link: PathBuf, depth: usize) -> Result<(), String> {
+        let target = match std::fs::canonicalize(self.real.join(&link)) {
+            Ok(target) => target,
+            Err(error) => {
+                self.visitor.saw(link, Sight::Refused(format!("the link cannot be followed: {error}")));
+                return Ok(());
+            }
+        };
+        let Ok(real) = target.strip_prefix(&self.real).map(Path::to_owned) else {
+            if is_manifest(&link) || target.is_dir() {
+                let message = format!("the link leads out of the manifests folder, to {}", target.display());
+                self.visitor.saw(link, Sight::Refused(message));
+            }
+            return Ok(());
+        };
+        // A link may be replaced without a change in its own folder's other entries, and its target too.
+        if let Some(parent) = real.parent() {
+            self.remember(parent);
+        }
+        match fs::statat(&self.root, not_empty(&real), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => {
+                    self.folders.push_back(Folder { name: link, real, depth: depth + 1 });
+                    Ok(())
+                }
+                kind if is_manifest(&link) => self.manifest(link, real, kind),
+                _ => Ok(()),
+            },
+            Err(_) => {
+                self.visitor.saw(link, Sight::Vanished);
+                Ok(())
+            }
+        }
+    }
+
+    fn remember(&mut self, real: &Path) {
+        if let Ok(stat) = fs::statat(&self.root, not_empty(real), AtFlags::SYMLINK_NOFOLLOW) {
+            self.walked.folders.insert(self.real.join(real), (stat.st_dev, stat.st_ino));
+        }
+    }
+
+    fn manifest(&mut self, path: PathBuf, real: PathBuf, kind: FileType) -> Result<(), String> {
+        if !self.visited.insert(real.clone()) {
+            return Ok(());
+        }
+        self.files += 1;
+        if self.files > self.limits.files {
+            return Err(format!("more than {} manifests in {}", self.limits.files, self.real.display()));
+        }
+        let sight = if kind == FileType::RegularFile {
+            match self.read(&path, &real) {
+                Ok(sight) => sight,
+                Err(Errno::NOENT | Errno::LOOP | Errno::AGAIN | Errno::NOTDIR | Errno::XDEV) => {
+                    Sight::Vanished
+                }
+                Err(error) => {
+                    self.trouble(&real, error);
+                    Sight::Unreadable
+                }
+            }
+        } else {
+            Sight::Refused("not a regular file".to_owned())
+        };
+        self.visitor.saw(path, sight);
+        if self.bytes > MAX_BYTES {
+            return Err(format!("more than {} MiB of manifests in {}", MAX_BYTES >> 20, self.real.display()));
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, path: &Path, real: &Path) -> Result<Sight, Errno> {
+        // What is a FIFO or a device by now must not block.
+        let file = self.open(real, OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let stat = fs::fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(Sight::Vanished);
+        }
+        if self.visitor.knows(path, &Stamp::new(&stat)) {
+            return Ok(Sight::Known);
+        }
+        let mut file = File::from(file);
+        let mut bytes = Vec::new();
+        let read = file.by_ref().take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes);
+        let read = read.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        self.bytes += read as u64;
+        // The stamp after reading: a write in between makes it young.
+        let stamp = Stamp::new(&fs::fstat(&file)?);
+        Ok(Sight::Content { stamp, digest: Sha256::digest(&bytes).into(), bytes })
+    }
+}
+
+fn not_empty(real: &Path) -> &Path {
+    if real.as_os_str().is_empty() { Path::new(".") } else { real }
+}
+
+/// Dotfiles, `.git`, `..data` and its like, and emacs' `#file#`.
+fn is_hidden(name: &Path) -> bool {
+    matches!(name.as_os_str().as_bytes().first(), None | Some(b'.' | b'#'))
+}
+
+/// By its extension. What editors and `sed -i` leave behind has others (`web.yaml~`, `4913`, `x.tmp`).
+fn is_manifest(path: &Path) -> bool {
+    let named = matches!(path.components().next_back(), Some(Component::Normal(_)));
+    named && matches!(path.extension().and_then(OsStr::to_str), Some("yaml" | "yml" | "json"))
+}

@@ -1,0 +1,299 @@
+//! A folder of manifests as a stream of snapshots.
+//!
+//! ```text
+//!  notify ──wake──▶ walk ──bytes──▶ settling ──settled bytes──▶ decode ──▶ Snapshot ──▶ watch channel
+//!  timer  ────────▶
+//! ```
+//!
+//! Guarantees: a snapshot holds nothing half-written, as far as patience can tell; a snapshot that may have
+//! missed something says so (`complete`), and then absence means nothing. Change notifications are only a
+//! reason to look, and looking is what counts: lost ones cost time, never correctness.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::decode::{Located, decode};
+use super::diagnostic::Diagnostic;
+use super::scan::{Limits, Sight, Stamp, Visitor, Walked, walk};
+use super::stability::{Look, Patience, Settling, Verdict};
+use super::watcher::Watcher;
+
+/// What a folder declared at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Whether everything was seen. If not, what is absent may well be there.
+    pub complete: bool,
+    /// What there is, by path below the folder. A path may also be a folder's, if it is a link that is refused.
+    pub files: BTreeMap<PathBuf, FileState>,
+    /// Why it is not complete.
+    pub trouble: Vec<String>,
+}
+
+/// What is known of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FileState {
+    /// Its objects.
+    Good(Arc<Vec<Located>>),
+    /// It has errors; its objects stay as they last were.
+    Broken(Arc<Vec<Diagnostic>>),
+    /// It is being written or cannot be read now; its objects stay as they last were.
+    Unsettled,
+}
+
+/// When to look, how long to wait, how much to take in.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Notified changes are looked at once in this time at most. A walk that takes longer than a quarter of
+    /// it stretches it.
+    pub debounce: Duration,
+    /// A walk that reads every file anew, notified or not.
+    pub rescan: Duration,
+    /// When a file is settled.
+    pub patience: Patience,
+    /// How much to take in.
+    pub limits: Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            debounce: Duration::from_millis(200),
+            rescan: Duration::from_secs(30),
+            patience: Patience::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// A folder of manifests, watched.
+#[derive(Debug)]
+pub struct DirectorySource {
+    root: PathBuf,
+    settings: Settings,
+}
+
+/// How long a change waits for others to join it.
+const GATHER: Duration = Duration::from_millis(20);
+
+impl DirectorySource {
+    /// A source; it does nothing before [`run`](Self::run). The folder need not exist yet.
+    pub fn new(root: PathBuf, settings: Settings) -> Self {
+        DirectorySource { root: std::path::absolute(&root).unwrap_or(root), settings }
+    }
+
+    /// What the folder declares now, without patience: for `validate` and `diff`.
+    pub fn scan_once(&self) -> Snapshot {
+        let patience = Patience { settle: Duration::ZERO, old: Duration::ZERO, empty: Duration::ZERO };
+        let mut memory = Memory { files: HashMap::new(), root: self.root.clone(), patience };
+        memory.look(self.settings.limits, false).snapshot
+    }
+
+    /// Sends a snapshot whenever it differs from the one before, until cancelled.
+    pub async fn run(self, out: watch::Sender<Arc<Snapshot>>, cancel: CancellationToken) {
+        let wake = Arc::new(Notify::new());
+        let memory =
+            Memory { files: HashMap::new(), root: self.root.clone(), patience: self.settings.patience };
+        let mut eyes = Eyes { memory, watcher: Watcher::new(&self.root, Arc::clone(&wake)) };
+        let mut read_all: Option<Instant> = None;
+        loop {
+            let start = Instant::now();
+            let trust = read_all.is_some_and(|at| start.duration_since(at) < self.settings.rescan);
+            if !trust {
+                read_all = Some(start);
+            }
+            let limits = self.settings.limits;
+            let task = tokio::task::spawn_blocking(move || {
+                let looked = eyes.look(limits, trust);
+                (eyes, looked)
+            });
+            let looked;
+            (eyes, looked) = tokio::select! {
+                () = cancel.cancelled() => return,
+                done = task => match done {
+                    Ok(done) => done,
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        Err(_) => return, // the runtime is going away
+                    },
+                },
+            };
+            publish(&out, looked.snapshot);
+            let next = next_look(&self.settings, looked.again, start, &wake);
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = next => {}
+            }
+        }
+    }
+}
+
+fn publish(out: &watch::Sender<Arc<Snapshot>>, snapshot: Snapshot) {
+    out.send_if_modified(|last| {
+        let changed = **last != snapshot;
+        if changed {
+            if snapshot.complete != last.complete {
+                for trouble in &snapshot.trouble {
+                    tracing::warn!(%trouble, "manifests are not read completely; nothing is deleted");
+                }
+            }
+            *last = Arc::new(snapshot);
+        }
+        changed
+    });
+}
+
+/// Returns when it is time to look again.
+async fn next_look(settings: &Settings, again: Again, start: Instant, wake: &Notify) {
+    let pause = match again {
+        Again::AtOnce => return,
+        Again::Soon => settings.patience.settle.max(Duration::from_millis(10)),
+        Again::Later => settings.rescan,
+    };
+    // A folder in constant motion costs a bounded share of one core.
+    let spacing = settings.debounce.max(start.elapsed() * 4);
+    tokio::select! {
+        () = sleep(pause) => {}
+        () = wake.notified() => {
+            let gathered = Instant::now() + GATHER;
+            sleep_until(gathered.max(start + spacing).into()).await;
+        }
+    }
+}
+
+/// When to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Again {
+    Later,
+    /// Something is not settled.
+    Soon,
+    /// Something may have changed between the walk and the watch.
+    AtOnce,
+}
+
+struct Looked {
+    snapshot: Snapshot,
+    again: Again,
+}
+
+/// What the blocking side of a source owns.
+struct Eyes {
+    memory: Memory,
+    watcher: Watcher,
+}
+
+impl Eyes {
+    fn look(&mut self, limits: Limits, trust: bool) -> Looked {
+        let Seen { snapshot, walked, unsettled } = self.memory.look(limits, trust);
+        let fresh = self.watcher.arm(walked.folders);
+        let again = if fresh {
+            Again::AtOnce
+        } else if unsettled {
+            Again::Soon
+        } else {
+            Again::Later
+        };
+        Looked { snapshot, again }
+    }
+}
+
+struct Seen {
+    snapshot: Snapshot,
+    walked: Walked,
+    unsettled: bool,
+}
+
+/// What was seen before, file by file.
+struct Memory {
+    files: HashMap<PathBuf, Remembered>,
+    root: PathBuf,
+    patience: Patience,
+}
+
+#[derive(Default)]
+struct Remembered {
+    settling: Settling,
+    /// Of the settled content.
+    state: Option<FileState>,
+}
+
+impl Memory {
+    /// One walk. With `trust`, files whose stamps have not changed are not read again.
+    fn look(&mut self, limits: Limits, trust: bool) -> Seen {
+        let root = self.root.clone();
+        let mut pass =
+            Pass { memory: self, trust, now: Instant::now(), seen: BTreeMap::new(), unsettled: false };
+        let mut walked = walk(&root, limits, &mut pass);
+        let Pass { seen, unsettled, .. } = pass;
+        let trouble = std::mem::take(&mut walked.trouble);
+        let complete = trouble.is_empty();
+        if complete {
+            self.files.retain(|path, _| seen.contains_key(path));
+        }
+        Seen { snapshot: Snapshot { complete, files: seen, trouble }, walked, unsettled }
+    }
+}
+
+struct Pass<'a> {
+    memory: &'a mut Memory,
+    trust: bool,
+    now: Instant,
+    seen: BTreeMap<PathBuf, FileState>,
+    unsettled: bool,
+}
+
+impl Visitor for Pass<'_> {
+    fn knows(&self, path: &Path, stamp: &Stamp) -> bool {
+        let stamp_of = |remembered: &Remembered| remembered.settling.stamp() == Some(stamp);
+        self.trust && self.memory.files.get(path).is_some_and(stamp_of)
+    }
+
+    fn saw(&mut self, path: PathBuf, sight: Sight) {
+        let state = match sight {
+            Sight::Content { stamp, digest, bytes } => self.content(&path, stamp, digest, &bytes),
+            Sight::Known => self.memory.files.get(&path).and_then(|remembered| remembered.state.clone()),
+            Sight::Vanished => {
+                self.unsettled = true;
+                None
+            }
+            Sight::Unreadable => None,
+            Sight::Refused(message) => {
+                self.memory.files.remove(&path);
+                let diagnostic = Diagnostic::of_file(self.memory.root.join(&path), &message);
+                Some(FileState::Broken(Arc::new(vec![diagnostic])))
+            }
+        };
+        self.seen.insert(path, state.unwrap_or(FileState::Unsettled));
+    }
+}
+
+impl Pass<'_> {
+    fn content(&mut self, path: &Path, stamp: Stamp, digest: [u8; 32], bytes: &[u8]) -> Option<FileState> {
+        let Memory { files, root, patience } = &mut *self.memory;
+        let remembered = files.entry(path.to_owned()).or_default();
+        let look = Look { stamp, digest, blank: bytes.iter().all(u8::is_ascii_whitespace) };
+        match remembered.settling.look(look, stamp.age(), self.now, patience) {
+            Verdict::Wait => {
+                self.unsettled = true;
+                return None;
+            }
+            Verdict::Same => {}
+            Verdict::New => remembered.state = Some(state_of(&root.join(path), bytes)),
+        }
+        remembered.state.clone()
+    }
+}
+
+fn state_of(path: &Path, bytes: &[u8]) -> FileState {
+    let decoded = decode(path, bytes);
+    if decoded.diagnostics.is_empty() {
+        FileState::Good(Arc::new(decoded.objects))
+    } else {
+        FileState::Broken(Arc::new(decoded.diagnostics))
+    }
+}

@@ -1,0 +1,119 @@
+//! Wakes a source when something changes in or above its folder.
+//!
+//! Notifications lose events where folders come and go, so every folder of interest is watched by itself, is
+//! watched anew when another folder has taken its place, and the folders above the root are watched for the
+//! root's own comings and goings.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use notify::{Config, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+/// The watches of a source.
+pub(super) struct Watcher {
+    root: PathBuf,
+    /// None where the system gives no watches: then the source lives by its timer.
+    watcher: Option<RecommendedWatcher>,
+    armed: BTreeMap<PathBuf, Identity>,
+    scope: Arc<Mutex<Scope>>,
+    /// Whether the lack of watches was said.
+    warned: bool,
+}
+
+/// Which events matter.
+#[derive(Default)]
+struct Scope {
+    /// Everything directly in these matters.
+    folders: BTreeSet<PathBuf>,
+    /// The root and everything above it, with and without links.
+    spine: BTreeSet<PathBuf>,
+}
+
+impl Scope {
+    fn holds(&self, path: &Path) -> bool {
+        let inside = path.parent().is_some_and(|parent| self.folders.contains(parent));
+        inside || self.folders.contains(path) || self.spine.contains(path)
+    }
+}
+
+impl Watcher {
+    pub(super) fn new(root: &Path, wake: Arc<Notify>) -> Self {
+        let scope = Arc::new(Mutex::new(Scope::default()));
+        let seen = Arc::clone(&scope);
+        let handler = move |event: notify::Result<Event>| {
+            if matters(&event, &seen) {
+                wake.notify_one();
+            }
+        };
+        let watcher = RecommendedWatcher::new(handler, Config::default().with_follow_symlinks(false));
+        let watcher = watcher.map_err(|error| warn(&error)).ok();
+        let warned = watcher.is_none();
+        Watcher { root: root.to_owned(), watcher, armed: BTreeMap::new(), scope, warned }
+    }
+
+    /// Watches these folders and those above the root, and no others. True if a folder is watched now that
+    /// was not before: what happened in it until now may be unseen.
+    pub(super) fn arm(&mut self, folders: BTreeMap<PathBuf, Identity>) -> bool {
+        let spine = spine(&self.root);
+        let scope = Scope { folders: folders.keys().cloned().collect(), spine };
+        let mut wanted = folders;
+        for parent in scope.spine.iter().filter_map(|path| path.parent()) {
+            if let Ok(metadata) = std::fs::metadata(parent) {
+                wanted.insert(parent.to_owned(), (metadata.dev(), metadata.ino()));
+            }
+        }
+        *self.scope.lock().unwrap_or_else(PoisonError::into_inner) = scope;
+        let Some(watcher) = &mut self.watcher else { return false };
+        self.armed.retain(|path, identity| {
+            let keep = wanted.get(path) == Some(identity);
+            if !keep {
+                // A folder that is gone has taken its watch along.
+                let _ = watcher.unwatch(path);
+            }
+            keep
+        });
+        let mut fresh = false;
+        for (path, identity) in wanted {
+            if self.armed.contains_key(&path) {
+                continue;
+            }
+            match watcher.watch(&path, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.armed.insert(path, identity);
+                    fresh = true;
+                }
+                Err(error) if !self.warned => {
+                    self.warned = true;
+                    warn(&error);
+                }
+                Err(_) => {}
+            }
+        }
+        fresh
+    }
+}
+
+fn warn(error: &notify::Error) {
+    tracing::warn!(%error, "cannot watch all manifest folders; changes are seen by the timer, see fs.inotify");
+}
+
+fn matters(event: &notify::Result<Event>, scope: &Mutex<Scope>) -> bool {
+    let Ok(event) = event else { return true };
+    if matches!(event.kind, EventKind::Access(_)) {
+        return false; // the walk's own reads
+    }
+    let scope = scope.lock().unwrap_or_else(PoisonError::into_inner);
+    event.need_rescan() || event.paths.is_empty() || event.paths.iter().any(|path| scope.holds(path))
+}
+
+/// The root and everything above it: as given, and without links.
+fn spine(root: &Path) -> BTreeSet<PathBuf> {
+    let real = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+    root.ancestors().chain(real.ancestors()).map(Path::to_owned).collect()
+}
