@@ -1,5 +1,6 @@
 //! vmlet: a kubelet for microVMs.
 
+pub mod doctor;
 pub mod hypervisor;
 pub mod image;
 pub mod manifest;
