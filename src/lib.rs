@@ -1,5 +1,10 @@
 //! vmlet: a kubelet for microVMs.
 
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod daemon;
 pub mod doctor;
 pub mod hypervisor;
 pub mod image;
