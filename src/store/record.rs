@@ -62,6 +62,47 @@ impl Record {
             Record::Image(record) => record.problem.as_ref(),
         }
     }
+
+    /// What the object holds of the host; images hold nothing.
+    pub fn reservation(&self) -> Option<&Reservation> {
+        match self {
+            Record::Vm(record) => record.reservation.as_ref(),
+            Record::Image(_) => None,
+        }
+    }
+
+    /// The image whose disk the object keeps.
+    pub fn pinned(&self) -> Option<&PinnedImage> {
+        match self {
+            Record::Vm(record) => record.image.as_ref(),
+            Record::Image(record) => record.image.as_ref(),
+        }
+    }
+
+    pub(super) fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Record::Vm(record) => &mut Arc::make_mut(record).object.metadata,
+            Record::Image(record) => &mut Arc::make_mut(record).object.metadata,
+        }
+    }
+
+    pub(super) fn set_origin(&mut self, origin: Origin) {
+        match self {
+            Record::Vm(record) => Arc::make_mut(record).origin = origin,
+            Record::Image(record) => Arc::make_mut(record).origin = origin,
+        }
+    }
+
+    pub(super) fn set_problem(&mut self, problem: Option<Problem>) {
+        match self {
+            Record::Vm(record) => Arc::make_mut(record).problem = problem,
+            Record::Image(record) => Arc::make_mut(record).problem = problem,
+        }
+    }
+
+    pub(super) fn set_version(&mut self, version: u64) {
+        self.metadata_mut().resource_version = version.to_string();
+    }
 }
 
 /// Everything known of a VM. Written by three: its source (`object.spec`, `origin`, `problem`), the

@@ -1,0 +1,9 @@
+mod crash;
+mod declare;
+mod disks;
+mod durable;
+mod properties;
+mod publish;
+mod reserve;
+mod support;
+mod watching;
