@@ -138,7 +138,8 @@ impl FromStr for UserRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let range = text.split_once('-').and_then(|(start, end)| Some(start.parse().ok()?..end.parse().ok()?));
+        let range =
+            text.split_once('-').and_then(|(start, end)| Some(start.parse().ok()?..end.parse().ok()?));
         // Number 0 is root, and the highest one means "unchanged" to chown(2).
         match range {
             Some(range) if !range.is_empty() && range.start > 0 => Ok(UserRange(range)),

@@ -67,7 +67,8 @@ impl ApiError {
         let message = format!("{key} is declared in {origin}: remove it from that file to delete it");
         let mut error = Self::new(StatusCode::FORBIDDEN, "Forbidden", message).about(key);
         if let Some(details) = &mut error.0.details {
-            details.causes = vec![StatusCause { reason: "DeclaredIn".to_owned(), message: origin.to_string() }];
+            details.causes =
+                vec![StatusCause { reason: "DeclaredIn".to_owned(), message: origin.to_string() }];
         }
         error
     }

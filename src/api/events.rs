@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep_until};
 
+use super::Api;
 use super::age::age;
 use super::error::{Answer, ApiError};
 use super::render::{column, table_of};
@@ -23,7 +24,6 @@ use super::resources::Place;
 use super::selector::FieldSelector;
 use super::types::{List, ListMeta, Row, Table, WatchKind};
 use super::watch::{Chunks, error_line, lasts, line, streamed};
-use super::Api;
 use crate::object::API_VERSION;
 use crate::store::{Event, EventWatch, Severity};
 

@@ -100,7 +100,9 @@ impl<Alive: Fn() -> bool + Send + Sync + 'static> Follower<Alive> {
             let current = tokio::fs::symlink_metadata(&self.path).await.ok();
             if opened.len() < self.position {
                 self.position = 0;
-            } else if current.is_some_and(|current| (current.dev(), current.ino()) != (opened.dev(), opened.ino())) {
+            } else if current
+                .is_some_and(|current| (current.dev(), current.ino()) != (opened.dev(), opened.ino()))
+            {
                 self.last_look = Some(End::Replaced);
             } else if !(self.alive)() {
                 self.last_look = Some(End::Dead);

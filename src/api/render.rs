@@ -24,7 +24,9 @@ pub(super) fn object(record: &Record) -> AnyObject {
     let annotations = &mut object.metadata_mut().annotations;
     annotations.insert(DECLARED_IN.to_owned(), record.origin().to_string());
     match record.problem() {
-        Some(problem) => annotations.insert(PROBLEM.to_owned(), format!("{}: {}", problem.reason, problem.message)),
+        Some(problem) => {
+            annotations.insert(PROBLEM.to_owned(), format!("{}: {}", problem.reason, problem.message))
+        }
         // A manifest made of an old answer must not bring an old problem back.
         None => annotations.remove(PROBLEM),
     };
@@ -164,7 +166,8 @@ fn image_cells(image: &Image, object: &AnyObject, now: Timestamp) -> Vec<Value> 
 
 /// The network that the VM has, or else asks for.
 fn mode(record: &VmRecord) -> &'static str {
-    let link = record.reservation.as_ref().and_then(|reservation| reservation.nic.as_ref()).map(|nic| &nic.link);
+    let link =
+        record.reservation.as_ref().and_then(|reservation| reservation.nic.as_ref()).map(|nic| &nic.link);
     match (link, record.object.spec.network.mode) {
         (Some(Link::Bridge { .. }), _) | (None, Some(NetworkMode::Bridge)) => "bridge",
         (Some(Link::User), _) | (None, Some(NetworkMode::User)) => "user",
@@ -203,7 +206,10 @@ fn human_size(size: Quantity) -> String {
     let bytes = size.as_bytes() as f64;
     let units = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
     let unit = units.iter().find(|(_, shift)| bytes >= f64::from(2_u32).powi(*shift));
-    unit.map_or_else(|| size.to_string(), |(name, shift)| format!("{:.1}{name}", bytes / f64::from(2_u32).powi(*shift)))
+    unit.map_or_else(
+        || size.to_string(),
+        |(name, shift)| format!("{:.1}{name}", bytes / f64::from(2_u32).powi(*shift)),
+    )
 }
 
 fn text<T: serde::Serialize>(data: &T) -> String {

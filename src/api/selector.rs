@@ -77,13 +77,19 @@ impl Requirement {
         let Some((head, values)) = text.split_once('(') else {
             return Ok(Requirement { key: label(text)?, test: Test::Exists });
         };
-        let refuse = || SelectorError(format!("{text:?} is not a label requirement; write for example tier in (front, back)"));
+        let refuse = || {
+            SelectorError(format!(
+                "{text:?} is not a label requirement; write for example tier in (front, back)"
+            ))
+        };
         let values = values.strip_suffix(')').ok_or_else(refuse)?;
         let values: BTreeSet<String> = values.split(',').map(value_of).collect::<Result<_, _>>()?;
         let mut words = head.split_whitespace();
         match (words.next(), words.next(), words.next()) {
             (Some(key), Some("in"), None) => Ok(Requirement { key: label(key)?, test: Test::In(values) }),
-            (Some(key), Some("notin"), None) => Ok(Requirement { key: label(key)?, test: Test::NotIn(values) }),
+            (Some(key), Some("notin"), None) => {
+                Ok(Requirement { key: label(key)?, test: Test::NotIn(values) })
+            }
             _ => Err(refuse()),
         }
     }

@@ -26,24 +26,24 @@ const MAX_ANSWER: usize = 256 << 20;
 const MAX_LINE: usize = 8 << 20;
 
 /// Asks for a table instead of objects.
-pub const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
+pub(super) const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
 /// Asks for the objects themselves.
-pub const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
 /// Talks to the daemon.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(super) struct Client {
     socket: PathBuf,
 }
 
 impl Client {
     /// A client of the daemon on this socket, a path or `unix://PATH`.
-    pub fn new(host: &str) -> Self {
+    pub(super) fn new(host: &str) -> Self {
         Client { socket: host.strip_prefix("unix://").unwrap_or(host).into() }
     }
 
     /// The daemon's socket.
-    pub fn socket(&self) -> &std::path::Path {
+    pub(super) fn socket(&self) -> &std::path::Path {
         &self.socket
     }
 
@@ -51,7 +51,7 @@ impl Client {
     ///
     /// # Errors
     /// When no daemon answers, or it refuses: then in its words.
-    pub async fn get<T: DeserializeOwned>(&self, path: &str, accept: &str) -> Result<T, CliError> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str, accept: &str) -> Result<T, CliError> {
         let body = read_all(self.request(Method::GET, path, accept).await?).await?;
         serde_json::from_slice(&body).map_err(|error| {
             CliError::new(format!("the daemon's answer to {path} is not understood: {error}"))
@@ -63,7 +63,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn delete(&self, path: &str) -> Result<(), CliError> {
+    pub(super) async fn delete(&self, path: &str) -> Result<(), CliError> {
         read_all(self.request(Method::DELETE, path, JSON).await?).await.map(drop)
     }
 
@@ -71,7 +71,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn stream(&self, path: &str, accept: &str) -> Result<Stream, CliError> {
+    pub(super) async fn stream(&self, path: &str, accept: &str) -> Result<Stream, CliError> {
         let body = self.request(Method::GET, path, accept).await?.into_body();
         Ok(Stream { body, rest: BytesMut::new() })
     }
@@ -80,7 +80,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn session(&self, path: &str) -> Result<WebSocketStream<UnixStream>, CliError> {
+    pub(super) async fn session(&self, path: &str) -> Result<WebSocketStream<UnixStream>, CliError> {
         let stream = self.connect().await?;
         let broken = |error: WsError| CliError::new(format!("the session could not be opened: {error}"));
         let mut request = format!("ws://vmlet{path}").into_client_request().map_err(broken)?;
@@ -96,7 +96,12 @@ impl Client {
         }
     }
 
-    async fn request(&self, method: Method, path: &str, accept: &str) -> Result<Response<Incoming>, CliError> {
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+    ) -> Result<Response<Incoming>, CliError> {
         let lost = |error: hyper::Error| CliError::new(format!("the daemon hung up: {error}"));
         let stream = TokioIo::new(self.connect().await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(lost)?;
@@ -122,9 +127,8 @@ impl Client {
             let socket = self.socket.display();
             match error.kind() {
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                    CliError::new(format!("no daemon answers on {socket}")).hint(
-                        "start it with `vmlet daemon`, or name its socket with --socket or VMLET_HOST",
-                    )
+                    CliError::new(format!("no daemon answers on {socket}"))
+                        .hint("start it with `vmlet daemon`, or name its socket with --socket or VMLET_HOST")
                 }
                 ErrorKind::PermissionDenied => CliError::new(format!("you may not use {socket}"))
                     .hint("run vmlet as root or as a member of the socket's group"),
@@ -136,7 +140,7 @@ impl Client {
 
 /// An answer that goes on.
 #[derive(Debug)]
-pub struct Stream {
+pub(super) struct Stream {
     body: Incoming,
     rest: BytesMut,
 }
@@ -146,7 +150,7 @@ impl Stream {
     ///
     /// # Errors
     /// When the connection breaks.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, CliError> {
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, CliError> {
         while let Some(frame) = self.body.frame().await {
             let frame = frame.map_err(|error| CliError::new(format!("the daemon hung up: {error}")))?;
             if let Ok(data) = frame.into_data() {
@@ -160,7 +164,7 @@ impl Stream {
     ///
     /// # Errors
     /// When the connection breaks, or a line is not such a document.
-    pub async fn line<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CliError> {
+    pub(super) async fn line<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CliError> {
         loop {
             if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let line = self.rest.split_to(end + 1);
@@ -199,17 +203,19 @@ fn refusal(code: StatusCode, body: &[u8]) -> CliError {
 }
 
 /// A path with a query, properly escaped.
-pub fn with_query<'a>(path: &str, query: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+pub(super) fn with_query<'a>(path: &str, query: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let pairs: Vec<String> =
         query.into_iter().map(|(key, value)| format!("{key}={}", escape(value))).collect();
     if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
 }
 
 /// Percent-encoding of all but the unreserved characters (RFC 3986, section 2.3).
-pub fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
             other => format!("%{other:02X}"),
         })
         .collect()

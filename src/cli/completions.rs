@@ -12,14 +12,14 @@ use super::error::Outcome;
 ///
 /// For example: vmlet completions bash > /etc/bash_completion.d/vmlet
 #[derive(Args, Debug)]
-pub struct Completions {
+pub(super) struct Completions {
     /// The shell
     shell: Shell,
 }
 
 impl Completions {
     /// Runs the verb.
-    pub fn run(self) -> Outcome {
+    pub(super) fn run(self) -> Outcome {
         // Generated into memory first: the generator panics when stdout does not take it.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "vmlet", &mut script);

@@ -19,7 +19,7 @@ const ESCAPE: u8 = 0x1d;
 /// On a terminal it attaches: what you type goes to the guest, and Ctrl-] ends it. Elsewhere, and
 /// with --follow, it prints the console's log.
 #[derive(Args, Debug)]
-pub struct Console {
+pub(super) struct Console {
     /// The VM
     #[arg(value_name = "NAME")]
     vm: String,
@@ -38,7 +38,7 @@ pub struct Console {
 
 impl Console {
     /// Runs the verb.
-    pub async fn run(self, client: &Client) -> Outcome {
+    pub(super) async fn run(self, client: &Client) -> Outcome {
         let vm = object_path(Kind::Vm, &self.namespace.namespace, vm_name(&self.vm)?);
         let path = format!("{vm}/console");
         if !self.attach && (self.follow || !io::stdin().is_terminal()) {

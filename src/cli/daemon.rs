@@ -13,14 +13,14 @@ use crate::config::{LogFormat, Settings};
 /// It runs in the foreground until SIGTERM or SIGINT. VMs go on running when it ends, and the next
 /// daemon takes them over. Its log is on stderr; RUST_LOG chooses what is in it.
 #[derive(Args, Debug)]
-pub struct Daemon {
+pub(super) struct Daemon {
     #[command(flatten)]
     settings: Settings,
 }
 
 impl Daemon {
     /// Runs it until it is asked to stop.
-    pub fn run(self, socket: &Path, verbose: u8) -> Outcome {
+    pub(super) fn run(self, socket: &Path, verbose: u8) -> Outcome {
         let mut settings = self.settings;
         settings.socket = socket.to_owned();
         let level = ["info", "info,vmlet=debug", "debug"][usize::from(verbose.min(2))];

@@ -12,7 +12,7 @@ use super::target::{Namespace, Targets, object_path};
 ///
 /// The daemon never writes manifests, so it refuses and names the file to edit.
 #[derive(Args, Debug)]
-pub struct Delete {
+pub(super) struct Delete {
     /// KIND NAME… or KIND/NAME…
     #[arg(required = true)]
     targets: Vec<String>,
@@ -23,9 +23,11 @@ pub struct Delete {
 
 impl Delete {
     /// Runs the verb.
-    pub async fn run(self, client: &Client) -> Outcome {
+    pub(super) async fn run(self, client: &Client) -> Outcome {
         let Targets::Named(named) = Targets::parse(&self.targets)? else {
-            return Err(CliError::usage("name the objects to delete").hint("for example: vmlet delete vm/web"));
+            return Err(
+                CliError::usage("name the objects to delete").hint("for example: vmlet delete vm/web")
+            );
         };
         let mut failed = None;
         for (kind, name) in named {

@@ -10,7 +10,7 @@ use super::client::{Client, JSON, TABLE};
 use super::error::{CliError, Outcome};
 use super::events::events_path;
 use super::get::yaml;
-use super::output::{self, Layout, print_lines, print_table};
+use super::output::{Layout, print_lines, print_table};
 use super::target::{Scope, Targets, object_path};
 use super::text::printable;
 use crate::api::types::{List, Table};
@@ -19,7 +19,7 @@ use crate::object::Kind;
 
 /// Show everything about objects: declaration, state, conditions, timings, events
 #[derive(Args, Debug)]
-pub struct Describe {
+pub(super) struct Describe {
     /// KIND [NAME…] or KIND/NAME…
     #[arg(required = true)]
     targets: Vec<String>,
@@ -30,7 +30,7 @@ pub struct Describe {
 
 impl Describe {
     /// Runs the verb.
-    pub async fn run(self, client: &Client) -> Outcome {
+    pub(super) async fn run(self, client: &Client) -> Outcome {
         let mut objects: Vec<(Kind, Value)> = Vec::new();
         match Targets::parse(&self.targets)? {
             Targets::All(kinds) => {
@@ -44,7 +44,10 @@ impl Describe {
             }
             Targets::Named(named) => {
                 for (kind, name) in named {
-                    objects.push((kind, client.get(&object_path(kind, &self.scope.namespace, &name), JSON).await?));
+                    objects.push((
+                        kind,
+                        client.get(&object_path(kind, &self.scope.namespace, &name), JSON).await?,
+                    ));
                 }
             }
         }
@@ -67,7 +70,8 @@ impl Describe {
 
 fn describe(out: &mut impl Write, object: &Value, events: &Table) -> Outcome {
     let now = Timestamp::now();
-    let annotation = |name: &str| object["metadata"]["annotations"][name].as_str().unwrap_or_default().to_owned();
+    let annotation =
+        |name: &str| object["metadata"]["annotations"][name].as_str().unwrap_or_default().to_owned();
     field(out, "Name", &text(object, "/metadata/name"))?;
     field(out, "Namespace", &text(object, "/metadata/namespace"))?;
     field(out, "Kind", &text(object, "/kind"))?;
@@ -128,7 +132,13 @@ fn status(out: &mut impl Write, object: &Value, now: Timestamp) -> Outcome {
         field(out, "", &shown(&exit["message"]))?;
     }
     field(out, "  Next try", &text(object, "/status/nextRetryTime"))?;
-    let steps = [("image", "imageMs"), ("reserve", "reserveMs"), ("prepare", "prepareMs"), ("boot", "bootMs"), ("workload", "workloadMs")];
+    let steps = [
+        ("image", "imageMs"),
+        ("reserve", "reserveMs"),
+        ("prepare", "prepareMs"),
+        ("boot", "bootMs"),
+        ("workload", "workloadMs"),
+    ];
     let timings: Vec<String> = steps
         .iter()
         .filter_map(|(name, key)| Some(format!("{name} {} ms", status["timings"][key].as_u64()?)))
@@ -145,7 +155,8 @@ fn conditions(out: &mut impl Write, object: &Value, now: Timestamp) -> Outcome {
     let mut lines: Vec<Vec<String>> =
         vec![["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"].map(str::to_owned).to_vec()];
     for condition in conditions {
-        let since: Option<Timestamp> = condition["lastTransitionTime"].as_str().and_then(|text| text.parse().ok());
+        let since: Option<Timestamp> =
+            condition["lastTransitionTime"].as_str().and_then(|text| text.parse().ok());
         lines.push(vec![
             shown(&condition["type"]),
             shown(&condition["status"]),
@@ -155,7 +166,7 @@ fn conditions(out: &mut impl Write, object: &Value, now: Timestamp) -> Outcome {
         ]);
     }
     let mut table = Vec::new();
-    print_lines(&mut table, &mut Layout { colour: output::colour(), ..Layout::default() }, &lines)?;
+    print_lines(&mut table, &mut Layout::coloured(), &lines)?;
     indent(out, &table)
 }
 

@@ -14,7 +14,7 @@ use crate::doctor::{Examination, Finding, Status, examine};
 ///
 /// Exits with 1 if no VM can run here.
 #[derive(Args, Debug)]
-pub struct Doctor {
+pub(super) struct Doctor {
     /// The form of the findings
     #[arg(short, long, value_name = "FORM", default_value = "text")]
     output: Form,
@@ -37,7 +37,7 @@ enum Form {
 
 impl Doctor {
     /// Runs the verb.
-    pub async fn run(self) -> Outcome {
+    pub(super) async fn run(self) -> Outcome {
         let accelerator = accelerator().await;
         let examination = Examination { state_dir: &self.state, bridge: &self.bridge, accelerator };
         let findings = examine(examination).await;

@@ -5,43 +5,43 @@ use std::io;
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub struct CliError {
+pub(super) struct CliError {
     /// One sentence; empty for a failure that was reported already.
-    pub message: String,
+    pub(super) message: String,
     /// What to do about it.
-    pub hint: Option<String>,
+    pub(super) hint: Option<String>,
     /// The exit code: 1 for a failure, 2 for wrong use, or that of a command in a VM.
-    pub code: u8,
+    pub(super) code: u8,
 }
 
 /// What every verb gives.
-pub type Outcome = Result<(), CliError>;
+pub(super) type Outcome = Result<(), CliError>;
 
 impl CliError {
     /// A failure.
-    pub fn new(message: impl Into<String>) -> Self {
+    pub(super) fn new(message: impl Into<String>) -> Self {
         CliError { message: message.into(), hint: None, code: 1 }
     }
 
     /// Wrong use of the command line.
-    pub fn usage(message: impl Into<String>) -> Self {
+    pub(super) fn usage(message: impl Into<String>) -> Self {
         CliError { code: 2, ..Self::new(message) }
     }
 
     /// An exit code for which everything has been said.
-    pub fn silent(code: u8) -> Self {
+    pub(super) fn silent(code: u8) -> Self {
         CliError { code, ..Self::new("") }
     }
 
     /// Adds what to do about it.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
     /// Prints the error on stderr.
-    pub fn print(&self) {
+    pub(super) fn print(&self) {
         if !self.message.is_empty() {
             eprintln!("error: {}", self.message);
         }

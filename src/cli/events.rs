@@ -7,14 +7,14 @@ use clap::Args;
 use super::client::{Client, TABLE, escape, with_query};
 use super::error::{CliError, Outcome};
 use super::feed::{Feed, News};
-use super::output::{self, Layout, print_lines};
+use super::output::{Layout, print_lines};
 use super::target::Targets;
 use crate::api::types::Table;
 use crate::object::{DEFAULT_NAMESPACE, Kind};
 
 /// Show what happened, oldest first
 #[derive(Args, Debug)]
-pub struct Events {
+pub(super) struct Events {
     /// Only events of this object
     #[arg(long = "for", value_name = "KIND/NAME")]
     object: Option<String>,
@@ -34,7 +34,7 @@ pub struct Events {
 
 impl Events {
     /// Runs the verb.
-    pub async fn run(self, client: &Client) -> Outcome {
+    pub(super) async fn run(self, client: &Client) -> Outcome {
         let namespace = (!self.all_namespaces).then_some(self.namespace.as_str());
         let object = match &self.object {
             None => None,
@@ -44,8 +44,8 @@ impl Events {
             },
         };
         let path = events_path(namespace, object.as_ref().map(|(kind, name)| (*kind, name.as_str())));
-        let mut layout =
-            Layout { namespace: self.all_namespaces, colour: output::colour(), ..Layout::default() };
+        let mut layout = Layout::coloured();
+        layout.namespace = self.all_namespaces;
         let mut feed = Feed::new(client, path, TABLE);
         let mut out = io::stdout();
         let mut headed = false;
@@ -71,12 +71,11 @@ impl Events {
 }
 
 /// The path of a list of events.
-pub fn events_path(namespace: Option<&str>, object: Option<(Kind, &str)>) -> String {
+pub(super) fn events_path(namespace: Option<&str>, object: Option<(Kind, &str)>) -> String {
     let path = namespace.map_or_else(
         || "/api/v1/events".to_owned(),
         |namespace| format!("/api/v1/namespaces/{}/events", escape(namespace)),
     );
-    let fields =
-        object.map(|(kind, name)| format!("involvedObject.kind={kind},involvedObject.name={name}"));
+    let fields = object.map(|(kind, name)| format!("involvedObject.kind={kind},involvedObject.name={name}"));
     with_query(&path, fields.iter().map(|fields| ("fieldSelector", fields.as_str())))
 }

@@ -18,7 +18,7 @@ use crate::object::Kind;
 ///   tar c site | vmlet exec -i web -- tar x -C /srv
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
-pub struct Exec {
+pub(super) struct Exec {
     /// The VM
     #[arg(value_name = "NAME")]
     vm: String,
@@ -41,13 +41,14 @@ pub struct Exec {
 
 impl Exec {
     /// Runs the verb.
-    pub async fn run(self, client: &Client) -> Outcome {
+    pub(super) async fn run(self, client: &Client) -> Outcome {
         let terminal = self.tty && io::stdin().is_terminal();
         if self.tty && !terminal {
             eprintln!("warning: stdin is not a terminal, so the command gets none");
         }
         let vm = object_path(Kind::Vm, &self.namespace.namespace, vm_name(&self.vm)?);
-        let mut query: Vec<(&str, &str)> = self.command.iter().map(|word| ("command", word.as_str())).collect();
+        let mut query: Vec<(&str, &str)> =
+            self.command.iter().map(|word| ("command", word.as_str())).collect();
         query.extend([("stdout", "true"), ("stderr", if terminal { "false" } else { "true" })]);
         query.extend(self.stdin.then_some(("stdin", "true")));
         query.extend(terminal.then_some(("tty", "true")));

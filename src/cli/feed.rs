@@ -13,7 +13,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// What a [`Feed`] tells.
 #[derive(Clone, Debug, PartialEq)]
-pub enum News {
+pub(super) enum News {
     /// The whole list, as it is now. Comes first, and again when changes were missed.
     Listed(Value),
     /// One change since.
@@ -21,7 +21,7 @@ pub enum News {
 }
 
 /// Lists, then watches.
-pub struct Feed {
+pub(super) struct Feed {
     client: Client,
     path: String,
     accept: &'static str,
@@ -32,7 +32,7 @@ pub struct Feed {
 
 impl Feed {
     /// A feed of a list's path, which may have a query.
-    pub fn new(client: &Client, path: String, accept: &'static str) -> Self {
+    pub(super) fn new(client: &Client, path: String, accept: &'static str) -> Self {
         Feed { client: client.clone(), path, accept, version: String::new(), stream: None }
     }
 
@@ -40,7 +40,7 @@ impl Feed {
     ///
     /// # Errors
     /// When no daemon answers (any more), or it refuses.
-    pub async fn next(&mut self) -> Result<News, CliError> {
+    pub(super) async fn next(&mut self) -> Result<News, CliError> {
         loop {
             if self.version.is_empty() {
                 let list: Value = self.client.get(&self.path, self.accept).await?;
@@ -90,7 +90,8 @@ impl Feed {
     }
 
     fn remember(&mut self, object: &Value) {
-        if let Some(version) = object["metadata"]["resourceVersion"].as_str().filter(|text| !text.is_empty()) {
+        if let Some(version) = object["metadata"]["resourceVersion"].as_str().filter(|text| !text.is_empty())
+        {
             version.clone_into(&mut self.version);
         }
     }

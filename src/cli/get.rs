@@ -11,7 +11,7 @@ use super::client::{Client, JSON, TABLE};
 use super::error::{CliError, Outcome};
 use super::feed::{Feed, News};
 use super::live::{Board, Sign, doing};
-use super::output::{self, Layout, print_lines, print_table};
+use super::output::{Layout, print_lines, print_table};
 use super::target::{Scope, Targets, object_path};
 use crate::api::types::{List, Row, Table, WatchKind};
 use crate::object::Kind;
@@ -25,7 +25,7 @@ use crate::object::Kind;
 ///   vmlet get vms -l tier=front -w
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
-pub struct Get {
+pub(super) struct Get {
     /// KIND [NAME…], KIND/NAME… or all; the kinds are vms and images
     #[arg(required = true)]
     targets: Vec<String>,
@@ -64,7 +64,7 @@ impl Format {
 
 impl Get {
     /// Runs the verb.
-    pub async fn run(self, client: &Client) -> Outcome {
+    pub(super) async fn run(self, client: &Client) -> Outcome {
         let targets = Targets::parse(&self.targets)?;
         if let Targets::Named(_) = targets {
             if self.scope.all_namespaces {
@@ -77,16 +77,18 @@ impl Get {
         if self.watch {
             return self.watch(client, &targets).await;
         }
-        if self.output.is_table() { self.tables(client, &targets).await } else { self.objects(client, &targets).await }
+        if self.output.is_table() {
+            self.tables(client, &targets).await
+        } else {
+            self.objects(client, &targets).await
+        }
     }
 
     fn layout(&self) -> Layout {
-        Layout {
-            wide: self.output == Format::Wide,
-            namespace: self.scope.all_namespaces,
-            colour: output::colour(),
-            ..Layout::default()
-        }
+        let mut layout = Layout::coloured();
+        layout.wide = self.output == Format::Wide;
+        layout.namespace = self.scope.all_namespaces;
+        layout
     }
 
     async fn tables(&self, client: &Client, targets: &Targets) -> Outcome {
@@ -164,8 +166,7 @@ impl Get {
         } else if alone {
             items.first().map_or(Ok(()), |object| self.print(&mut out, object))?;
         } else {
-            let list =
-                json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items});
+            let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items});
             self.print(&mut out, &list)?;
         }
         problem.map_or(Ok(()), Err)
@@ -321,8 +322,9 @@ fn full_name(object: &Value) -> String {
 ///
 /// # Errors
 /// Never for API objects, whose maps have text keys.
-pub fn yaml(object: &Value) -> Result<String, CliError> {
-    serde_yaml::to_string(object).map_err(|error| CliError::new(format!("cannot be written as YAML: {error}")))
+pub(super) fn yaml(object: &Value) -> Result<String, CliError> {
+    serde_yaml::to_string(object)
+        .map_err(|error| CliError::new(format!("cannot be written as YAML: {error}")))
 }
 
 /// Keeps an error for the end, and prints the one kept before.

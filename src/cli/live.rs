@@ -12,14 +12,14 @@ use super::text::printable;
 const TICK: Duration = Duration::from_millis(120);
 
 /// Lines by key, in the order in which they first came.
-pub struct Board {
+pub(super) struct Board {
     multi: MultiProgress,
     lines: BTreeMap<String, ProgressBar>,
 }
 
 /// What a line shows beside its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
+pub(super) enum Sign {
     /// Nothing: all is as wanted, or at rest.
     Still,
     /// A spinner: something is under way.
@@ -30,12 +30,12 @@ pub enum Sign {
 
 impl Board {
     /// A board on stdout or stderr.
-    pub fn new(target: ProgressDrawTarget) -> Self {
+    pub(super) fn new(target: ProgressDrawTarget) -> Self {
         Board { multi: MultiProgress::with_draw_target(target), lines: BTreeMap::new() }
     }
 
     /// Adds or changes a line.
-    pub fn set(&mut self, key: &str, text: String, sign: Sign) {
+    pub(super) fn set(&mut self, key: &str, text: String, sign: Sign) {
         let line = self.lines.entry(key.to_owned()).or_insert_with(|| {
             let line = self.multi.add(ProgressBar::new(100));
             line.enable_steady_tick(TICK);
@@ -54,7 +54,7 @@ impl Board {
     }
 
     /// Removes a line.
-    pub fn remove(&mut self, key: &str) {
+    pub(super) fn remove(&mut self, key: &str) {
         if let Some(line) = self.lines.remove(key) {
             line.finish_and_clear();
             self.multi.remove(&line);
@@ -62,7 +62,7 @@ impl Board {
     }
 
     /// Removes all lines.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.lines.clear();
         // A board that cannot be cleared is on a terminal that is gone.
         let _ = self.multi.clear();
@@ -70,7 +70,7 @@ impl Board {
 }
 
 /// What an object is doing, for people, and how to show it.
-pub fn doing(object: &Value) -> (String, Sign) {
+pub(super) fn doing(object: &Value) -> (String, Sign) {
     let status = &object["status"];
     let terminating = object["metadata"]["deletionTimestamp"].is_string();
     let phase = if terminating { "Terminating" } else { status["phase"].as_str().unwrap_or_default() };
@@ -81,7 +81,8 @@ pub fn doing(object: &Value) -> (String, Sign) {
         return (phase.to_owned(), Sign::Still);
     }
     let progress = status["progress"].as_str().or_else(|| ready?["message"].as_str()).unwrap_or_default();
-    let text = if progress.is_empty() { phase.to_owned() } else { format!("{phase}: {}", printable(progress)) };
+    let text =
+        if progress.is_empty() { phase.to_owned() } else { format!("{phase}: {}", printable(progress)) };
     let sign = match (percent(progress), phase) {
         (_, "Failed" | "Stopped") => Sign::Still,
         (Some(percent), "Pulling") => Sign::Percent(percent),
@@ -93,5 +94,10 @@ pub fn doing(object: &Value) -> (String, Sign) {
 /// The `61` of `layer 3 of 4, 61 %`.
 fn percent(progress: &str) -> Option<u8> {
     let before = progress.split_once('%')?.0.trim_end();
-    before.rsplit(|character: char| !character.is_ascii_digit()).next()?.parse().ok().filter(|percent| *percent <= 100)
+    before
+        .rsplit(|character: char| !character.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+        .filter(|percent| *percent <= 100)
 }

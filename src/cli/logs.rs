@@ -11,7 +11,7 @@ use crate::object::Kind;
 
 /// Show what a VM's workload writes on its stdout and stderr
 #[derive(Args, Debug)]
-pub struct Logs {
+pub(super) struct Logs {
     /// The VM
     #[arg(value_name = "NAME")]
     vm: String,
@@ -34,7 +34,7 @@ pub struct Logs {
 
 impl Logs {
     /// Runs the verb.
-    pub async fn run(self, client: &Client) -> Outcome {
+    pub(super) async fn run(self, client: &Client) -> Outcome {
         let tail = self.tail.map(|lines| lines.to_string());
         let mut query = Vec::new();
         query.extend(self.follow.then_some(("follow", "true")));
@@ -46,7 +46,7 @@ impl Logs {
 }
 
 /// Prints an answer as it comes, byte for byte.
-pub async fn print_stream(client: &Client, path: &str) -> Outcome {
+pub(super) async fn print_stream(client: &Client, path: &str) -> Outcome {
     let mut stream = client.stream(path, "*/*").await?;
     let mut out = io::stdout();
     while let Some(chunk) = stream.chunk().await? {

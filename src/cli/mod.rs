@@ -41,7 +41,13 @@ use error::{CliError, Outcome};
 
 /// A kubelet for microVMs: drop VM and Image manifests into a folder, get running VMs.
 #[derive(Debug, Parser)]
-#[command(name = "vmlet", version, propagate_version = false, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    name = "vmlet",
+    version,
+    propagate_version = false,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 struct Cli {
     /// The daemon's socket, a path or unix://PATH [default: /run/vmlet/vmlet.sock as root, else
     /// $XDG_RUNTIME_DIR/vmlet/vmlet.sock]

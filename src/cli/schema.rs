@@ -10,7 +10,7 @@ use crate::object::Kind;
 
 /// Print the JSON schemas of the manifests, for editors and checks
 #[derive(Args, Debug)]
-pub struct Schema {
+pub(super) struct Schema {
     /// The kind: vm or image; both when absent
     kind: Option<String>,
 
@@ -21,7 +21,7 @@ pub struct Schema {
 
 impl Schema {
     /// Runs the verb.
-    pub fn run(self) -> Outcome {
+    pub(super) fn run(self) -> Outcome {
         let kinds = match &self.kind {
             Some(kind) => vec![kind.parse().map_err(CliError::usage)?],
             None => Kind::ALL.to_vec(),

@@ -22,13 +22,13 @@ const BLOCK: usize = 16 << 10;
 
 /// What goes into a session.
 #[derive(Clone, Copy, Debug)]
-pub struct Session {
+pub(super) struct Session {
     /// Whether stdin does.
-    pub stdin: bool,
+    pub(super) stdin: bool,
     /// Whether stdin is a terminal that the guest's end is to feel like.
-    pub terminal: bool,
+    pub(super) terminal: bool,
     /// The byte that ends the session when it is typed.
-    pub escape: Option<u8>,
+    pub(super) escape: Option<u8>,
 }
 
 type Socket = WebSocketStream<UnixStream>;
@@ -37,7 +37,7 @@ type Socket = WebSocketStream<UnixStream>;
 ///
 /// # Errors
 /// When the connection breaks, or stdout does. The terminal is restored whatever happens.
-pub async fn run(socket: Socket, session: Session) -> Result<Option<Status>, CliError> {
+pub(super) async fn run(socket: Socket, session: Session) -> Result<Option<Status>, CliError> {
     let raw = if session.terminal { Some(RawMode::enter()?) } else { None };
     let (sender, receiver) = socket.split();
     let mut terminated = signal(SignalKind::terminate())?;
@@ -99,8 +99,7 @@ async fn send(mut socket: SplitSink<Socket, Message>, session: Session) -> Resul
             Some(place) => &input[..place],
             None => input,
         };
-        let frame =
-            if read == 0 { Frame::StdinClosed } else { Frame::Stdin(Bytes::copy_from_slice(typed)) };
+        let frame = if read == 0 { Frame::StdinClosed } else { Frame::Stdin(Bytes::copy_from_slice(typed)) };
         // The other direction tells why a connection broke.
         if socket.send(Message::Binary(frame.encode())).await.is_err() {
             return pending().await;

@@ -8,31 +8,31 @@ use crate::object::{API_VERSION, DEFAULT_NAMESPACE, Kind};
 
 /// The namespace that a verb looks into.
 #[derive(Args, Clone, Debug)]
-pub struct Namespace {
+pub(super) struct Namespace {
     /// The namespace
     #[arg(short, long, value_name = "NAMESPACE", default_value = DEFAULT_NAMESPACE)]
-    pub namespace: String,
+    pub(super) namespace: String,
 }
 
 /// The objects that a verb looks at.
 #[derive(Args, Clone, Debug)]
-pub struct Scope {
+pub(super) struct Scope {
     /// The namespace
     #[arg(short, long, value_name = "NAMESPACE", default_value = DEFAULT_NAMESPACE)]
-    pub namespace: String,
+    pub(super) namespace: String,
 
     /// All namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
-    pub all_namespaces: bool,
+    pub(super) all_namespaces: bool,
 
     /// Only objects with these labels: tier=front, tier!=back, 'tier in (a,b)', 'tier notin (a,b)', tier, !tier
     #[arg(short = 'l', long, value_name = "LABELS", default_value = "", hide_default_value = true)]
-    pub selector: String,
+    pub(super) selector: String,
 }
 
 impl Scope {
     /// The path of a list of a kind, with its query.
-    pub fn list_path(&self, kind: Kind, query: &[(&str, &str)]) -> String {
+    pub(super) fn list_path(&self, kind: Kind, query: &[(&str, &str)]) -> String {
         let namespace = (!self.all_namespaces).then_some(self.namespace.as_str());
         let labels = Some(("labelSelector", self.selector.as_str())).filter(|_| !self.selector.is_empty());
         with_query(&list_path(kind, namespace), labels.into_iter().chain(query.iter().copied()))
@@ -41,7 +41,7 @@ impl Scope {
 
 /// What was named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Targets {
+pub(super) enum Targets {
     /// Every object of these kinds.
     All(Vec<Kind>),
     /// These objects, in this order.
@@ -53,7 +53,7 @@ impl Targets {
     ///
     /// # Errors
     /// With exit code 2, when the words are of no such form.
-    pub fn parse(words: &[String]) -> Result<Targets, CliError> {
+    pub(super) fn parse(words: &[String]) -> Result<Targets, CliError> {
         let Some(first) = words.first() else {
             return Err(CliError::usage("name what to look at")
                 .hint("for example: vms, images, all, vm web, vm/web image/debian"));
@@ -89,7 +89,7 @@ fn kind(text: &str) -> Result<Kind, CliError> {
 ///
 /// # Errors
 /// With exit code 2, when another kind is named.
-pub fn vm_name(word: &str) -> Result<&str, CliError> {
+pub(super) fn vm_name(word: &str) -> Result<&str, CliError> {
     match word.split_once('/') {
         None => Ok(word),
         Some((kind_name, name)) if kind(kind_name)? == Kind::Vm => Ok(name),
@@ -98,7 +98,7 @@ pub fn vm_name(word: &str) -> Result<&str, CliError> {
 }
 
 /// The path of a list.
-pub fn list_path(kind: Kind, namespace: Option<&str>) -> String {
+pub(super) fn list_path(kind: Kind, namespace: Option<&str>) -> String {
     match namespace {
         Some(namespace) => format!("/apis/{API_VERSION}/namespaces/{}/{}", escape(namespace), kind.plural()),
         None => format!("/apis/{API_VERSION}/{}", kind.plural()),
@@ -106,6 +106,6 @@ pub fn list_path(kind: Kind, namespace: Option<&str>) -> String {
 }
 
 /// The path of an object.
-pub fn object_path(kind: Kind, namespace: &str, name: &str) -> String {
+pub(super) fn object_path(kind: Kind, namespace: &str, name: &str) -> String {
     format!("{}/{}", list_path(kind, Some(namespace)), escape(name))
 }

@@ -9,7 +9,7 @@ use crate::api::channel::TerminalSize;
 /// A terminal in raw mode: each key goes to the guest at once, and nothing is echoed here. Dropping
 /// it restores the terminal.
 #[must_use = "dropping it ends raw mode"]
-pub struct RawMode {
+pub(super) struct RawMode {
     stdin: Stdin,
     before: Termios,
 }
@@ -19,7 +19,7 @@ impl RawMode {
     ///
     /// # Errors
     /// When stdin is not a terminal.
-    pub fn enter() -> io::Result<Self> {
+    pub(super) fn enter() -> io::Result<Self> {
         let stdin = io::stdin();
         let before = tcgetattr(&stdin)?;
         let mut raw = before.clone();
@@ -37,7 +37,7 @@ impl Drop for RawMode {
 }
 
 /// The size of the terminal, if stdin is one.
-pub fn size() -> Option<TerminalSize> {
+pub(super) fn size() -> Option<TerminalSize> {
     let size = tcgetwinsize(io::stdin()).ok()?;
     Some(TerminalSize { width: size.ws_col, height: size.ws_row })
 }

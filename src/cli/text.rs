@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 /// The text without characters that a terminal acts upon: messages may carry what a guest or a
 /// registry wrote.
-pub fn printable(text: &str) -> Cow<'_, str> {
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return Cow::Borrowed(text);
     }

@@ -15,7 +15,7 @@ use crate::object::ObjectKey;
 ///
 /// Every error is shown with its place. Exits with 1 if there is one.
 #[derive(Args, Debug)]
-pub struct Validate {
+pub(super) struct Validate {
     /// Files, and folders that are searched as the daemon does
     #[arg(required = true, value_name = "FILE|DIR")]
     paths: Vec<PathBuf>,
@@ -42,7 +42,7 @@ struct Report {
 
 impl Validate {
     /// Runs the verb.
-    pub fn run(self) -> Outcome {
+    pub(super) fn run(self) -> Outcome {
         let mut report = Report::default();
         for path in &self.paths {
             if path.is_dir() { report.folder(path) } else { report.file(path) }
@@ -147,7 +147,7 @@ impl Report {
 /// A file's bytes, one more than allowed at most: the decoder then says that it is too long.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE_SIZE as u64 + 1).read_to_end(&mut bytes)?;
+    std::fs::File::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

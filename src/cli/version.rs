@@ -10,11 +10,11 @@ use crate::api::types::VersionInfo;
 
 /// Show the versions of this program and of the daemon
 #[derive(Args, Debug)]
-pub struct Version {}
+pub(super) struct Version {}
 
 impl Version {
     /// Runs the verb. A daemon that does not run is no failure.
-    pub async fn run(self, client: &Client) -> Outcome {
+    pub(super) async fn run(self, client: &Client) -> Outcome {
         let mut out = std::io::stdout();
         writeln!(out, "vmlet:  v{}", env!("CARGO_PKG_VERSION"))?;
         match client.get::<VersionInfo>("/version", JSON).await {

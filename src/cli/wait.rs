@@ -30,7 +30,7 @@ use crate::object::{Kind, ObjectKey};
 ///   vmlet wait --for delete vm/web
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
-pub struct Wait {
+pub(super) struct Wait {
     /// KIND NAME…, KIND/NAME…, or KIND with --all or -l
     #[arg(required = true)]
     targets: Vec<String>,
@@ -80,7 +80,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 impl Wait {
     /// Runs the verb.
-    pub async fn run(self, client: &Client) -> Outcome {
+    pub(super) async fn run(self, client: &Client) -> Outcome {
         let targets = Targets::parse(&self.targets)?;
         let select = self.all || !self.scope.selector.is_empty();
         let (kinds, named) = match targets {
@@ -154,16 +154,25 @@ impl Waiting {
         (self.named, self.any) = (true, true);
     }
 
-    async fn until_done(&mut self, mut feeds: impl futures_util::Stream<Item = (Kind, Result<News, CliError>)> + Unpin) -> Outcome {
+    async fn until_done(
+        &mut self,
+        mut feeds: impl futures_util::Stream<Item = (Kind, Result<News, CliError>)> + Unpin,
+    ) -> Outcome {
         while !(self.unlisted.is_empty() && self.pending.is_empty()) {
             let Some((kind, news)) = feeds.next().await else { break };
             match news? {
-                News::Listed(list) => self.listed(kind, list["items"].as_array().map(Vec::as_slice).unwrap_or_default())?,
+                News::Listed(list) => {
+                    self.listed(kind, list["items"].as_array().map(Vec::as_slice).unwrap_or_default())?
+                }
                 News::Changed(WatchKind::Deleted, object) => self.gone(&key_of(kind, &object))?,
                 News::Changed(_, object) => self.seen(&key_of(kind, &object), &object)?,
             }
         }
-        if self.any || self.goal == Goal::Delete { Ok(()) } else { Err(CliError::new("no matching objects found")) }
+        if self.any || self.goal == Goal::Delete {
+            Ok(())
+        } else {
+            Err(CliError::new("no matching objects found"))
+        }
     }
 
     fn listed(&mut self, kind: Kind, items: &[Value]) -> Outcome {
@@ -239,7 +248,9 @@ impl Waiting {
 
     fn timed_out(&self, targets: &[String]) -> CliError {
         let what = match &self.goal {
-            Goal::Condition { name, status } if status.eq_ignore_ascii_case("true") => format!("is not {name}"),
+            Goal::Condition { name, status } if status.eq_ignore_ascii_case("true") => {
+                format!("is not {name}")
+            }
             Goal::Condition { name, status } => format!("has no condition {name}={status}"),
             Goal::Delete => "is still there".to_owned(),
         };
@@ -260,7 +271,8 @@ fn key_of(kind: Kind, object: &Value) -> ObjectKey {
 /// Whether the object has the condition, and for its present generation.
 fn holds(object: &Value, name: &str, status: &str) -> bool {
     let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let named = |condition: &&Value| condition["type"].as_str().is_some_and(|kind| kind.eq_ignore_ascii_case(name));
+    let named =
+        |condition: &&Value| condition["type"].as_str().is_some_and(|kind| kind.eq_ignore_ascii_case(name));
     let Some(condition) = conditions.iter().find(named) else { return false };
     let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
     let observed = condition["observedGeneration"].as_i64();
