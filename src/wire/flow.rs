@@ -76,4 +76,8 @@ impl Receiving {
     pub fn grant(&mut self, amount: u32) {
         self.left = self.left.saturating_add(amount).min(WINDOW);
     }
+    /// Everything was consumed: the credit that is due for it, which is thereby granted.
+    pub fn settle(&mut self) -> u32 {
+        WINDOW - std::mem::replace(&mut self.left, WINDOW)
+    }
 }

@@ -73,7 +73,7 @@ pub enum GuestMessage {
         code: i32,
     },
     /// The following output of the log starts at `offset`: later than asked or than what was sent last if
-    /// the ring no longer had it.
+    /// the ring no longer had it. It costs credit like an empty data frame.
     LogsFrom {
         /// In bytes of output since the guest's boot.
         offset: u64,
