@@ -168,11 +168,18 @@ impl Checker<'_> {
     }
 
     fn object(&mut self, map: &Map<String, Value>, fields: &[Field], path: &str) {
+        let mut meant = Vec::new();
         for name in map.keys().filter(|name| fields.iter().all(|field| field.name != **name)) {
+            if self.findings.len() >= MAX_FINDINGS {
+                return;
+            }
             let path = join(path, name);
             let known = fields.iter().map(|field| field.name.as_str());
             let hint = match similar(name, known.clone()) {
-                Some(known) => format!("did you mean `{known}`?"),
+                Some(known) => {
+                    meant.push(known);
+                    format!("did you mean `{known}`?")
+                }
                 None => format!("known fields: {}", known.collect::<Vec<_>>().join(", ")),
             };
             let message = format!("{} is not a field of {}", shorten(&path), self.kind);
@@ -182,7 +189,7 @@ impl Checker<'_> {
             let path = join(path, &field.name);
             match map.get(&field.name) {
                 Some(value) => self.check(value, &field.shape, &path),
-                None if field.required => {
+                None if field.required && !meant.contains(&field.name.as_str()) => {
                     let hint = first_sentence(&field.shape.description).to_owned();
                     self.add(&path, true, format!("{path} is missing"), (!hint.is_empty()).then_some(hint));
                 }

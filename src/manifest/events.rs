@@ -16,9 +16,9 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// The place of a byte of a text.
+    /// The place of a character of a text, by its offset in bytes.
     pub(super) fn of_offset(text: &str, offset: usize) -> Mark {
-        let before = &text[..text.floor_char_boundary(offset)];
+        let before = text.get(..offset).unwrap_or(text);
         let lines = lines(before);
         let column = lines.last().map_or(0, |line| line.chars().count());
         Mark { line: lines.len() as u32, column: column as u32 + 1 }
@@ -74,6 +74,8 @@ pub(super) struct Located {
 #[derive(Debug)]
 pub(super) struct SyntaxError {
     pub message: String,
+    /// The line of the construct that the error is in, if that is another one.
+    pub since: Option<u32>,
     pub at: Mark,
 }
 
@@ -129,6 +131,7 @@ impl<'text> Events<'text> {
         // SAFETY: libyaml's messages are static C strings or null.
         let (problem, context) = unsafe { (text_of(self.parser.problem), text_of(self.parser.context)) };
         let problem = problem.unwrap_or_else(|| "not valid YAML".to_owned());
+        let has_context = context.is_some();
         let message = match context {
             Some(context) => format!("{problem} {context}"),
             None => problem,
@@ -139,7 +142,8 @@ impl<'text> Events<'text> {
         } else {
             mark(self.parser.problem_mark)
         };
-        SyntaxError { message, at }
+        let since = mark(self.parser.context_mark).line;
+        SyntaxError { message, at, since: (has_context && since != at.line).then_some(since) }
     }
 }
 

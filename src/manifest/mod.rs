@@ -1,9 +1,12 @@
 //! Manifests: files in, declared objects and diagnostics out.
 
 mod check;
+mod crd;
 mod decode;
+mod desired;
 mod diagnostic;
 mod events;
+mod reference;
 mod scan;
 mod shape;
 mod source;
@@ -15,8 +18,11 @@ mod watcher;
 mod tests;
 
 pub use check::{Finding, object_from_value};
+pub use crd::{crd, schema};
 pub use decode::{Decoded, Located, MAX_FILE_SIZE, decode};
+pub use desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
 pub use diagnostic::Diagnostic;
+pub use reference::reference;
 pub use scan::Limits;
-pub use source::{DirectorySource, FileState, Settings, Snapshot};
+pub use source::{Broken, DirectorySource, FileState, Settings, Snapshot};
 pub use stability::Patience;

@@ -41,9 +41,31 @@ pub enum FileState {
     /// Its objects.
     Good(Arc<Vec<Located>>),
     /// It has errors; its objects stay as they last were.
-    Broken(Arc<Vec<Diagnostic>>),
+    Broken(Arc<Broken>),
     /// It is being written or cannot be read now; its objects stay as they last were.
     Unsettled,
+}
+
+/// A file that is not used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Broken {
+    /// Why: at least one.
+    pub diagnostics: Vec<Diagnostic>,
+    /// What could be read of it.
+    text: String,
+}
+
+impl Broken {
+    /// A file with this text.
+    pub fn new(diagnostics: Vec<Diagnostic>, text: &[u8]) -> Self {
+        Broken { diagnostics, text: String::from_utf8_lossy(text).into_owned() }
+    }
+
+    /// Whether the file may mean to declare an object of this name: the name stands in it as a word.
+    pub fn mentions(&self, name: &str) -> bool {
+        let word = |char: char| char.is_ascii_alphanumeric() || char == '-';
+        self.text.split(|char| !word(char)).any(|found| found == name)
+    }
 }
 
 /// When to look, how long to wait, how much to take in.
@@ -150,13 +172,14 @@ fn publish(out: &watch::Sender<Arc<Snapshot>>, snapshot: Snapshot) {
 
 /// Returns when it is time to look again.
 async fn next_look(settings: &Settings, again: Again, start: Instant, wake: &Notify) {
+    // A folder in constant motion costs a bounded share of one core.
+    let share = start.elapsed() * 4;
     let pause = match again {
         Again::AtOnce => return,
-        Again::Soon => settings.patience.settle.max(Duration::from_millis(10)),
+        Again::Soon => settings.patience.settle.max(GATHER).max(share),
         Again::Later => settings.rescan,
     };
-    // A folder in constant motion costs a bounded share of one core.
-    let spacing = settings.debounce.max(start.elapsed() * 4);
+    let spacing = settings.debounce.max(share);
     tokio::select! {
         () = sleep(pause) => {}
         () = wake.notified() => {
@@ -265,7 +288,7 @@ impl Visitor for Pass<'_> {
             Sight::Refused(message) => {
                 self.memory.files.remove(&path);
                 let diagnostic = Diagnostic::of_file(self.memory.root.join(&path), &message);
-                Some(FileState::Broken(Arc::new(vec![diagnostic])))
+                Some(FileState::Broken(Arc::new(Broken::new(vec![diagnostic], &[]))))
             }
         };
         self.seen.insert(path, state.unwrap_or(FileState::Unsettled));
@@ -294,6 +317,6 @@ fn state_of(path: &Path, bytes: &[u8]) -> FileState {
     if decoded.diagnostics.is_empty() {
         FileState::Good(Arc::new(decoded.objects))
     } else {
-        FileState::Broken(Arc::new(decoded.diagnostics))
+        FileState::Broken(Arc::new(Broken::new(decoded.diagnostics, bytes)))
     }
 }

@@ -114,12 +114,16 @@ struct Reader<'text> {
 
 impl Reader<'_> {
     fn next(&mut self) -> Result<Located, Trouble> {
-        self.events.next().map_err(|SyntaxError { message, at }| {
+        self.events.next().map_err(|SyntaxError { message, at, since }| {
             let span = Span { line: at.line, column: at.column, width: 1 };
-            let tab = message.contains("cannot start any token");
-            let hint =
-                if tab { "indent with spaces, not tabs; quote text that starts with @, ` or %" } else { "" };
-            Trouble { syntax: true, ..Trouble::new(span, format!("not valid YAML: {message}"), hint) }
+            let hint = match since {
+                _ if message.contains("cannot start any token") => {
+                    "indent with spaces, not tabs; quote text that starts with @, ` or %".to_owned()
+                }
+                Some(line) => format!("it starts in line {line}"),
+                None => String::new(),
+            };
+            Trouble { syntax: true, ..Trouble::new(span, format!("not valid YAML: {message}"), &hint) }
         })
     }
 

@@ -71,11 +71,14 @@ impl fmt::Display for FieldChange {
     }
 }
 
+/// What a change of a top-level field of a VM's spec does.
+pub fn vm_effect(field: &str) -> Effect {
+    VM_EFFECTS.iter().find(|(name, _)| *name == field).map_or(Effect::Recreate, |(_, effect)| *effect)
+}
+
 /// The fields in which two VM specs differ.
 pub fn vm_changes(old: &VmSpec, new: &VmSpec) -> Vec<FieldChange> {
-    changes(&to_value(old), &to_value(new), |field| {
-        VM_EFFECTS.iter().find(|(name, _)| *name == field).map_or(Effect::Recreate, |(_, effect)| *effect)
-    })
+    changes(&to_value(old), &to_value(new), vm_effect)
 }
 
 /// The fields in which two image specs differ. An image's fields never touch what runs by

@@ -13,7 +13,7 @@ mod vm;
 #[cfg(test)]
 mod tests;
 
-pub use change::{Effect, FieldChange, image_changes, strongest, vm_changes};
+pub use change::{Effect, FieldChange, image_changes, strongest, vm_changes, vm_effect};
 pub use condition::{Condition, ConditionStatus, set_condition};
 pub use image::{DiskStatus, Image, ImageSource, ImageSpec, ImageStatus, OciSource};
 pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};

@@ -1,0 +1,124 @@
+//! The reference page `docs/manifests.md`: made of the API types, so that it cannot lag behind them.
+
+use std::fmt::Write;
+
+use super::shape::{self, Form, Shape};
+use crate::object::{Effect, Kind, vm_effect};
+
+const INTRODUCTION: &str = include_str!("reference.md");
+
+/// The text of `docs/manifests.md`.
+pub fn reference() -> String {
+    let mut page = INTRODUCTION.to_owned();
+    for kind in [Kind::Vm, Kind::Image] {
+        let shape = shape::of(kind);
+        let part = |name| shape.field(name).expect("objects have metadata, spec and status");
+        write!(page, "\n## {kind}\n\n").expect("strings take everything");
+        page.push_str("| field | type | default | an edit | meaning |\n| --- | --- | --- | --- | --- |\n");
+        spec_rows(&mut page, kind, part("spec"), "spec", None);
+        write!(page, "\n### {kind} status\n\nWritten by vmlet, ignored in manifests.\n\n")
+            .expect("strings take everything");
+        page.push_str("| field | type | meaning |\n| --- | --- | --- |\n");
+        status_rows(&mut page, part("status"), "status");
+    }
+    page.push_str("\n## Metadata\n\n| field | type | default | meaning |\n| --- | --- | --- | --- |\n");
+    metadata_rows(&mut page);
+    page
+}
+
+/// One row a field, nested ones below theirs.
+fn spec_rows(page: &mut String, kind: Kind, shape: &Shape, path: &str, effect: Option<Effect>) {
+    for field in fields_of(shape) {
+        let path = format!("{path}.{}", field.name);
+        let effect = effect.unwrap_or_else(|| effect_of(kind, &field.name));
+        let default = if field.required { "required".to_owned() } else { default_of(&field.shape) };
+        row(
+            page,
+            &[
+                &format!("`{path}`"),
+                &type_of(&field.shape),
+                &default,
+                &effect.to_string(),
+                &meaning(&field.shape),
+            ],
+        );
+        spec_rows(page, kind, &field.shape, &nested(&path, &field.shape), Some(effect));
+    }
+}
+
+/// As `vm_changes` and `image_changes` have it.
+fn effect_of(kind: Kind, field: &str) -> Effect {
+    match kind {
+        Kind::Vm => vm_effect(field),
+        Kind::Image => Effect::Live,
+    }
+}
+
+fn status_rows(page: &mut String, shape: &Shape, path: &str) {
+    for field in fields_of(shape) {
+        let path = format!("{path}.{}", field.name);
+        row(page, &[&format!("`{path}`"), &type_of(&field.shape), &meaning(&field.shape)]);
+        status_rows(page, &field.shape, &nested(&path, &field.shape));
+    }
+}
+
+fn metadata_rows(page: &mut String) {
+    let metadata = shape::of(Kind::Vm).field("metadata").expect("objects have metadata");
+    for field in metadata.fields() {
+        let default = if field.required { "required".to_owned() } else { default_of(&field.shape) };
+        let name = format!("`metadata.{}`", field.name);
+        row(page, &[&name, &type_of(&field.shape), &default, &meaning(&field.shape)]);
+    }
+}
+
+fn row(page: &mut String, cells: &[&str]) {
+    let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+    writeln!(page, "| {} |", cells.join(" | ")).expect("strings take everything");
+}
+
+/// The fields of an object, or of a list's objects.
+fn fields_of(shape: &Shape) -> &[shape::Field] {
+    match &shape.form {
+        Form::List(inner) => inner.fields(),
+        _ => shape.fields(),
+    }
+}
+
+fn nested(path: &str, shape: &Shape) -> String {
+    if matches!(shape.form, Form::List(_)) { format!("{path}[]") } else { path.to_owned() }
+}
+
+fn type_of(shape: &Shape) -> String {
+    match &shape.form {
+        Form::Object(_) => "fields".to_owned(),
+        Form::List(inner) => format!("list of {}", type_of(inner)),
+        Form::Map(inner) => format!("names to {}", type_of(inner)),
+        Form::Text => "text".to_owned(),
+        Form::Ipv4 => "IPv4 address".to_owned(),
+        Form::Integer { .. } => "number".to_owned(),
+        Form::Quantity => "bytes".to_owned(),
+        Form::Boolean => "true or false".to_owned(),
+        Form::Choice(_) => "word".to_owned(),
+    }
+}
+
+fn default_of(shape: &Shape) -> String {
+    match &shape.default {
+        None => String::new(),
+        // The fields' own defaults say the same.
+        Some(_) if matches!(shape.form, Form::Object(_)) => String::new(),
+        Some(serde_json::Value::String(text)) if text.is_empty() => "empty".to_owned(),
+        Some(serde_json::Value::String(text)) => format!("`{text}`"),
+        Some(other) => format!("`{other}`"),
+    }
+}
+
+fn meaning(shape: &Shape) -> String {
+    let mut text = shape.description.clone();
+    if let Form::Choice(words) = &shape.form {
+        for word in words {
+            write!(text, " `{}`: {}", word.word, word.description).expect("strings take everything");
+        }
+    }
+    text
+}

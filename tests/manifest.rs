@@ -1,0 +1,56 @@
+//! Manifests from the outside: the reference page, the schemas, and a watched folder on a real filesystem.
+
+#[path = "manifest/folder.rs"]
+mod folder;
+
+use std::path::Path;
+
+use vmlet::manifest;
+use vmlet::object::Kind;
+
+#[test]
+fn the_reference_page_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/manifests.md");
+    let wanted = manifest::reference();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, &wanted).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == wanted,
+        "docs/manifests.md is out of date; run UPDATE_DOCS=1 cargo test --test manifest and commit it"
+    );
+}
+
+/// Kubernetes' rules for structural schemas, as far as these types can break them.
+#[test]
+fn crds_are_structural() {
+    for kind in Kind::ALL {
+        let crd = manifest::crd(kind);
+        let version = &crd["spec"]["versions"][0];
+        assert_eq!(crd["metadata"]["name"], format!("{}.vmlet.dev", kind.plural()));
+        assert!(version["subresources"]["status"].is_object());
+        check_structural(&version["schema"]["openAPIV3Schema"], "");
+    }
+}
+
+fn check_structural(schema: &serde_json::Value, path: &str) {
+    let object = schema.as_object().unwrap();
+    for forbidden in ["$ref", "oneOf", "const", "allOf", "not"] {
+        assert!(!object.contains_key(forbidden), "{path} has {forbidden}");
+    }
+    let typed = object.get("type").is_some_and(|kind| kind.is_string());
+    let either = object.get("x-kubernetes-int-or-string").is_some();
+    assert!(typed != either, "{path} has no single type: {schema}");
+    if either {
+        assert_eq!(schema["anyOf"], serde_json::json!([{"type": "integer"}, {"type": "string"}]));
+    }
+    for (name, inner) in object.get("properties").and_then(|all| all.as_object()).into_iter().flatten() {
+        check_structural(inner, &format!("{path}.{name}"));
+    }
+    for inner in ["items", "additionalProperties"] {
+        if let Some(inner) = object.get(inner) {
+            check_structural(inner, &format!("{path}[]"));
+        }
+    }
+}
