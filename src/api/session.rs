@@ -5,6 +5,7 @@
 //! the server, whichever is first, and the command does not outlive it.
 
 use std::io;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::Json;
@@ -17,6 +18,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::UnixStream;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Api;
@@ -27,13 +29,15 @@ use super::request::Params;
 use super::resources::Place;
 use super::stall::Patience;
 use super::types::Status;
-use crate::agent::{Agent, ExecInput, ExecOutput, ExecOutputs, ExecRequest, TtySize};
+use crate::agent::{Agent, ExecInput, ExecOutput, ExecOutputs, ExecRequest, ExecSession, TtySize};
 use crate::object::{Kind, ObjectKey};
 
 /// The socket of a VM's console, in its folder.
 const CONSOLE_SOCKET: &str = "console.sock";
 /// The longest command with its arguments, in bytes.
 const MAX_COMMAND: usize = 64 << 10;
+/// How soon a client that is gone is noticed.
+const PING_PERIOD: Duration = Duration::from_secs(10);
 /// How much of a console is read at once, in bytes.
 const BLOCK: usize = 8 << 10;
 
@@ -70,8 +74,8 @@ pub(super) async fn exec(
     let upgrade = upgrade.map_err(|error| ApiError::bad_request(error.to_string()))?;
     let session = agent(&api, &key)?.exec(request).await;
     let session = session.map_err(|error| ApiError::unavailable(format!("{key}: {error}")))?;
-    let (input, output) = session.split();
-    Ok(upgraded(upgrade, patience, api.cancel, input, output))
+    let ExecSession { input, output } = session;
+    Ok(upgraded(upgrade, patience, api.cancel, ProcessInput(Some(input)), output))
 }
 
 fn exec_request(params: &Params) -> Result<ExecRequest, ApiError> {
@@ -132,19 +136,23 @@ fn upgraded(
     )
 }
 
-/// Sends the output to its end, then says goodbye.
+/// Sends the output to its end, then says goodbye. A client that is gone is noticed even while there
+/// is no output and its input waits for the process.
 async fn send(mut socket: SplitSink<WebSocket, Message>, mut output: impl Output) {
-    loop {
-        let frame = output.next().await;
-        let last = matches!(frame, Frame::Ended(_));
-        if socket.send(Message::Binary(frame.encode())).await.is_err() {
-            return;
-        }
-        if last {
-            let _ = socket.send(Message::Close(None)).await;
+    let mut last = false;
+    while !last {
+        let message = tokio::select! {
+            frame = output.next() => {
+                last = matches!(frame, Frame::Ended(_));
+                Message::Binary(frame.encode())
+            }
+            () = sleep(PING_PERIOD) => Message::Ping(Bytes::new()),
+        };
+        if socket.send(message).await.is_err() {
             return;
         }
     }
+    let _ = socket.send(Message::Close(None)).await;
 }
 
 /// Hands the client's frames on; ends when the client goes or breaks the protocol.
@@ -167,13 +175,20 @@ async fn receive(mut socket: SplitStream<WebSocket>, mut input: impl Input) {
     }
 }
 
-impl Input for ExecInput {
+/// A process's input, until it is closed.
+struct ProcessInput(Option<ExecInput>);
+
+impl Input for ProcessInput {
     async fn take(&mut self, frame: Frame) -> io::Result<()> {
+        let Some(input) = &self.0 else { return Ok(()) };
         let taken = match frame {
-            Frame::Stdin(data) => self.write(data).await,
-            Frame::StdinClosed => self.close().await,
+            Frame::Stdin(data) => input.send(data).await,
             Frame::Resize(TerminalSize { width, height }) => {
-                self.resize(TtySize { rows: height, cols: width }).await
+                input.resize(TtySize { rows: height, cols: width })
+            }
+            Frame::StdinClosed => {
+                self.0 = None;
+                Ok(())
             }
             Frame::Stdout(_) | Frame::Stderr(_) | Frame::Ended(_) => Ok(()),
         };
@@ -183,7 +198,7 @@ impl Input for ExecInput {
 
 impl Output for ExecOutputs {
     async fn next(&mut self) -> Frame {
-        match ExecOutputs::next(self).await {
+        match self.recv().await {
             Some(ExecOutput::Stdout(data)) => Frame::Stdout(data),
             Some(ExecOutput::Stderr(data)) => Frame::Stderr(data),
             Some(ExecOutput::Exit(code)) => Frame::Ended(Box::new(Status::of_exit(code))),

@@ -100,7 +100,11 @@ impl Report {
             match state {
                 FileState::Good(objects) => self.declare(&path, &objects),
                 FileState::Broken(found) => {
-                    let whole = found.iter().cloned().map(|found| Diagnostic { path: path.clone(), ..found });
+                    let whole = found
+                        .diagnostics
+                        .iter()
+                        .cloned()
+                        .map(|found| Diagnostic { path: path.clone(), ..found });
                     self.diagnostics.extend(whole);
                 }
                 FileState::Unsettled => {
