@@ -21,7 +21,7 @@ use crate::boot;
 use crate::config::{AcceleratorChoice, NetworkChoice, Settings};
 use crate::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use crate::image::{self, ImageStore};
-use crate::manifest::{DirectorySource, MassDeleteSettings, Snapshot, SourceSettings, keep};
+use crate::manifest::{self, DirectorySource, MassDeleteSettings, Snapshot, keep};
 use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
 use crate::object::{Kind, Quantity, Uid};
 use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Parts};
@@ -31,7 +31,8 @@ use crate::store::{Capacity, Record, Store, StoreSettings};
 /// many others is slow.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 /// How waits after failures grow.
-const BACKOFF: BackoffPolicy = BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
+const BACKOFF: BackoffPolicy =
+    BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
 /// A workload's log file, in bytes; one old file of the same size is kept.
 const LOG_LIMIT: u64 = 10 << 20;
 
@@ -42,7 +43,8 @@ const LOG_LIMIT: u64 = 10 << 20;
 pub async fn run(settings: Settings) -> Result<()> {
     let folders = Folders::make(&settings.state)?;
     let store_dir = folders.store.clone();
-    let store = tokio::task::spawn_blocking(move || Store::open(&store_dir, StoreSettings::default())).await??;
+    let store =
+        tokio::task::spawn_blocking(move || Store::open(&store_dir, StoreSettings::default())).await??;
     let listener = api::bind(&settings.socket).await?;
     let host = host_network(&settings).await?;
     let engine = engine(&settings, &folders, &store, host.clone()).await?;
@@ -103,7 +105,9 @@ impl Folders {
         {
             std::fs::create_dir_all(folder)
                 .and_then(|()| std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)))
-                .with_context(|| format!("the folder {} cannot be made; choose another with --state", folder.display()))?;
+                .with_context(|| {
+                    format!("the folder {} cannot be made; choose another with --state", folder.display())
+                })?;
         }
         Ok(folders)
     }
@@ -131,7 +135,8 @@ async fn engine(
     store: &Store,
     host: Option<Arc<HostNetwork>>,
 ) -> Result<Engine> {
-    let images = image::Settings { plain_http: settings.insecure_registry.clone(), ..image::Settings::default() };
+    let images =
+        image::Settings { plain_http: settings.insecure_registry.clone(), ..image::Settings::default() };
     let images = ImageStore::open(&folders.state, images)?;
     let driver = driver(settings, folders).await?;
     if let Some(host) = &host {
@@ -165,7 +170,8 @@ async fn driver(settings: &Settings, folders: &Folders) -> Result<QemuDriver> {
         modules: settings.modules.clone(),
         cache: folders.boot.clone(),
     };
-    let files = tokio::task::spawn_blocking(move || boot::prepare(&files, crate::guest_image::GUEST)).await??;
+    let files =
+        tokio::task::spawn_blocking(move || boot::prepare(&files, crate::guest_image::GUEST)).await??;
     let mut qemu = QemuSettings {
         accelerator: match settings.accelerator {
             AcceleratorChoice::Auto => AcceleratorSetting::Auto,
@@ -191,8 +197,11 @@ fn capacity(settings: &Settings, state: &Path) -> Result<Capacity> {
         let disk = rustix::fs::statvfs(state)?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     };
-    let memory = settings.memory_capacity.map_or_else(|| host().map(|all| Quantity::bytes(all / 10 * 9)), Ok)?;
-    let disk = settings.disk_capacity.map_or_else(|| free().map(|free| Quantity::bytes(free.saturating_mul(10))), Ok)?;
+    let memory =
+        settings.memory_capacity.map_or_else(|| host().map(|all| Quantity::bytes(all / 10 * 9)), Ok)?;
+    let disk = settings
+        .disk_capacity
+        .map_or_else(|| free().map(|free| Quantity::bytes(free.saturating_mul(10))), Ok)?;
     Ok(Capacity { memory, disk })
 }
 
@@ -217,7 +226,7 @@ fn watch_manifests(settings: &Settings, store: &Store, tasks: &TaskTracker, canc
     let root = std::path::absolute(&settings.manifests).unwrap_or_else(|_| settings.manifests.clone());
     let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
     let guard = MassDeleteSettings { percent: settings.mass_delete_percent, ..MassDeleteSettings::default() };
-    let source = DirectorySource::new(root.clone(), SourceSettings::default());
+    let source = DirectorySource::new(root.clone(), manifest::Settings::default());
     tasks.spawn(source.run(sender, cancel.clone()));
     let (store, cancel) = (store.clone(), cancel.clone());
     tasks.spawn(async move { keep(store, &root, snapshots, guard, cancel).await });

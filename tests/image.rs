@@ -1,4 +1,5 @@
 //! Images from a real registry, as they come out in the base disk.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod common;
 

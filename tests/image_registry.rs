@@ -1,4 +1,5 @@
 //! Pulling from a registry that fails, lies and stalls.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod common;
 

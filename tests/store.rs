@@ -1,4 +1,5 @@
 //! The store on a real disk: crashes, damage, restores, full disks, contention.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -9,6 +9,7 @@ use super::error::{CliError, Outcome};
 use super::output;
 use crate::config;
 use crate::doctor::{Examination, Finding, Status, examine};
+use crate::hypervisor::qemu::{Accelerator, AcceleratorSetting, QemuSettings, choose_accelerator};
 
 /// Look at this host: what VMs need, what is missing, what to do
 ///
@@ -72,12 +73,14 @@ fn print(out: &mut impl Write, finding: &Finding) -> std::io::Result<()> {
 }
 
 /// Whether there is a /dev/kvm that opens. Whether it works is for the hypervisor's self-test.
+/// What runs guest code here: found out by running some.
 async fn accelerator() -> Finding {
-    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => Finding::ok("accelerator", "/dev/kvm opens"),
-        Err(error) => Finding::warn(
+    let helper = QemuSettings::default().helper;
+    match choose_accelerator(AcceleratorSetting::Auto, &helper).await {
+        Accelerator::Kvm => Finding::ok("accelerator", "KVM executes guest code"),
+        Accelerator::Tcg { why } => Finding::warn(
             "accelerator",
-            format!("/dev/kvm: {error}; VMs run by translation (TCG), many times slower"),
+            format!("{why}; VMs run by translation (TCG), many times slower"),
             "enable virtualisation in the firmware or the cloud's settings, then `modprobe kvm`",
         ),
     }

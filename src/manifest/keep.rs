@@ -99,7 +99,7 @@ impl Keeper {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
-                    self.declare(object, origin, take_over).await?;
+                    self.declare(*object, origin, take_over).await?;
                 }
                 Change::Undeclare(key) => self.undeclare(&key).await?,
                 Change::Problem { key, problem } => self.problem(&key, problem).await?,
@@ -120,11 +120,14 @@ impl Keeper {
             Ok(Declared::Created { .. }) => self.event(&key, "Declared", &format!("declared at {place}")),
             Ok(Declared::Updated { changes, .. }) => {
                 let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
-                let effect = strongest(&changes).map_or_else(String::new, |effect| format!("; effect: {effect}"));
+                let effect =
+                    strongest(&changes).map_or_else(String::new, |effect| format!("; effect: {effect}"));
                 self.event(&key, "SpecChanged", &format!("{}{effect}", shown.join(", ")));
             }
             Ok(Declared::MetadataUpdated | Declared::Unchanged) => {}
-            Err(error @ DeclareError::Conflict { .. }) => self.warn(Some(&key), "Conflict", &error.to_string()),
+            Err(error @ DeclareError::Conflict { .. }) => {
+                self.warn(Some(&key), "Conflict", &error.to_string())
+            }
             // Declared again when it is gone: that is a change this loop waits for.
             Err(DeclareError::Terminating) => {}
             Err(DeclareError::Store(error)) => return Err(error),

@@ -93,7 +93,11 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub async fn lose_disk(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.engine().commit(|state| Ok(state.lose_disk(digest))).await
+        let lose = |state: &mut State| {
+            state.lose_disk(digest);
+            Ok(())
+        };
+        self.engine().commit(lose).await
     }
 }
 

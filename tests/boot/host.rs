@@ -56,7 +56,8 @@ impl Host {
     pub async fn start_daemon(&mut self) {
         // One process runs all tests of this file; the process number tells runs apart.
         let (run, number) = (std::process::id() % 60, self.number);
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).unwrap();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).unwrap();
         let daemon = Command::new(env!("CARGO_BIN_EXE_vmlet"))
             .args(["--socket", &self.text("api.sock"), "-v", "daemon"])
             .args(["--manifests", &self.text("manifests"), "--state", &self.text("state")])
@@ -106,7 +107,8 @@ impl Host {
 
     /// Writes a manifest as editors do: beside, then over.
     pub fn write(&self, name: &str, objects: &[Value]) {
-        let text: Vec<String> = objects.iter().map(|object| serde_json::to_string_pretty(object).unwrap()).collect();
+        let text: Vec<String> =
+            objects.iter().map(|object| serde_json::to_string_pretty(object).unwrap()).collect();
         self.write_text(name, &text.join("\n---\n"));
     }
 
@@ -144,7 +146,11 @@ impl Host {
     }
 
     pub async fn get(&self, plural: &str, name: &str) -> Value {
-        self.list(plural).await.into_iter().find(|item| item["metadata"]["name"] == name).unwrap_or(Value::Null)
+        self.list(plural)
+            .await
+            .into_iter()
+            .find(|item| item["metadata"]["name"] == name)
+            .unwrap_or(Value::Null)
     }
 
     /// Waits, by watching, until an object is as wanted, and returns it. Null stands for its absence.
@@ -176,7 +182,8 @@ impl Host {
                 while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                     let line: Vec<u8> = text.drain(..=end).collect();
                     let change: Value = serde_json::from_slice(&line).unwrap();
-                    let object = if change["type"] == "DELETED" { Value::Null } else { change["object"].clone() };
+                    let object =
+                        if change["type"] == "DELETED" { Value::Null } else { change["object"].clone() };
                     if change["object"]["metadata"]["name"] == name && wanted(&object) {
                         return object;
                     }
@@ -195,7 +202,12 @@ impl Host {
         let url = format!("http://vmlet/api/v1/events?fieldSelector=involvedObject.name%3D{name}");
         let list: Value = self.client.get(url).send().await.unwrap().json().await.unwrap();
         let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
-        list["items"].as_array().unwrap().iter().map(|event| (text(event, "reason"), text(event, "message"))).collect()
+        list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| (text(event, "reason"), text(event, "message")))
+            .collect()
     }
 
     /// Everything of this host's that a VM or an image leaves on disk, bar the daemon's own files.
@@ -224,7 +236,10 @@ impl Drop for Host {
         for process in entries(Path::new("/proc")) {
             let works_here = std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(&state));
             if let Some(pid) = works_here.then(|| process.file_name()?.to_str()?.parse().ok()).flatten() {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
             }
         }
         for tap in self.taps() {
@@ -232,7 +247,10 @@ impl Drop for Host {
         }
         let _ = Command::new("ip").args(["link", "delete", &self.bridge()]).stderr(Stdio::null()).status();
         for family in ["ip", "bridge"] {
-            let _ = Command::new("nft").args(["delete", "table", family, &self.bridge()]).stderr(Stdio::null()).status();
+            let _ = Command::new("nft")
+                .args(["delete", "table", family, &self.bridge()])
+                .stderr(Stdio::null())
+                .status();
         }
     }
 }
@@ -286,9 +304,16 @@ pub fn busybox() -> Image {
         Item::file("etc/group", "root:x:0:\n"),
         Item::file("etc/unwanted", "hidden by the upper layer\n"),
     ];
-    let applets = ["sh", "cat", "echo", "sleep", "httpd", "touch", "ls", "grep", "id", "ps", "test", "wget", "sync", "stty"];
+    let applets = [
+        "sh", "cat", "echo", "sleep", "httpd", "touch", "ls", "grep", "id", "ps", "test", "wget", "sync",
+        "stty",
+    ];
     items.extend(applets.map(|applet| Item::symlink(format!("bin/{applet}"), "busybox")));
-    let page = [Item::dir("www"), Item::file("www/index.html", "hello from a VM\n"), Item::file("etc/.wh.unwanted", "")];
+    let page = [
+        Item::dir("www"),
+        Item::file("www/index.html", "hello from a VM\n"),
+        Item::file("etc/.wh.unwanted", ""),
+    ];
     let config = json!({"Cmd": ["/bin/httpd", "-f", "-v", "-p", "80", "-h", "/www"], "Env": ["PATH=/bin", "FROM=image"]});
     Image::with_config(vec![Layer::gzip(&tar(&items)), Layer::zstd(&tar(&page))], config)
 }

@@ -1,4 +1,5 @@
 //! The whole, for real: manifests in, real VMs out, from a real registry, and nothing left behind.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -109,7 +110,10 @@ async fn a_killed_daemon_leaves_vms_running_and_the_next_one_adopts_them() {
     let after = [host.until("vms", "a", connected).await, host.until("vms", "b", connected).await];
     for (before, after) in before.iter().zip(&after) {
         assert_eq!((pid(before), address(before)), (pid(after), address(after)));
-        assert_eq!((&after["status"]["restarts"], &before["metadata"]["uid"]), (&json!(0), &after["metadata"]["uid"]));
+        assert_eq!(
+            (&after["status"]["restarts"], &before["metadata"]["uid"]),
+            (&json!(0), &after["metadata"]["uid"])
+        );
     }
     assert_eq!(host.exec("a", &["cat", "/proc/sys/kernel/random/boot_id"]), boot);
     let log = host.vmlet(&["logs", "b"]);
@@ -131,7 +135,8 @@ async fn an_edit_of_memory_restarts_the_vm_once_gracefully_on_its_disk() {
     let small = memory(&host);
     spec["memory"] = json!("384Mi");
     host.write("vm.yaml", &[vm("edited", spec)]);
-    let newer = |vm: &Value| is_ready(vm) && vm["metadata"]["generation"] == 2 && vm["status"]["restarts"] == 1;
+    let newer =
+        |vm: &Value| is_ready(vm) && vm["metadata"]["generation"] == 2 && vm["status"]["restarts"] == 1;
     let after = host.until("vms", "edited", newer).await;
     assert!(memory(&host) > small + 100_000, "{} after {small}", memory(&host));
     assert_eq!(host.exec("edited", &["cat", "/kept"]), "kept");
@@ -194,7 +199,12 @@ async fn broken_yaml_keeps_the_last_good_spec_running_and_names_file_and_line() 
     let message = condition(&during, "ManifestProblem")["message"].as_str().unwrap().to_owned();
     assert!(message.contains("vm.yaml:6:3") && message.contains("memroy"), "{message}");
     assert_eq!((pid(&before), is_ready(&during)), (pid(&during), true));
-    assert!(host.events("steady").await.iter().any(|(reason, text)| reason == "InvalidManifest" && text.contains("vm.yaml:6:3")));
+    assert!(
+        host.events("steady")
+            .await
+            .iter()
+            .any(|(reason, text)| reason == "InvalidManifest" && text.contains("vm.yaml:6:3"))
+    );
     host.write("vm.yaml", &[vm("steady", good)]);
     let after = host.until("vms", "steady", |vm| condition(vm, "ManifestProblem").is_null()).await;
     assert_eq!((pid(&after), &after["status"]["restarts"]), (pid(&before), &json!(0)));
@@ -215,9 +225,17 @@ async fn run_policies_are_kept_and_exit_codes_told() {
     host.write("jobs.yaml", &[vm("once", once), vm("rerun", rerun)]);
     let ended = |vm: &Value| vm["status"]["phase"] == "Stopped";
     let once = host.until("vms", "once", ended).await;
-    assert_eq!((&once["status"]["lastExit"]["code"], &once["status"]["restarts"]), (&json!(3), &json!(0)), "{once}");
+    assert_eq!(
+        (&once["status"]["lastExit"]["code"], &once["status"]["restarts"]),
+        (&json!(3), &json!(0)),
+        "{once}"
+    );
     let rerun = host.until("vms", "rerun", ended).await;
-    assert_eq!((&rerun["status"]["lastExit"]["code"], &rerun["status"]["restarts"]), (&json!(0), &json!(1)), "{rerun}");
+    assert_eq!(
+        (&rerun["status"]["lastExit"]["code"], &rerun["status"]["restarts"]),
+        (&json!(0), &json!(1)),
+        "{rerun}"
+    );
     let log = String::from_utf8(host.vmlet(&["logs", "once"]).stdout).unwrap();
     assert!(log.contains("once"), "{log}");
 }

@@ -16,10 +16,24 @@ fn debian() -> Vec<u8> {
     }
     let work = tempfile::tempdir().unwrap();
     let root = work.path().join("root");
-    run("debootstrap", &["--variant=minbase", "--include=systemd-sysv,dbus", "bookworm", &root.display().to_string()]);
+    run(
+        "debootstrap",
+        &["--variant=minbase", "--include=systemd-sysv,dbus", "bookworm", &root.display().to_string()],
+    );
     let _ = std::fs::remove_dir_all(root.join("var/cache/apt/archives"));
     let tar = work.path().join("root.tar");
-    run("tar", &["-C", &root.display().to_string(), "--xattrs", "--numeric-owner", "-cf", &tar.display().to_string(), "."]);
+    run(
+        "tar",
+        &[
+            "-C",
+            &root.display().to_string(),
+            "--xattrs",
+            "--numeric-owner",
+            "-cf",
+            &tar.display().to_string(),
+            ".",
+        ],
+    );
     let bytes = std::fs::read(&tar).unwrap();
     store(&kept, &bytes);
     bytes

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use vmlet::boot::{self, BootFiles};
+use vmlet::guest_image::GUEST;
 use vmlet::hypervisor::qemu::{AcceleratorSetting, MachineSetting, QemuDriver, QemuSettings};
 use vmlet::hypervisor::{Driver, GuestStream, Launch, ProcessIdentity, VmmExit};
 use vmlet::object::{Kind, ObjectKey, Quantity, Uid};
@@ -39,9 +40,7 @@ while read -r command argument <&3; do
         base) $bb head -c 4 /dev/vda >&3; echo >&3; echo x 2>/dev/null > /dev/vda && echo written >&3 || echo refused >&3 ;;
         root) $bb mkdir -p /root-disk; $bb mount -t ext4 /dev/vdb /root-disk && $bb df -k /root-disk | $bb tail -n 1 | $bb awk '{print "size", $2}' >&3; $bb umount /root-disk ;;
         network) $bb ip link set eth0 up; $bb ip address add $argument dev eth0; $bb cat /sys/class/net/eth0/address >&3 ;;
-        uptime) $bb cut -d ' ' -f 1 /proc/uptime >&3 ;;
         say) echo "$argument" > /dev/console; echo said >&3 ;;
-        flood) $bb yes | $bb head -c $argument > /dev/console; echo flooded >&3 ;;
         poweroff) $bb poweroff -f ;;
         reboot) $bb reboot -f ;;
         panic) echo c > /proc/sysrq-trigger ;;
@@ -56,7 +55,17 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// A host whose VMs run [`INIT`].
     pub(crate) async fn new(machine: MachineSetting) -> Host {
+        Host::with(machine, obedient_boot_files).await
+    }
+
+    /// A host whose VMs run the guest that vmlet ships.
+    pub(crate) async fn with_real_guest(machine: MachineSetting) -> Host {
+        Host::with(machine, |dir| boot_files(dir, GUEST)).await
+    }
+
+    async fn with(machine: MachineSetting, boot_files: impl FnOnce(&Path) -> BootFiles) -> Host {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let settings = QemuSettings {
             machine,
@@ -98,12 +107,18 @@ impl Host {
         }
     }
 
-    pub(crate) async fn start(&self, launch: Launch) -> Running<'_> {
+    /// Starts a VM.
+    pub(crate) async fn spawn(&self, launch: Launch) -> Running<'_> {
         self.driver.prepare(&launch).await.expect("the folder is made");
         let gated = self.driver.spawn(&launch).await.expect("the gate starts");
         let process = gated.process().clone();
         gated.release().await.expect("the gate opens");
-        let mut vm = Running { host: self, launch, process, link: None };
+        Running { host: self, launch, process, link: None }
+    }
+
+    /// Starts a VM and connects to it.
+    pub(crate) async fn start(&self, launch: Launch) -> Running<'_> {
+        let mut vm = self.spawn(launch).await;
         vm.connect().await;
         vm
     }
@@ -117,8 +132,8 @@ pub(crate) struct Running<'a> {
 }
 
 impl Running<'_> {
-    pub(crate) async fn connect(&mut self) {
-        self.link = None;
+    /// The link, once QEMU listens.
+    pub(crate) async fn stream(&self) -> GuestStream {
         let connected = async {
             loop {
                 if let Ok(stream) = self.host.driver.connect(&self.launch.dir).await {
@@ -128,8 +143,13 @@ impl Running<'_> {
                 tokio::task::yield_now().await;
             }
         };
-        let stream = tokio::time::timeout(LIMIT, connected).await.expect("the link opens");
-        self.link = Some(BufReader::new(stream));
+        tokio::time::timeout(LIMIT, connected).await.expect("the link opens")
+    }
+
+    /// Takes up the link, after letting the old one go.
+    pub(crate) async fn connect(&mut self) {
+        self.link = None;
+        self.link = Some(BufReader::new(self.stream().await));
     }
 
     pub(crate) async fn line(&mut self) -> String {
@@ -157,7 +177,7 @@ impl Running<'_> {
         tokio::time::timeout(LIMIT, exited).await.unwrap_or_else(|_| panic!("still runs: {}", self.words()))
     }
 
-    fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let read = |name| fs::read_to_string(self.launch.dir.join(name)).unwrap_or_default();
         format!("QEMU said {:?}, the guest {:?}", read("vmm.log"), read("console.log"))
     }
@@ -172,11 +192,15 @@ impl Drop for Running<'_> {
     }
 }
 
+fn boot_files(dir: &Path, guest: &[u8]) -> BootFiles {
+    let settings = boot::Settings { kernel: None, modules: None, cache: dir.join("boot") };
+    boot::prepare(&settings, guest).expect("a kernel is installed")
+}
+
 /// The real boot files, with busybox and [`INIT`] in a second archive behind the first: the kernel
 /// unpacks both, and the later `/init` wins.
-fn boot_files(dir: &Path) -> BootFiles {
-    let settings = boot::Settings { kernel: None, modules: None, cache: dir.join("boot") };
-    let mut files = boot::prepare(&settings, b"replaced").expect("a kernel is installed");
+fn obedient_boot_files(dir: &Path) -> BootFiles {
+    let mut files = boot_files(dir, b"replaced");
     let mut archive = fs::read(&files.initramfs).expect("the archive is there");
     let busybox = fs::read("/bin/busybox").expect("apt install busybox-static");
     let mut add = |name: &str, mode: u32, bytes: &[u8]| {

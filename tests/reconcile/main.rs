@@ -1,4 +1,5 @@
 //! The engine over a scripted world: who overlaps with whom, who wins, and what is left.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod rig;
 
@@ -181,7 +182,8 @@ async fn an_image_in_use_stays_until_its_last_vm_is_gone() {
     rig.declare(vm("web", json!({"image": {"name": "a"}}))).await;
     rig.ready(&vm_key("web")).await;
     rig.undeclare(&image_key("a")).await;
-    let held = rig.until(&image_key("a"), |record| record.is_some_and(|record| reason(record) == "InUse")).await;
+    let held =
+        rig.until(&image_key("a"), |record| record.is_some_and(|record| reason(record) == "InUse")).await;
     let said = rig::conditions(&held.unwrap());
     assert!(said.iter().any(|c| c.message.contains("vm/web")), "{said:?}");
     assert_eq!(rig.images.removals(), 0);

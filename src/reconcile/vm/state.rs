@@ -47,6 +47,7 @@ pub(in crate::reconcile) enum Guest {
 
 /// The image that the spec asks for.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one exists at a time, for one decision")]
 pub(in crate::reconcile) enum ImageView {
     /// The spec's own reference has no digest yet.
     Unresolved { reference: String },
