@@ -13,7 +13,7 @@ use super::BootError;
 /// Drivers of the devices that vmlet gives to VMs, and the file systems of their disks.
 const REQUIRED: [&str; 6] = ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "ext4", "overlay"];
 /// What helps if it is there. ext4 asks for crc32c by an alias, which no dependency names.
-const OPTIONAL: [&str; 3] = ["virtio_rng", "crc32c_generic", "libcrc32c"];
+const OPTIONAL: [&str; 5] = ["virtio_rng", "crc32c_generic", "libcrc32c", "button", "evdev"];
 
 /// The largest module that is unpacked, in bytes.
 const MAX_MODULE: u64 = 64 << 20;

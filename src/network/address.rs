@@ -107,15 +107,18 @@ impl fmt::Display for Subnet {
     }
 }
 
-/// The MAC of a VM's device. `52:…` is unicast and locally administered (IEEE 802-2014, 8.4); four
-/// bytes of hash keep collisions improbable among thousands of VMs on one bridge.
-pub fn mac_for(uid: Uid) -> String {
-    mac(&hash("nic", uid.as_bytes()))
+/// The MACs that a VM's device may have, in order of choice: the first one that no other VM has is
+/// its own. `52:…` is unicast and locally administered (IEEE 802-2014, 8.4).
+pub fn macs_for(uid: Uid) -> impl Iterator<Item = String> {
+    (0_u32..).map(move |choice| mac(&hash("nic", &[uid.as_bytes(), &choice.to_le_bytes()[..]].concat())))
 }
 
-/// The name of a VM's tap, 15 bytes: the most that an interface's name can have (IFNAMSIZ).
-pub fn tap_for(uid: Uid) -> String {
-    format!("vmt{}", hex::encode(&hash("tap", uid.as_bytes())[..6]))
+/// The names that a VM's tap may have, likewise; 15 bytes, the most of an interface's name (IFNAMSIZ).
+pub fn taps_for(uid: Uid) -> impl Iterator<Item = String> {
+    (0_u32..).map(move |choice| {
+        let hash = hash("tap", &[uid.as_bytes(), &choice.to_le_bytes()[..]].concat());
+        format!("vmt{}", hex::encode(&hash[..6]))
+    })
 }
 
 /// The MAC of a bridge. Fixed, so that it does not follow the ports' (guests would lose their

@@ -13,20 +13,20 @@ use crate::common::oci::{Image, Item, Layer, tar};
 use crate::common::registry::DockerRegistry;
 
 /// Generous: an emulated VM on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 static NEXT: AtomicU8 = AtomicU8::new(0);
 
 /// How the test's VMs are connected.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Net {
+pub(crate) enum Net {
     Bridge,
     User,
 }
 
 /// A registry and a daemon. Dropping it removes what the test left.
-pub struct Host {
-    pub registry: DockerRegistry,
+pub(crate) struct Host {
+    pub(crate) registry: DockerRegistry,
     dir: TempDir,
     net: Net,
     /// Tells bridges and subnets of tests apart that run at once.
@@ -37,7 +37,7 @@ pub struct Host {
 
 impl Host {
     /// A host whose daemon runs, with a busybox image `busybox:1` in its registry.
-    pub async fn start(net: Net) -> Self {
+    pub(crate) async fn start(net: Net) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests make bridges and mounts: run them as root");
         let dir = tempfile::Builder::new().prefix("vmlet").tempdir().unwrap();
         // VMMs run as users of their own and pass through this folder.
@@ -53,7 +53,7 @@ impl Host {
         host
     }
 
-    pub async fn start_daemon(&mut self) {
+    pub(crate) async fn start_daemon(&mut self) {
         // One process runs all tests of this file; the process number tells runs apart.
         let (run, number) = (std::process::id() % 60, self.number);
         let log =
@@ -78,17 +78,17 @@ impl Host {
         }
     }
 
-    pub fn kill_daemon(&mut self) {
+    pub(crate) fn kill_daemon(&mut self) {
         let mut daemon = self.daemon.take().unwrap();
         daemon.kill().unwrap();
         daemon.wait().unwrap();
     }
 
-    pub fn bridge(&self) -> String {
+    pub(crate) fn bridge(&self) -> String {
         format!("vt{}n{}", std::process::id(), self.number)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -96,34 +96,34 @@ impl Host {
         self.path(name).display().to_string()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
     }
 
     /// The reference of an image in this host's registry.
-    pub fn reference(&self, name: &str) -> String {
+    pub(crate) fn reference(&self, name: &str) -> String {
         format!("{}/{name}", self.registry.address)
     }
 
     /// Writes a manifest as editors do: beside, then over.
-    pub fn write(&self, name: &str, objects: &[Value]) {
+    pub(crate) fn write(&self, name: &str, objects: &[Value]) {
         let text: Vec<String> =
             objects.iter().map(|object| serde_json::to_string_pretty(object).unwrap()).collect();
         self.write_text(name, &text.join("\n---\n"));
     }
 
-    pub fn write_text(&self, name: &str, text: &str) {
+    pub(crate) fn write_text(&self, name: &str, text: &str) {
         let beside = self.path("manifests").join(format!(".{name}.new"));
         std::fs::write(&beside, text).unwrap();
         std::fs::rename(beside, self.path("manifests").join(name)).unwrap();
     }
 
-    pub fn remove(&self, name: &str) {
+    pub(crate) fn remove(&self, name: &str) {
         std::fs::remove_file(self.path("manifests").join(name)).unwrap();
     }
 
     /// Runs the command line against this daemon.
-    pub fn vmlet(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn vmlet(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_vmlet"))
             .args(["--socket", &self.text("api.sock")])
             .args(arguments)
@@ -133,19 +133,19 @@ impl Host {
     }
 
     /// The standard output of a command in a VM, which must succeed.
-    pub fn exec(&self, vm: &str, command: &[&str]) -> String {
+    pub(crate) fn exec(&self, vm: &str, command: &[&str]) -> String {
         let output = self.vmlet(&[&["exec", vm, "--"], command].concat());
         assert!(output.status.success(), "{command:?} in {vm}: {output:?}\n{}", self.log());
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    pub async fn list(&self, plural: &str) -> Vec<Value> {
+    pub(crate) async fn list(&self, plural: &str) -> Vec<Value> {
         let url = format!("http://vmlet/apis/vmlet.dev/v1alpha1/{plural}");
         let list: Value = self.client.get(url).send().await.unwrap().json().await.unwrap();
         list["items"].as_array().unwrap().clone()
     }
 
-    pub async fn get(&self, plural: &str, name: &str) -> Value {
+    pub(crate) async fn get(&self, plural: &str, name: &str) -> Value {
         self.list(plural)
             .await
             .into_iter()
@@ -154,7 +154,7 @@ impl Host {
     }
 
     /// Waits, by watching, until an object is as wanted, and returns it. Null stands for its absence.
-    pub async fn until(&self, plural: &str, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, plural: &str, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         match tokio::time::timeout(PATIENCE, self.watch(plural, name, &wanted)).await {
             Ok(object) => object,
             Err(_) => {
@@ -193,12 +193,12 @@ impl Host {
     }
 
     /// Waits until a VM is Ready as of its newest generation.
-    pub async fn ready(&self, name: &str) -> Value {
+    pub(crate) async fn ready(&self, name: &str) -> Value {
         self.until("vms", name, is_ready).await
     }
 
     /// The reasons and messages of an object's events.
-    pub async fn events(&self, name: &str) -> Vec<(String, String)> {
+    pub(crate) async fn events(&self, name: &str) -> Vec<(String, String)> {
         let url = format!("http://vmlet/api/v1/events?fieldSelector=involvedObject.name%3D{name}");
         let list: Value = self.client.get(url).send().await.unwrap().json().await.unwrap();
         let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
@@ -211,13 +211,13 @@ impl Host {
     }
 
     /// Everything of this host's that a VM or an image leaves on disk, bar the daemon's own files.
-    pub fn artefacts(&self) -> Vec<PathBuf> {
+    pub(crate) fn artefacts(&self) -> Vec<PathBuf> {
         let folders = ["state/vms", "state/images", "state/staging"].map(|name| self.path(name));
         folders.iter().flat_map(|folder| entries(folder)).collect()
     }
 
     /// The network devices on this host's bridge.
-    pub fn taps(&self) -> Vec<PathBuf> {
+    pub(crate) fn taps(&self) -> Vec<PathBuf> {
         entries(&Path::new("/sys/class/net").join(self.bridge()).join("brif"))
     }
 }
@@ -255,45 +255,45 @@ impl Drop for Host {
     }
 }
 
-pub fn entries(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten();
     entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
 }
 
 /// Whether a process exists, zombies aside.
-pub fn alive(pid: u64) -> bool {
+pub(crate) fn alive(pid: u64) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
 /// The user that a process runs as.
-pub fn user_of(pid: u64) -> u32 {
+pub(crate) fn user_of(pid: u64) -> u32 {
     std::fs::metadata(format!("/proc/{pid}")).unwrap().uid()
 }
 
-pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
+pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
     let list = object["status"]["conditions"].as_array();
     list.and_then(|list| list.iter().find(|condition| condition["type"] == kind)).unwrap_or(&Value::Null)
 }
 
-pub fn is_ready(object: &Value) -> bool {
+pub(crate) fn is_ready(object: &Value) -> bool {
     let ready = condition(object, "Ready");
     ready["status"] == "True" && ready["observedGeneration"] == object["metadata"]["generation"]
 }
 
 /// A VM manifest with this spec.
-pub fn vm(name: &str, spec: Value) -> Value {
+pub(crate) fn vm(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "vmlet.dev/v1alpha1", "kind": "VM", "metadata": {"name": name}, "spec": spec})
 }
 
 /// An Image manifest.
-pub fn image(name: &str, reference: &str) -> Value {
+pub(crate) fn image(name: &str, reference: &str) -> Value {
     json!({"apiVersion": "vmlet.dev/v1alpha1", "kind": "Image", "metadata": {"name": name},
            "spec": {"source": {"oci": {"reference": reference}}}})
 }
 
 /// Two layers: Debian's static busybox with its links, and a page to serve.
-pub fn busybox() -> Image {
+pub(crate) fn busybox() -> Image {
     let binary = std::fs::read("/bin/busybox").expect("apt-get install busybox-static");
     let mut items = vec![
         Item::dir("bin"),

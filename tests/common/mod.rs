@@ -2,6 +2,6 @@
 // Each test file is a crate of its own and uses a part of this.
 #![allow(dead_code)]
 
-pub mod oci;
-pub mod registry;
-pub mod tree;
+pub(crate) mod oci;
+pub(crate) mod registry;
+pub(crate) mod tree;

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 /// One tar entry.
 #[derive(Clone)]
-pub struct Item {
+pub(crate) struct Item {
     path: Vec<u8>,
     kind: Kind,
     mode: u32,
@@ -34,7 +34,7 @@ enum Kind {
 
 /// How tars spell a sparse file.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Sparse {
+pub(crate) enum Sparse {
     Old,
     Pax00,
     Pax01,
@@ -54,49 +54,49 @@ impl Item {
             gnu_names: false,
         }
     }
-    pub fn file(path: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn file(path: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Self {
         Item::new(path, Kind::File(content.as_ref().to_vec()), 0o644)
     }
-    pub fn sparse(path: &str, form: Sparse, size: u64, data: &[(u64, &[u8])]) -> Self {
+    pub(crate) fn sparse(path: &str, form: Sparse, size: u64, data: &[(u64, &[u8])]) -> Self {
         let data = data.iter().map(|(offset, bytes)| (*offset, bytes.to_vec())).collect();
         Item::new(path, Kind::Sparse(form, size, data), 0o644)
     }
-    pub fn dir(path: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn dir(path: impl AsRef<[u8]>) -> Self {
         Item::new(path, Kind::Directory, 0o755)
     }
-    pub fn symlink(path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn symlink(path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         Item::new(path, Kind::Symlink(target.as_ref().to_vec()), 0o777)
     }
-    pub fn hardlink(path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn hardlink(path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         Item::new(path, Kind::Hardlink(target.as_ref().to_vec()), 0o644)
     }
-    pub fn char_device(path: &str, major: u32, minor: u32) -> Self {
+    pub(crate) fn char_device(path: &str, major: u32, minor: u32) -> Self {
         Item::new(path, Kind::Char(major, minor), 0o620)
     }
-    pub fn block_device(path: &str, major: u32, minor: u32) -> Self {
+    pub(crate) fn block_device(path: &str, major: u32, minor: u32) -> Self {
         Item::new(path, Kind::Block(major, minor), 0o660)
     }
-    pub fn fifo(path: &str) -> Self {
+    pub(crate) fn fifo(path: &str) -> Self {
         Item::new(path, Kind::Fifo, 0o600)
     }
-    pub fn mode(mut self, mode: u32) -> Self {
+    pub(crate) fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self
     }
-    pub fn owner(mut self, uid: u64, gid: u64) -> Self {
+    pub(crate) fn owner(mut self, uid: u64, gid: u64) -> Self {
         (self.uid, self.gid) = (uid, gid);
         self
     }
-    pub fn mtime(mut self, seconds: i64, nanoseconds: u32) -> Self {
+    pub(crate) fn mtime(mut self, seconds: i64, nanoseconds: u32) -> Self {
         self.mtime = (seconds, nanoseconds);
         self
     }
-    pub fn xattr(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn xattr(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.xattrs.push((name.to_owned(), value.as_ref().to_vec()));
         self
     }
     /// Long names as GNU tar writes them, not as PAX says.
-    pub fn gnu_names(mut self) -> Self {
+    pub(crate) fn gnu_names(mut self) -> Self {
         self.gnu_names = true;
         self
     }
@@ -186,7 +186,7 @@ fn append(tar: &mut Vec<u8>, header: &mut tar::Header, flag: u8, extra: &[u8], d
 }
 
 /// One PAX record, which begins with its own length.
-pub fn record(key: &str, value: &[u8]) -> Vec<u8> {
+pub(crate) fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let body = key.len() + value.len() + 3;
     let mut length = body + 1;
     while length != body + length.to_string().len() {
@@ -258,25 +258,25 @@ fn pax_sparse(
 }
 
 /// A tar of these entries.
-pub fn tar(items: &[Item]) -> Vec<u8> {
+pub(crate) fn tar(items: &[Item]) -> Vec<u8> {
     let mut tar = Vec::new();
     items.iter().for_each(|item| item.write(&mut tar));
     tar.resize(tar.len() + 1024, 0);
     tar
 }
 
-pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-pub fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
 /// Bytes that do not compress, the same ones for the same seed.
-pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     use rand::{RngCore, SeedableRng};
     let mut bytes = vec![0; length];
     rand::rngs::StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
@@ -284,30 +284,30 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// One layer as a registry serves it.
-pub struct Layer {
-    pub blob: Vec<u8>,
-    pub media_type: &'static str,
-    pub diff_id: String,
+pub(crate) struct Layer {
+    pub(crate) blob: Vec<u8>,
+    pub(crate) media_type: &'static str,
+    pub(crate) diff_id: String,
     /// What the manifest says.
-    pub size: u64,
+    pub(crate) size: u64,
 }
 
 impl Layer {
     fn new(tar: &[u8], blob: Vec<u8>, media_type: &'static str) -> Self {
         Layer { size: blob.len() as u64, diff_id: digest(tar), blob, media_type }
     }
-    pub fn plain(tar: &[u8]) -> Self {
+    pub(crate) fn plain(tar: &[u8]) -> Self {
         Layer::new(tar, tar.to_vec(), "application/vnd.oci.image.layer.v1.tar")
     }
-    pub fn gzip(tar: &[u8]) -> Self {
+    pub(crate) fn gzip(tar: &[u8]) -> Self {
         Layer::new(tar, gzip(tar), "application/vnd.oci.image.layer.v1.tar+gzip")
     }
     /// As pigz and eStargz write it: many members in one file.
-    pub fn gzip_members(tar: &[u8], members: usize) -> Self {
+    pub(crate) fn gzip_members(tar: &[u8], members: usize) -> Self {
         let blob = tar.chunks(tar.len().div_ceil(members)).flat_map(gzip).collect();
         Layer::new(tar, blob, "application/vnd.docker.image.rootfs.diff.tar.gzip")
     }
-    pub fn zstd(tar: &[u8]) -> Self {
+    pub(crate) fn zstd(tar: &[u8]) -> Self {
         let blob = zstd::encode_all(tar, 3).unwrap();
         Layer::new(tar, blob, "application/vnd.oci.image.layer.v1.tar+zstd")
     }
@@ -315,18 +315,18 @@ impl Layer {
 
 /// An image: its manifest and everything that it names.
 #[derive(Clone)]
-pub struct Image {
-    pub manifest: Vec<u8>,
-    pub blobs: BTreeMap<String, Vec<u8>>,
+pub(crate) struct Image {
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) blobs: BTreeMap<String, Vec<u8>>,
 }
 
 impl Image {
-    pub fn new(layers: Vec<Layer>) -> Self {
+    pub(crate) fn new(layers: Vec<Layer>) -> Self {
         let config = json!({"Entrypoint": ["/bin/sh"], "Cmd": null, "Env": ["A=1"], "User": "7"});
         Image::with_config(layers, config)
     }
 
-    pub fn with_config(layers: Vec<Layer>, config: Value) -> Self {
+    pub(crate) fn with_config(layers: Vec<Layer>, config: Value) -> Self {
         let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
         let config = serde_json::to_vec(&json!({
             "os": "linux", "architecture": "amd64", "config": config,
@@ -352,12 +352,12 @@ impl Image {
         Image { manifest: serde_json::to_vec(&manifest).unwrap(), blobs }
     }
 
-    pub fn digest(&self) -> String {
+    pub(crate) fn digest(&self) -> String {
         digest(&self.manifest)
     }
 
     /// An index that offers this image to amd64, and nothing real to arm64.
-    pub fn index(&self) -> Vec<u8> {
+    pub(crate) fn index(&self) -> Vec<u8> {
         let entry = |architecture: &str, digest: String| {
             json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest,
                    "size": self.manifest.len(), "platform": {"os": "linux", "architecture": architecture}})
@@ -371,7 +371,7 @@ impl Image {
     }
 
     /// Writes an OCI image layout with this image as `tag`.
-    pub fn write_layout(&self, folder: &Path, tag: &str) {
+    pub(crate) fn write_layout(&self, folder: &Path, tag: &str) {
         let blobs = folder.join("blobs/sha256");
         std::fs::create_dir_all(&blobs).unwrap();
         let name = |digest: &str| blobs.join(digest.trim_start_matches("sha256:"));

@@ -15,14 +15,14 @@ use tempfile::TempDir;
 use super::oci::Image;
 
 /// Debian's `docker-registry` on a port of its own, gone when dropped.
-pub struct DockerRegistry {
+pub(crate) struct DockerRegistry {
     child: Child,
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _storage: TempDir,
 }
 
 impl DockerRegistry {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         // Another process may take the port in between: then the registry exits, and we choose anew.
         for _ in 0..10 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -66,7 +66,7 @@ impl DockerRegistry {
     }
 
     /// Pushes an image as `name:tag` and returns the reference to it.
-    pub async fn push(&self, image: &Image, name: &str, tag: &str) -> String {
+    pub(crate) async fn push(&self, image: &Image, name: &str, tag: &str) -> String {
         for (digest, blob) in &image.blobs {
             let url = format!("http://{}/v2/{name}/blobs/uploads/", self.address);
             let answer = client().post(url).send().await.unwrap().error_for_status().unwrap();
@@ -80,7 +80,7 @@ impl DockerRegistry {
     }
 
     /// Puts a manifest or an index; what it names must be there.
-    pub async fn put_manifest(&self, name: &str, tag: &str, media_type: &str, bytes: Vec<u8>) {
+    pub(crate) async fn put_manifest(&self, name: &str, tag: &str, media_type: &str, bytes: Vec<u8>) {
         let url = format!("http://{}/v2/{name}/manifests/{tag}", self.address);
         let answer = client().put(url).header("content-type", media_type).body(bytes).send().await.unwrap();
         assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
@@ -101,7 +101,7 @@ fn client() -> reqwest::Client {
 
 /// What the scripted registry does with a request.
 #[derive(Clone, Debug)]
-pub enum Reply {
+pub(crate) enum Reply {
     Serve,
     /// The whole blob, whatever range was asked for.
     IgnoreRange,
@@ -120,9 +120,9 @@ pub enum Reply {
 
 /// One request as it came.
 #[derive(Clone, Debug)]
-pub struct Asked {
-    pub path: String,
-    pub range: Option<String>,
+pub(crate) struct Asked {
+    pub(crate) path: String,
+    pub(crate) range: Option<String>,
 }
 
 type Script = dyn Fn(&str, usize) -> Reply + Send + Sync;
@@ -138,17 +138,20 @@ struct Server {
 
 /// A registry in this process with one image, `app:1`. The script is asked with the path's last part (`1`, a
 /// digest) and how often it was asked for before.
-pub struct ScriptedRegistry {
+pub(crate) struct ScriptedRegistry {
     server: Arc<Server>,
 }
 
 impl ScriptedRegistry {
-    pub async fn start(image: &Image, script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(
+        image: &Image,
+        script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         ScriptedRegistry::start_with(image, None, script).await
     }
 
     /// Asks for a Bearer token, which it hands out to everybody who asks for this repository.
-    pub async fn start_private(image: &Image, token: &str) -> Self {
+    pub(crate) async fn start_private(image: &Image, token: &str) -> Self {
         ScriptedRegistry::start_with(image, Some(token.to_owned()), |_, _| Reply::Serve).await
     }
 
@@ -174,12 +177,12 @@ impl ScriptedRegistry {
         ScriptedRegistry { server }
     }
 
-    pub fn reference(&self) -> String {
+    pub(crate) fn reference(&self) -> String {
         format!("{}/app:1", self.server.address)
     }
 
     /// The requests for this last part of a path.
-    pub fn asked(&self, last: &str) -> Vec<Asked> {
+    pub(crate) fn asked(&self, last: &str) -> Vec<Asked> {
         let asked = self.server.asked.lock().unwrap();
         asked.iter().filter(|asked| asked.path.ends_with(last)).cloned().collect()
     }

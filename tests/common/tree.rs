@@ -12,26 +12,26 @@ use tempfile::TempDir;
 
 /// All that `stat`, `readlink`, `listxattr` and reading tell about a file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Node {
-    pub kind: &'static str,
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub mtime: (i64, i64),
+pub(crate) struct Node {
+    pub(crate) kind: &'static str,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: (i64, i64),
     /// Bytes; 0 for all but files.
-    pub size: u64,
-    pub rdev: u64,
+    pub(crate) size: u64,
+    pub(crate) rdev: u64,
     /// The target of a symlink, or the digest of a file.
-    pub content: Vec<u8>,
+    pub(crate) content: Vec<u8>,
     /// The first name of the same file.
-    pub first_name: Vec<u8>,
-    pub xattrs: BTreeMap<String, Vec<u8>>,
+    pub(crate) first_name: Vec<u8>,
+    pub(crate) xattrs: BTreeMap<String, Vec<u8>>,
 }
 
-pub type Tree = BTreeMap<Vec<u8>, Node>;
+pub(crate) type Tree = BTreeMap<Vec<u8>, Node>;
 
 /// Reads the tree below `root`, which itself is the entry with the empty name.
-pub fn read(root: &Path) -> Tree {
+pub(crate) fn read(root: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut first_names = HashMap::new();
     let mut ahead = vec![root.to_owned()];
@@ -101,7 +101,7 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Fails with the first few differences.
-pub fn assert_same(ours: &Tree, theirs: &Tree) {
+pub(crate) fn assert_same(ours: &Tree, theirs: &Tree) {
     let names: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
     let different: Vec<String> = names
         .into_iter()
@@ -120,7 +120,7 @@ pub fn assert_same(ours: &Tree, theirs: &Tree) {
 }
 
 /// Runs a tool; tells what to install if it is missing.
-pub fn run(program: &str, package: &str, args: &[&str]) -> String {
+pub(crate) fn run(program: &str, package: &str, args: &[&str]) -> String {
     let output = Command::new(program)
         .args(args)
         .output()
@@ -132,19 +132,19 @@ pub fn run(program: &str, package: &str, args: &[&str]) -> String {
 }
 
 /// A disk that is mounted read-only until this is dropped.
-pub struct Mounted {
+pub(crate) struct Mounted {
     folder: TempDir,
 }
 
 impl Mounted {
-    pub fn new(disk: &Path) -> Self {
+    pub(crate) fn new(disk: &Path) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test mounts a disk: run it as root");
         let folder = tempfile::tempdir().unwrap();
         run("mount", "mount", &["-o", "ro,loop", disk.to_str().unwrap(), folder.path().to_str().unwrap()]);
         Mounted { folder }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 }
@@ -157,7 +157,7 @@ impl Drop for Mounted {
 }
 
 /// The tree in a disk that e2fsck has nothing to say about.
-pub fn read_disk(disk: &Path) -> Tree {
+pub(crate) fn read_disk(disk: &Path) -> Tree {
     run("e2fsck", "e2fsprogs", &["-fn", disk.to_str().unwrap()]);
     read(Mounted::new(disk).path())
 }

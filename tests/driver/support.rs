@@ -33,7 +33,9 @@ done
 exec 3<>$link
 for disk in vda vdb vdc; do disks="$disks $($bb cat /sys/block/$disk/serial)"; done
 echo "ready$disks" >&3
-while read -r command argument <&3; do
+while true; do
+    # Nobody is connected: the port is at its end until somebody is.
+    read -r command argument <&3 || { $bb usleep 10000; continue; }
     case $command in
         echo) echo "$argument" >&3 ;;
         config) $bb head -c 4096 /dev/vdc | $bb tr -d '\0' >&3; echo >&3 ;;

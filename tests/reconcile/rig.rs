@@ -25,12 +25,12 @@ const SOURCE: &str = "test";
 
 type Guests = Arc<Mutex<HashMap<PathBuf, FakeGuest>>>;
 
-pub struct Rig {
-    pub store: Store,
-    pub images: Arc<FakeImages>,
-    pub driver: FakeDriver,
-    pub network: Arc<FakeNetwork>,
-    pub settings: Settings,
+pub(crate) struct Rig {
+    pub(crate) store: Store,
+    pub(crate) images: Arc<FakeImages>,
+    pub(crate) driver: FakeDriver,
+    pub(crate) network: Arc<FakeNetwork>,
+    pub(crate) settings: Settings,
     guests: Guests,
     clock: Clock,
     running: Option<(CancellationToken, JoinHandle<()>)>,
@@ -39,7 +39,7 @@ pub struct Rig {
 
 impl Rig {
     /// A world whose VMs boot in a second, and an engine over it.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let guests = Guests::default();
         let settings = Settings {
@@ -70,7 +70,7 @@ impl Rig {
     }
 
     /// Starts an engine, as a daemon does.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let parts = Parts {
             images: self.images.clone(),
             driver: Arc::new(self.driver.clone()),
@@ -85,13 +85,13 @@ impl Rig {
     }
 
     /// Ends the engine wherever it is, as a kill does.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         let (_, task) = self.running.take().unwrap();
         task.abort();
         let _ = task.await;
     }
 
-    pub async fn declare(&self, object: Value) -> Declared {
+    pub(crate) async fn declare(&self, object: Value) -> Declared {
         let object = match object["kind"].as_str() {
             Some("VM") => AnyObject::Vm(serde_json::from_value(object).unwrap()),
             _ => AnyObject::Image(serde_json::from_value(object).unwrap()),
@@ -100,12 +100,16 @@ impl Rig {
         self.store.declare(object, origin, false, self.clock.now()).await.unwrap()
     }
 
-    pub async fn undeclare(&self, key: &ObjectKey) {
+    pub(crate) async fn undeclare(&self, key: &ObjectKey) {
         assert!(self.store.undeclare(key, SOURCE, self.clock.now()).await.unwrap());
     }
 
     /// Waits until a record is as wanted. None stands for its absence.
-    pub async fn until(&self, key: &ObjectKey, wanted: impl Fn(Option<&Record>) -> bool) -> Option<Record> {
+    pub(crate) async fn until(
+        &self,
+        key: &ObjectKey,
+        wanted: impl Fn(Option<&Record>) -> bool,
+    ) -> Option<Record> {
         let watch = async {
             loop {
                 let mut changes = self.store.watch(None).unwrap();
@@ -122,16 +126,16 @@ impl Rig {
         }
     }
 
-    pub async fn ready(&self, key: &ObjectKey) {
+    pub(crate) async fn ready(&self, key: &ObjectKey) {
         self.until(key, |record| record.is_some_and(is_ready)).await;
     }
 
-    pub async fn gone(&self, key: &ObjectKey) {
+    pub(crate) async fn gone(&self, key: &ObjectKey) {
         self.until(key, |record| record.is_none()).await;
     }
 
     /// Waits for something that no record tells.
-    pub async fn eventually(&self, holds: impl Fn() -> bool) {
+    pub(crate) async fn eventually(&self, holds: impl Fn() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !holds() {
             assert!(Instant::now() < deadline, "never");
@@ -139,28 +143,28 @@ impl Rig {
         }
     }
 
-    pub fn vm(&self, name: &str) -> Arc<VmRecord> {
+    pub(crate) fn vm(&self, name: &str) -> Arc<VmRecord> {
         self.store.vm(&vm_key(name)).unwrap()
     }
 
-    pub fn image(&self, name: &str) -> Arc<ImageRecord> {
+    pub(crate) fn image(&self, name: &str) -> Arc<ImageRecord> {
         self.store.image(&image_key(name)).unwrap()
     }
 
-    pub fn guest(&self, name: &str) -> FakeGuest {
+    pub(crate) fn guest(&self, name: &str) -> FakeGuest {
         let uid = self.vm(name).object.metadata.uid.unwrap();
         self.guests.lock().unwrap()[&self.settings.vms.join(uid.to_string())].clone()
     }
 
     /// Ends a VM's process.
-    pub fn crash(&self, name: &str) {
+    pub(crate) fn crash(&self, name: &str) {
         let uid = self.vm(name).object.metadata.uid.unwrap();
         let exit = VmmExit { code: None, signal: Some(9), workload: None, message: String::new() };
         assert!(self.driver.end(&self.settings.vms.join(uid.to_string()), exit));
     }
 
     /// What must hold at the end of every test in which everything was deleted.
-    pub async fn assert_nothing_left(&self) {
+    pub(crate) async fn assert_nothing_left(&self) {
         let installed = self.dir.path().join("images");
         self.eventually(|| std::fs::read_dir(&installed).unwrap().count() == 0).await;
         self.eventually(|| self.store.disks().is_empty()).await;
@@ -208,34 +212,34 @@ async fn power_off(guest: FakeGuest, driver: FakeDriver, dir: PathBuf) {
     driver.end(&dir, VmmExit { code: Some(0), signal: None, workload, message: String::new() });
 }
 
-pub fn conditions(record: &Record) -> Vec<Condition> {
+pub(crate) fn conditions(record: &Record) -> Vec<Condition> {
     record.object().conditions().to_vec()
 }
 
-pub fn is_ready(record: &Record) -> bool {
+pub(crate) fn is_ready(record: &Record) -> bool {
     let generation = record.object().metadata().generation;
     conditions(record)
         .iter()
         .any(|c| c.kind == "Ready" && c.status == true.into() && c.observed_generation == generation)
 }
 
-pub fn reason(record: &Record) -> String {
+pub(crate) fn reason(record: &Record) -> String {
     conditions(record).iter().find(|c| c.kind == "Ready").map(|c| c.reason.clone()).unwrap_or_default()
 }
 
-pub fn vm_key(name: &str) -> ObjectKey {
+pub(crate) fn vm_key(name: &str) -> ObjectKey {
     ObjectKey::new(Kind::Vm, "default", name)
 }
 
-pub fn image_key(name: &str) -> ObjectKey {
+pub(crate) fn image_key(name: &str) -> ObjectKey {
     ObjectKey::new(Kind::Image, "default", name)
 }
 
-pub fn vm(name: &str, spec: Value) -> Value {
+pub(crate) fn vm(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "vmlet.dev/v1alpha1", "kind": "VM", "metadata": {"name": name}, "spec": spec})
 }
 
-pub fn image(name: &str, reference: &str) -> Value {
+pub(crate) fn image(name: &str, reference: &str) -> Value {
     json!({"apiVersion": "vmlet.dev/v1alpha1", "kind": "Image", "metadata": {"name": name},
            "spec": {"source": {"oci": {"reference": reference}}}})
 }

@@ -85,8 +85,8 @@ fn make_dir(path: &Path, uid: Option<u32>, gid: Option<u32>, mode: u32) -> io::R
 /// Fills a new file beside `path` and renames it into place, so that there is all of it or nothing.
 fn stage(path: &Path, owner: Option<u32>, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     let staging = suffixed(path, ".new");
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&staging)?;
+    absent_is_fine(fs::remove_file(&staging))?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&staging)?;
     fchown(&file, owner, owner)?;
     fill(&file)?;
     file.sync_all()?;
@@ -107,6 +107,13 @@ pub(super) fn remove(dir: &Path) -> Result<(), DriverError> {
     absent_is_fine(fs::remove_dir_all(dir)).map_err(DriverError::at("RemoveFailed", dir))
 }
 
+/// How files in the VMM's user's own folder are opened: what stands there may be a link, or a FIFO.
+fn unfollowed() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK);
+    options
+}
+
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -122,7 +129,7 @@ pub(super) fn begin_logs(launch: &Launch) -> Result<File, DriverError> {
             if fs::metadata(&path).is_ok_and(|log| log.len() > 0) {
                 fs::rename(&path, suffixed(&path, ".1"))?;
             }
-            let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            let log = unfollowed().append(true).create(true).mode(0o600).open(&path)?;
             fchown(&log, launch.vmm_user, launch.vmm_user)?;
             Ok(log)
         };
@@ -138,24 +145,25 @@ pub(super) fn bound_logs(dir: &Path) -> io::Result<()> {
     for path in [dir.join(CONSOLE_LOG), dir.join(VMM_LOG)] {
         if fs::metadata(&path)?.len() > MAX_LOG {
             copy_tail(&path, &suffixed(&path, ".1"))?;
-            OpenOptions::new().write(true).open(&path)?.set_len(0)?;
+            unfollowed().write(true).open(&path)?.set_len(0)?;
         }
     }
     Ok(())
 }
 
 fn copy_tail(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = File::open(from)?;
+    let mut from = unfollowed().read(true).open(from)?;
     let length = from.metadata()?.len();
     from.seek(SeekFrom::Start(length.saturating_sub(MAX_LOG)))?;
-    let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    absent_is_fine(fs::remove_file(to))?;
+    let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
     io::copy(&mut from.take(MAX_LOG), &mut to).map(drop)
 }
 
 /// The last bytes of a log; empty if it cannot be read.
 pub(super) fn log_tail(dir: &Path, name: &str, limit: u64) -> Vec<u8> {
     let read = || {
-        let mut log = File::open(dir.join(name))?;
+        let mut log = unfollowed().read(true).open(dir.join(name))?;
         let length = log.metadata()?.len();
         log.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
         let mut tail = Vec::new();
