@@ -1,4 +1,26 @@
 //! How VMs are connected: a bridge with taps, or the VMM's own user-space network.
+//!
+//! In flows a [`Nic`] as the store reserved it; out come the tap, the firewall entries and the port
+//! forwards that it needs, or their removal. [`HostNetwork`] makes them on a Linux host,
+//! [`UserNetwork`] has nothing to make. [`Subnet`], [`mac_for`] and [`tap_for`] are the arithmetic
+//! that the reservation uses.
+//!
+//! Guaranteed: what was not made here is never changed; every step is idempotent, so a call that was
+//! cut off is mended by calling again; a guest speaks only as the address and MAC that it was given.
+
+mod address;
+mod firewall;
+mod host;
+mod link;
+mod nft;
+mod resolvers;
+mod tap;
+#[cfg(test)]
+mod tests;
+
+pub use address::{Subnet, SubnetError, bridge_mac, mac_for, tap_for};
+pub use host::{ForwardingWarning, HostNetwork, HostSettings, forwarding_warnings};
+pub use resolvers::{parse_resolvers, resolvers};
 
 use std::net::Ipv4Addr;
 
@@ -21,7 +43,7 @@ pub trait Network: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Nic {
-    /// The device's address, locally administered: `52:54:00:…`.
+    /// The device's address, locally administered: `52:54:…` ([`mac_for`]).
     pub mac: String,
     /// What it is connected to.
     pub link: Link,
@@ -52,6 +74,31 @@ pub enum Link {
     User,
 }
 
+impl Link {
+    /// The tap's name, if there is one.
+    pub fn tap(&self) -> Option<&str> {
+        match self {
+            Link::Bridge { tap, .. } => Some(tap),
+            Link::User => None,
+        }
+    }
+}
+
+/// The network of VMMs that bring their own: QEMU forwards the ports itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UserNetwork;
+
+#[async_trait]
+impl Network for UserNetwork {
+    async fn attach(&self, _: &Nic) -> Result<(), NetworkError> {
+        Ok(())
+    }
+
+    async fn detach(&self, _: &Nic) -> Result<(), NetworkError> {
+        Ok(())
+    }
+}
+
 /// Why a step of the network failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -62,4 +109,16 @@ pub struct NetworkError {
     pub message: String,
     /// Whether trying again without any change can help.
     pub transient: bool,
+}
+
+impl NetworkError {
+    /// An error that only a change of the host or of the settings mends.
+    fn lasting(reason: &'static str, message: impl Into<String>) -> Self {
+        NetworkError { reason, message: message.into(), transient: false }
+    }
+
+    /// An error that can pass by itself.
+    fn passing(reason: &'static str, message: impl Into<String>) -> Self {
+        NetworkError { reason, message: message.into(), transient: true }
+    }
 }

@@ -1,7 +1,8 @@
 //! What the store holds: one record an object, one a base disk.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,15 +11,15 @@ use uuid::Uuid;
 use crate::hypervisor::ProcessIdentity;
 use crate::image::{Digest, ImageConfig};
 use crate::network::Nic;
-use crate::object::{AnyObject, Image, LastExit, ObjectKey, Quantity, Vm, VmSpec};
+use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Vm, VmSpec};
 
-/// A record of either kind.
+/// A record of either kind: a snapshot, cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// A virtual machine's.
-    Vm(VmRecord),
+    Vm(Arc<VmRecord>),
     /// An image's.
-    Image(ImageRecord),
+    Image(Arc<ImageRecord>),
 }
 
 impl Record {
@@ -27,6 +28,22 @@ impl Record {
         match self {
             Record::Vm(record) => AnyObject::Vm(record.object.clone()),
             Record::Image(record) => AnyObject::Image(record.object.clone()),
+        }
+    }
+
+    /// The object's metadata.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Record::Vm(record) => &record.object.metadata,
+            Record::Image(record) => &record.object.metadata,
+        }
+    }
+
+    /// Kind, namespace and name.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Record::Vm(record) => record.object.key(),
+            Record::Image(record) => record.object.key(),
         }
     }
 
@@ -44,6 +61,47 @@ impl Record {
             Record::Vm(record) => record.problem.as_ref(),
             Record::Image(record) => record.problem.as_ref(),
         }
+    }
+
+    /// What the object holds of the host; images hold nothing.
+    pub fn reservation(&self) -> Option<&Reservation> {
+        match self {
+            Record::Vm(record) => record.reservation.as_ref(),
+            Record::Image(_) => None,
+        }
+    }
+
+    /// The image whose disk the object keeps.
+    pub fn pinned(&self) -> Option<&PinnedImage> {
+        match self {
+            Record::Vm(record) => record.image.as_ref(),
+            Record::Image(record) => record.image.as_ref(),
+        }
+    }
+
+    pub(super) fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Record::Vm(record) => &mut Arc::make_mut(record).object.metadata,
+            Record::Image(record) => &mut Arc::make_mut(record).object.metadata,
+        }
+    }
+
+    pub(super) fn set_origin(&mut self, origin: Origin) {
+        match self {
+            Record::Vm(record) => Arc::make_mut(record).origin = origin,
+            Record::Image(record) => Arc::make_mut(record).origin = origin,
+        }
+    }
+
+    pub(super) fn set_problem(&mut self, problem: Option<Problem>) {
+        match self {
+            Record::Vm(record) => Arc::make_mut(record).problem = problem,
+            Record::Image(record) => Arc::make_mut(record).problem = problem,
+        }
+    }
+
+    pub(super) fn set_version(&mut self, version: u64) {
+        self.metadata_mut().resource_version = version.to_string();
     }
 }
 
@@ -87,16 +145,25 @@ pub struct ImageRecord {
 pub struct Origin {
     /// The source: `directory:/etc/vmlet/manifests`.
     pub source: String,
-    /// The file.
+    /// The file, below the source's folder.
     pub path: PathBuf,
     /// The line at which the object's document starts, from 1.
     pub line: u32,
 }
 
-/// `manifests/web.yaml:3`
+impl Origin {
+    /// The file's full path: a folder's manifests are recorded below it.
+    pub fn file(&self) -> PathBuf {
+        self.source
+            .strip_prefix("directory:")
+            .map_or_else(|| self.path.clone(), |root| Path::new(root).join(&self.path))
+    }
+}
+
+/// `/etc/vmlet/manifests/web.yaml:3`
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.path.display(), self.line)
+        write!(f, "{}:{}", self.file().display(), self.line)
     }
 }
 
@@ -163,8 +230,8 @@ pub enum Run {
     },
     /// No process exists, and by the run policy none is started until the spec changes.
     Ended {
-        /// The generation that ran.
-        generation: i64,
+        /// The spec that ran.
+        spec: Box<VmSpec>,
     },
 }
 
@@ -184,6 +251,13 @@ pub struct DiskRecord {
     pub digest: Digest,
     /// How far it is.
     pub state: DiskState,
+}
+
+impl DiskRecord {
+    /// Whether VMs can run on it.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, DiskState::Ready { .. })
+    }
 }
 
 /// The life of a base disk.

@@ -1,0 +1,334 @@
+//! The workload's output, from a guest's log ring into a file.
+//!
+//! A guest counts its output since boot. Which of these bytes are in the file is told by the file's
+//! length and one anchor, kept beside it: *byte `offset` of boot `boot_id` is at `position` of the
+//! file with this inode*. Plain appends keep it true without a write of its own, so a daemon killed
+//! at any instant goes on exactly where the file ends. Only a new boot, a gap and a rotation move
+//! it.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use vmlet_wire::cost;
+
+use super::AgentError;
+use super::connection::Command;
+
+/// The log's name in its VM's folder.
+pub const LOG_FILE: &str = "workload.log";
+
+/// The length at which a log is rotated, unless said otherwise, in bytes.
+pub const DEFAULT_LOG_LIMIT: u64 = 10 << 20;
+
+/// Chunks that are written in one go.
+const BATCH: usize = 64;
+
+/// How long a disk that takes nothing is left alone.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Where a workload's output goes: an append-only file, which becomes `<path>.1` when it is full.
+#[derive(Clone, Debug)]
+pub struct LogSink {
+    path: PathBuf,
+    limit: u64,
+}
+
+impl LogSink {
+    /// A sink that rotates `path` at `limit` bytes. Beside it, `<path>.1` and `<path>.anchor` are
+    /// its own.
+    pub fn new(path: PathBuf, limit: u64) -> Self {
+        LogSink { path, limit }
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(suffix);
+        name.into()
+    }
+}
+
+/// Pieces of a log stream.
+#[derive(Debug)]
+pub(super) enum Chunk {
+    /// What follows starts at this offset.
+    From(u64),
+    Data(Bytes),
+}
+
+/// Where a boot's output is in a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Anchor {
+    boot_id: String,
+    offset: u64,
+    position: u64,
+    inode: u64,
+}
+
+/// A sink in use for one boot of one guest.
+#[derive(Debug)]
+pub(super) struct Writer {
+    sink: LogSink,
+    file: File,
+    length: u64,
+    anchor: Anchor,
+    /// The offset of the next byte of output.
+    next: u64,
+}
+
+impl Writer {
+    pub(super) async fn open(sink: LogSink, boot_id: String) -> Result<Self, AgentError> {
+        let path = sink.path.clone();
+        let opened = spawn_blocking(move || Writer::open_blocking(sink, boot_id)).await;
+        opened.map_err(io::Error::other).flatten().map_err(|source| AgentError::Log { path, source })
+    }
+
+    fn open_blocking(sink: LogSink, boot_id: String) -> io::Result<Self> {
+        let recorded = fs::read(sink.beside(".anchor")).ok();
+        let recorded: Option<Anchor> = recorded.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let (file, length, inode) = open_log(&sink.path)?;
+        let next = recorded.filter(|anchor| anchor.boot_id == boot_id).map_or(0, |anchor| {
+            let anchored = if anchor.inode == inode {
+                Some(length)
+            } else {
+                // Killed in the middle of a rotation.
+                let old = fs::metadata(sink.beside(".1")).ok();
+                old.filter(|old| old.ino() == anchor.inode).map(|old| old.len() + length)
+            };
+            let appended = anchored.unwrap_or_default().saturating_sub(anchor.position);
+            anchor.offset.saturating_add(appended)
+        });
+        let anchor = Anchor { boot_id, offset: next, position: length, inode };
+        let writer = Writer { sink, file, length, anchor, next };
+        writer.save_anchor()?;
+        Ok(writer)
+    }
+
+    /// Where the log is to be continued.
+    pub(super) fn offset(&self) -> u64 {
+        self.next
+    }
+
+    /// Writes what comes, and gives credit for what is written.
+    pub(super) async fn run(
+        mut self,
+        mut chunks: mpsc::UnboundedReceiver<Chunk>,
+        commands: mpsc::WeakUnboundedSender<Command>,
+        stream: u32,
+    ) {
+        let mut waiting = VecDeque::new();
+        let mut batch = Vec::new();
+        loop {
+            if waiting.is_empty() && chunks.recv_many(&mut batch, BATCH).await == 0 {
+                return;
+            }
+            waiting.extend(batch.drain(..).map(|chunk| (chunk.cost(), chunk)));
+            let written = spawn_blocking(move || {
+                let result = self.write_all(&mut waiting);
+                (self, waiting, result)
+            });
+            let Ok((writer, rest, (amount, result))) = written.await else { return };
+            (self, waiting) = (writer, rest);
+            if let Some(commands) = commands.upgrade().filter(|_| amount > 0) {
+                let _ = commands.send(Command::Credit { stream, amount });
+            }
+            if let Err(error) = result {
+                // Without credit the rest stays in the guest's ring, as far as it reaches; nobody
+                // else is held up.
+                let path = self.sink.path.display();
+                tracing::warn!(%path, %error, "cannot write the workload's output; trying again");
+                tokio::time::sleep(RETRY).await;
+                if commands.upgrade().is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes what it can, and removes that from the queue. Returns the credit for it.
+    fn write_all(&mut self, waiting: &mut VecDeque<(u32, Chunk)>) -> (u32, io::Result<()>) {
+        let mut amount = 0;
+        while let Some((cost, chunk)) = waiting.front_mut() {
+            if let Err(error) = self.write(chunk) {
+                return (amount, Err(error));
+            }
+            amount += *cost;
+            waiting.pop_front();
+        }
+        (amount, Ok(()))
+    }
+
+    /// Writes a chunk. After an error, what is left of it is what was not written.
+    fn write(&mut self, chunk: &mut Chunk) -> io::Result<()> {
+        match chunk {
+            Chunk::Data(data) => {
+                if self.length > 0 && self.length.saturating_add(data.len() as u64) > self.sink.limit {
+                    self.rotate()?;
+                }
+                while !data.is_empty() {
+                    let written = self.file.write(data)?;
+                    if written == 0 {
+                        return Err(io::ErrorKind::WriteZero.into());
+                    }
+                    data.advance(written);
+                    self.length += written as u64;
+                    self.next = self.next.saturating_add(written as u64);
+                }
+                Ok(())
+            }
+            Chunk::From(offset) if *offset == self.next => Ok(()),
+            Chunk::From(offset) => self.jump(*offset),
+        }
+    }
+
+    /// Output was lost, or the guest counts anew.
+    fn jump(&mut self, offset: u64) -> io::Result<()> {
+        let lost = offset.saturating_sub(self.next);
+        let note = if lost > 0 {
+            format!("\n[vmlet: {lost} bytes of output were lost here]\n")
+        } else {
+            String::new()
+        };
+        // First the anchor: behind a kill in between, only the note is missing.
+        let position = self.length + note.len() as u64;
+        self.anchor = Anchor { offset, position, ..self.anchor.clone() };
+        self.save_anchor()?;
+        self.next = offset;
+        self.file.write_all(note.as_bytes())?;
+        self.length = position;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        match fs::rename(&self.sink.path, self.sink.beside(".1")) {
+            // An earlier try came this far.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
+        let (file, length, inode) = open_log(&self.sink.path)?;
+        (self.file, self.length) = (file, length);
+        self.anchor = Anchor { offset: self.next, position: length, inode, ..self.anchor.clone() };
+        self.save_anchor()
+    }
+
+    /// Whole or not at all.
+    fn save_anchor(&self) -> io::Result<()> {
+        let staged = self.sink.beside(".anchor.new");
+        fs::write(&staged, serde_json::to_vec(&self.anchor)?)?;
+        fs::rename(staged, self.sink.beside(".anchor"))
+    }
+}
+
+impl Chunk {
+    fn cost(&self) -> u32 {
+        match self {
+            Chunk::From(_) => cost(0),
+            Chunk::Data(data) => cost(data.len()),
+        }
+    }
+}
+
+/// The file, its length and its inode.
+fn open_log(path: &Path) -> io::Result<(File, u64, u64)> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+    let metadata = file.metadata()?;
+    Ok((file, metadata.len(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixture(tempfile::TempDir);
+
+    impl Fixture {
+        fn new() -> Self {
+            Fixture(tempfile::tempdir().unwrap())
+        }
+
+        fn open(&self, boot_id: &str) -> Writer {
+            Writer::open_blocking(LogSink::new(self.0.path().join("log"), 100), boot_id.into()).unwrap()
+        }
+
+        fn read(&self, name: &str) -> String {
+            fs::read_to_string(self.0.path().join(name)).unwrap()
+        }
+    }
+
+    fn data(text: &str) -> Chunk {
+        Chunk::Data(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn a_writer_goes_on_where_the_file_ends() {
+        let fixture = Fixture::new();
+        let mut writer = fixture.open("a");
+        writer.write(&mut Chunk::From(0)).unwrap();
+        writer.write(&mut data("hello ")).unwrap();
+        drop(writer);
+        let mut writer = fixture.open("a");
+        assert_eq!(writer.offset(), 6);
+        writer.write(&mut data("world")).unwrap();
+        drop(writer);
+        assert_eq!(fixture.open("a").offset(), 11);
+        assert_eq!(fixture.read("log"), "hello world");
+    }
+
+    #[test]
+    fn a_new_boot_starts_anew_behind_the_old_output() {
+        let fixture = Fixture::new();
+        fixture.open("a").write(&mut data("old\n")).unwrap();
+        let mut writer = fixture.open("b");
+        assert_eq!(writer.offset(), 0);
+        writer.write(&mut data("new\n")).unwrap();
+        assert_eq!(fixture.open("b").offset(), 4);
+        assert_eq!(fixture.read("log"), "old\nnew\n");
+    }
+
+    #[test]
+    fn a_gap_is_noted_and_not_counted() {
+        let fixture = Fixture::new();
+        let mut writer = fixture.open("a");
+        writer.write(&mut data("one\n")).unwrap();
+        writer.write(&mut Chunk::From(1000)).unwrap();
+        writer.write(&mut data("two\n")).unwrap();
+        assert_eq!(fixture.open("a").offset(), 1004);
+        assert_eq!(fixture.read("log"), "one\n\n[vmlet: 996 bytes of output were lost here]\ntwo\n");
+    }
+
+    #[test]
+    fn a_full_log_is_rotated_and_the_count_goes_on() {
+        let fixture = Fixture::new();
+        let mut writer = fixture.open("a");
+        for line in 0..30 {
+            writer.write(&mut data(&format!("line {line:03}\n"))).unwrap();
+        }
+        assert_eq!(fixture.open("a").offset(), 270);
+        assert_eq!(fixture.read("log").len() + fixture.read("log.1").len(), 9 * (11 + 8));
+        assert!(fixture.read("log").ends_with("line 029\n"));
+    }
+
+    #[test]
+    fn a_kill_in_the_middle_of_a_rotation_loses_nothing() {
+        let fixture = Fixture::new();
+        fixture.open("a").write(&mut data("before\n")).unwrap();
+        fs::rename(fixture.0.path().join("log"), fixture.0.path().join("log.1")).unwrap();
+        assert_eq!(fixture.open("a").offset(), 7);
+    }
+
+    #[test]
+    fn a_broken_anchor_is_a_new_start() {
+        let fixture = Fixture::new();
+        fixture.open("a").write(&mut data("x")).unwrap();
+        fs::write(fixture.0.path().join("log.anchor"), "{").unwrap();
+        assert_eq!(fixture.open("a").offset(), 0);
+    }
+}

@@ -1,0 +1,108 @@
+//! The API: HTTP on a unix socket, shaped like Kubernetes'.
+//!
+//! In: requests, the [`Store`]'s records and changes, and by way of [`Guests`] the running VMs. Out:
+//! JSON in the envelopes of [`types`]. Nothing here changes an object: all of them are declared by
+//! files. Every request is bounded in size, every stalled connection is closed after a while, and
+//! none of them slows the store down.
+
+mod age;
+pub mod channel;
+mod discovery;
+mod error;
+mod events;
+mod files;
+mod follow;
+mod render;
+mod request;
+mod resources;
+mod selector;
+mod server;
+mod session;
+mod socket;
+mod stall;
+pub mod types;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use age::age;
+pub use render::{DECLARED_IN, PROBLEM};
+pub use server::{Limits, serve, serve_within};
+pub use socket::{BindError, bind};
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{Method, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Agent;
+use crate::object::{API_VERSION, GROUP, Kind, Uid};
+use crate::store::Store;
+use error::ApiError;
+
+/// The running VMs, as the engine knows them.
+pub trait Guests: Send + Sync + 'static {
+    /// The link to a VM's guest, while there is one.
+    fn agent(&self, uid: Uid) -> Option<Agent>;
+
+    /// The VM's folder on the host; it need not exist.
+    fn vm_dir(&self, uid: Uid) -> PathBuf;
+}
+
+/// What the handlers work with.
+#[derive(Clone)]
+struct Api {
+    store: Store,
+    guests: Arc<dyn Guests>,
+    cancel: CancellationToken,
+}
+
+fn router(api: Api) -> Router {
+    let mut router = Router::new()
+        .route("/version", get(discovery::version))
+        .route("/healthz", get(async || "ok"))
+        .route("/livez", get(async || "ok"))
+        .route("/readyz", get(ready))
+        .route("/api", get(discovery::core_versions))
+        .route("/api/v1", get(discovery::core_resources))
+        .route("/api/v1/events", get(events::list))
+        .route("/api/v1/namespaces/{namespace}/events", get(events::list))
+        .route("/apis", get(discovery::groups))
+        .route(&format!("/apis/{GROUP}"), get(discovery::group))
+        .route(&format!("/apis/{API_VERSION}"), get(discovery::resources));
+    for kind in Kind::ALL {
+        let all = format!("/apis/{API_VERSION}/{}", kind.plural());
+        let in_namespace = format!("/apis/{API_VERSION}/namespaces/{{namespace}}/{}", kind.plural());
+        let one = format!("{in_namespace}/{{name}}");
+        let list = get(move |state, path, query, headers| resources::list(kind, state, path, query, headers));
+        let read = get(move |state, path, query, headers| resources::get(kind, state, path, query, headers));
+        router = router
+            .route(&all, list.clone())
+            .route(&in_namespace, list)
+            .route(&format!("{one}/status"), read.clone())
+            .route(&one, read.delete(move |state, path| resources::delete(kind, state, path)));
+    }
+    let vm = format!("/apis/{API_VERSION}/namespaces/{{namespace}}/vms/{{name}}");
+    router
+        .route(&format!("{vm}/log"), get(files::log))
+        .route(&format!("{vm}/console"), get(files::console))
+        .route(&format!("{vm}/stats"), get(session::stats))
+        .route(&format!("{vm}/exec"), get(session::exec))
+        .fallback(async |uri: Uri| ApiError::no_such_path(uri.path()))
+        .method_not_allowed_fallback(async |method: Method| ApiError::method_not_allowed(method.as_str()))
+        .with_state(api)
+}
+
+/// Ready is what can answer truthfully: a store that failed cannot.
+async fn ready(State(api): State<Api>) -> Response {
+    match api.store.failed() {
+        None => "ok".into_response(),
+        Some(why) => ApiError::unavailable(why).into_response(),
+    }
+}

@@ -1,0 +1,281 @@
+//! `vmlet wait`.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use futures_util::StreamExt;
+use futures_util::stream::{BoxStream, select_all, unfold};
+use indicatif::ProgressDrawTarget;
+use jiff::SignedDuration;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::client::{Client, JSON};
+use super::error::{CliError, Outcome};
+use super::feed::{Feed, News};
+use super::live::{Board, Sign, doing};
+use super::target::{Scope, Targets};
+use crate::api::types::WatchKind;
+use crate::object::{Kind, ObjectKey};
+
+/// Wait until objects have a condition, or are gone
+///
+/// Exits with 1 when the time is over, and says what is missing.
+///
+/// Examples:
+///   vmlet wait --for condition=Ready vm --all --timeout 5m
+///   vmlet wait --for delete vm/web
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Wait {
+    /// KIND NAME…, KIND/NAME…, or KIND with --all or -l
+    #[arg(required = true)]
+    targets: Vec<String>,
+
+    /// condition=NAME[=True|False|Unknown] or delete
+    #[arg(long = "for", value_name = "WHAT")]
+    goal: Goal,
+
+    /// Every object of the kind that there is when the wait begins
+    #[arg(long)]
+    all: bool,
+
+    /// How long to wait at most: 30s, 5m, 1h30m
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    timeout: Duration,
+
+    #[command(flatten)]
+    scope: Scope,
+}
+
+/// What is waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Goal {
+    Condition { name: String, status: String },
+    Delete,
+}
+
+impl FromStr for Goal {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "delete" {
+            return Ok(Goal::Delete);
+        }
+        let condition = text.strip_prefix("condition=").filter(|condition| !condition.is_empty());
+        let condition = condition.ok_or("write condition=NAME, for example condition=Ready, or delete")?;
+        let (name, status) = condition.split_once('=').unwrap_or((condition, "True"));
+        Ok(Goal::Condition { name: name.to_owned(), status: status.to_owned() })
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let refuse = || format!("{text:?} is not a length of time; write for example 30s or 5m");
+    let duration: SignedDuration = text.parse().map_err(|_| refuse())?;
+    Duration::try_from(duration).map_err(|_| refuse())
+}
+
+impl Wait {
+    /// Runs the verb.
+    pub(super) async fn run(self, client: &Client) -> Outcome {
+        let targets = Targets::parse(&self.targets)?;
+        let select = self.all || !self.scope.selector.is_empty();
+        let (kinds, named) = match targets {
+            Targets::All(kinds) if select => (kinds, None),
+            Targets::All(_) => {
+                return Err(CliError::usage("name the objects to wait for, or say --all"));
+            }
+            Targets::Named(_) if select || self.scope.all_namespaces => {
+                return Err(CliError::usage("name objects or select them, not both"));
+            }
+            Targets::Named(named) => {
+                let mut kinds: Vec<Kind> = named.iter().map(|(kind, _)| *kind).collect();
+                kinds.sort_unstable();
+                kinds.dedup();
+                (kinds, Some(named))
+            }
+        };
+        let mut waiting = Waiting::new(self.goal.clone(), &kinds);
+        for (kind, name) in named.into_iter().flatten() {
+            waiting.expect(ObjectKey::new(kind, &self.scope.namespace, name));
+        }
+        let feeds = kinds.iter().map(|kind| feed(client, *kind, self.scope.list_path(*kind, &[])));
+        let done = timeout(self.timeout, waiting.until_done(select_all(feeds))).await;
+        if let Some(board) = &mut waiting.board {
+            board.clear();
+        }
+        done.unwrap_or_else(|_| Err(waiting.timed_out(&self.targets)))
+    }
+}
+
+type Feeds = BoxStream<'static, (Kind, Result<News, CliError>)>;
+
+fn feed(client: &Client, kind: Kind, path: String) -> Feeds {
+    let feed = Feed::new(client, path, JSON);
+    unfold(feed, move |mut feed| async move {
+        let news = feed.next().await;
+        Some(((kind, news), feed))
+    })
+    .boxed()
+}
+
+/// What is still waited for.
+struct Waiting {
+    goal: Goal,
+    /// By object: its uid once it was seen, and what it is doing.
+    pending: BTreeMap<ObjectKey, Pending>,
+    /// Kinds whose first list has not come.
+    unlisted: Vec<Kind>,
+    /// Whether the objects were named, or else are those of the first lists.
+    named: bool,
+    /// Whether any object was ever waited for.
+    any: bool,
+    board: Option<Board>,
+}
+
+#[derive(Default)]
+struct Pending {
+    uid: Option<String>,
+    doing: String,
+}
+
+impl Waiting {
+    fn new(goal: Goal, kinds: &[Kind]) -> Self {
+        let board = io::stderr().is_terminal().then(|| Board::new(ProgressDrawTarget::stderr()));
+        let unlisted = kinds.to_vec();
+        Waiting { goal, pending: BTreeMap::new(), unlisted, named: false, any: false, board }
+    }
+
+    fn expect(&mut self, key: ObjectKey) {
+        self.pending.insert(key, Pending::default());
+        (self.named, self.any) = (true, true);
+    }
+
+    async fn until_done(
+        &mut self,
+        mut feeds: impl futures_util::Stream<Item = (Kind, Result<News, CliError>)> + Unpin,
+    ) -> Outcome {
+        while !(self.unlisted.is_empty() && self.pending.is_empty()) {
+            let Some((kind, news)) = feeds.next().await else { break };
+            match news? {
+                News::Listed(list) => {
+                    self.listed(kind, list["items"].as_array().map(Vec::as_slice).unwrap_or_default())?
+                }
+                News::Changed(WatchKind::Deleted, object) => self.gone(&key_of(kind, &object))?,
+                News::Changed(_, object) => self.seen(&key_of(kind, &object), &object)?,
+            }
+        }
+        if self.any || self.goal == Goal::Delete {
+            Ok(())
+        } else {
+            Err(CliError::new("no matching objects found"))
+        }
+    }
+
+    fn listed(&mut self, kind: Kind, items: &[Value]) -> Outcome {
+        let first = self.unlisted.contains(&kind);
+        self.unlisted.retain(|other| *other != kind);
+        if first && !self.named {
+            for object in items {
+                self.pending.insert(key_of(kind, object), Pending::default());
+                self.any = true;
+            }
+        }
+        let present: BTreeMap<ObjectKey, &Value> =
+            items.iter().map(|object| (key_of(kind, object), object)).collect();
+        let pending: Vec<ObjectKey> = self.pending.keys().filter(|key| key.kind == kind).cloned().collect();
+        for key in pending {
+            match present.get(&key) {
+                Some(object) => self.seen(&key, object)?,
+                None if first && self.goal != Goal::Delete => {
+                    return Err(CliError::new(format!("{key} not found"))
+                        .hint("`vmlet get all -A` shows what there is"));
+                }
+                None => self.gone(&key)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The object is there, and this is what it is like.
+    fn seen(&mut self, key: &ObjectKey, object: &Value) -> Outcome {
+        let Some(pending) = self.pending.get_mut(key) else { return Ok(()) };
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        let replaced = pending.uid.as_ref().is_some_and(|earlier| *earlier != uid);
+        pending.uid = Some(uid);
+        let (text, sign) = doing(object);
+        pending.doing.clone_from(&text);
+        match &self.goal {
+            Goal::Delete if replaced => return self.finish(key, "deleted"),
+            Goal::Condition { name, status } if holds(object, name, status) => {
+                return self.finish(key, "condition met");
+            }
+            _ => {}
+        }
+        if let Some(board) = &mut self.board {
+            board.set(&key.to_string(), format!("{key}  {text}"), sign);
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, key: &ObjectKey) -> Outcome {
+        if self.goal == Goal::Delete {
+            return self.finish(key, "deleted");
+        }
+        if let Some(pending) = self.pending.get_mut(key) {
+            "it does not exist".clone_into(&mut pending.doing);
+            if let Some(board) = &mut self.board {
+                board.set(&key.to_string(), format!("{key}  does not exist"), Sign::Busy);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, key: &ObjectKey, how: &str) -> Outcome {
+        if self.pending.remove(key).is_none() {
+            return Ok(());
+        }
+        if let Some(board) = &mut self.board {
+            board.remove(&key.to_string());
+        }
+        let mut out = io::stdout();
+        writeln!(out, "{key} {how}")?;
+        Ok(out.flush()?)
+    }
+
+    fn timed_out(&self, targets: &[String]) -> CliError {
+        let what = match &self.goal {
+            Goal::Condition { name, status } if status.eq_ignore_ascii_case("true") => {
+                format!("is not {name}")
+            }
+            Goal::Condition { name, status } => format!("has no condition {name}={status}"),
+            Goal::Delete => "is still there".to_owned(),
+        };
+        let mut message = "timed out waiting".to_owned();
+        for (key, pending) in &self.pending {
+            message.push_str(&format!("\n  {key} {what}: {}", pending.doing));
+        }
+        let example = self.pending.keys().next().map_or_else(|| targets.join(" "), ToString::to_string);
+        CliError::new(message).hint(format!("`vmlet describe {example}` and `vmlet events` say why"))
+    }
+}
+
+fn key_of(kind: Kind, object: &Value) -> ObjectKey {
+    let part = |name: &str| object["metadata"][name].as_str().unwrap_or_default();
+    ObjectKey::new(kind, part("namespace"), part("name"))
+}
+
+/// Whether the object has the condition, and for its present generation.
+fn holds(object: &Value, name: &str, status: &str) -> bool {
+    let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let named =
+        |condition: &&Value| condition["type"].as_str().is_some_and(|kind| kind.eq_ignore_ascii_case(name));
+    let Some(condition) = conditions.iter().find(named) else { return false };
+    let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
+    let observed = condition["observedGeneration"].as_i64();
+    observed.is_none_or(|observed| observed >= generation)
+        && condition["status"].as_str().is_some_and(|is| is.eq_ignore_ascii_case(status))
+}

@@ -1,0 +1,234 @@
+//! The daemon's settings: every folder, name and limit, with its unit.
+//!
+//! Each is a flag of `vmlet daemon` and an environment variable. Nothing else configures the daemon.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use ipnet::Ipv4Net;
+
+use crate::object::Quantity;
+
+/// What the daemon is told.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// The folder of manifests, read recursively; never written.
+    #[arg(long, value_name = "DIR", env = "VMLET_MANIFESTS", default_value_os_t = default_manifests(),
+        hide_default_value = true)]
+    pub manifests: PathBuf,
+
+    /// The folder of the daemon's own: records, base disks, VMs' disks and logs.
+    #[arg(long, value_name = "DIR", env = "VMLET_STATE", default_value_os_t = default_state(),
+        hide_default_value = true)]
+    pub state: PathBuf,
+
+    /// The socket that the API is served on: the command line's global `--socket`.
+    #[arg(skip = default_socket())]
+    pub socket: PathBuf,
+
+    /// How VMs are connected that do not say so themselves.
+    #[arg(long, value_name = "MODE", env = "VMLET_NETWORK", default_value = "auto")]
+    pub network: NetworkChoice,
+
+    /// The bridge that VMs are connected to; made if it is missing. At most 15 bytes.
+    #[arg(long, value_name = "NAME", env = "VMLET_BRIDGE", default_value = "vmlet0",
+        value_parser = interface_name)]
+    pub bridge: String,
+
+    /// The VMs' addresses. The bridge takes the first one.
+    #[arg(long, value_name = "CIDR", env = "VMLET_SUBNET", default_value = "10.88.0.0/24",
+        value_parser = subnet)]
+    pub subnet: Ipv4Net,
+
+    /// Images that are pulled at once.
+    #[arg(long, value_name = "N", env = "VMLET_MAX_PULLS", default_value = "4")]
+    pub max_pulls: NonZeroUsize,
+
+    /// VMs that boot at once; by default twice the number of processors, at least 2.
+    #[arg(long, value_name = "N", env = "VMLET_MAX_BOOTS", default_value_t = default_boots(),
+        hide_default_value = true)]
+    pub max_boots: NonZeroUsize,
+
+    /// What executes the guests' instructions.
+    #[arg(long, value_name = "KIND", env = "VMLET_ACCELERATOR", default_value = "auto")]
+    pub accelerator: AcceleratorChoice,
+
+    /// The kernel that VMs boot; by default the newest one in /boot.
+    #[arg(long, value_name = "FILE", env = "VMLET_KERNEL")]
+    pub kernel: Option<PathBuf>,
+
+    /// The kernel's modules; by default /lib/modules/VERSION of the kernel.
+    #[arg(long, value_name = "DIR", env = "VMLET_MODULES")]
+    pub modules: Option<PathBuf>,
+
+    /// QEMU; by default qemu-system of this machine's architecture, looked up in PATH.
+    #[arg(long, value_name = "FILE", env = "VMLET_QEMU")]
+    pub qemu: Option<PathBuf>,
+
+    /// Memory for all VMs together; by default 90 % of the host's.
+    #[arg(long, value_name = "QUANTITY", env = "VMLET_MEMORY_CAPACITY")]
+    pub memory_capacity: Option<Quantity>,
+
+    /// Full length of all VMs' private disks together; by default ten times what is free in the
+    /// state folder when the daemon starts. Disks are sparse, so they may promise more than there
+    /// is: most VMs write little of theirs.
+    #[arg(long, value_name = "QUANTITY", env = "VMLET_DISK_CAPACITY")]
+    pub disk_capacity: Option<Quantity>,
+
+    /// A registry that is spoken to over plain http, beside those on loopback addresses. Can be
+    /// repeated.
+    #[arg(long, value_name = "HOST[:PORT]", env = "VMLET_INSECURE_REGISTRY", value_delimiter = ',')]
+    pub insecure_registry: Vec<String>,
+
+    /// A scan that would delete more than this share of all objects, in percent, is not believed
+    /// until it has stayed the same for a while. 100 believes every scan.
+    #[arg(long, value_name = "PERCENT", env = "VMLET_MASS_DELETE_PERCENT", default_value = "50",
+        value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub mass_delete_percent: u8,
+
+    /// The form of the log on stderr.
+    #[arg(long, value_name = "FORM", env = "VMLET_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// User numbers for VMMs, one for each VM: the first and the one after the last. Without root
+    /// VMMs run as the daemon's user and this is not used.
+    #[arg(long, value_name = "START-END", env = "VMLET_VMM_USERS", default_value = "3000000-3065536")]
+    pub vmm_users: UserRange,
+}
+
+/// How VMs are connected that do not say so themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NetworkChoice {
+    /// A bridge where the daemon can make one (as root), else user.
+    Auto,
+    /// On the host's bridge.
+    Bridge,
+    /// By the VMM's own user-space network.
+    User,
+}
+
+/// What executes the guests' instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AcceleratorChoice {
+    /// KVM where a self-test shows that it works, else TCG.
+    Auto,
+    /// The processor, by the kernel's KVM.
+    Kvm,
+    /// QEMU's translator: works everywhere, slowly.
+    Tcg,
+}
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A range of user numbers, the end excluded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserRange(pub Range<u32>);
+
+impl FromStr for UserRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range =
+            text.split_once('-').and_then(|(start, end)| Some(start.parse().ok()?..end.parse().ok()?));
+        // Number 0 is root, and the highest one means "unchanged" to chown(2).
+        match range {
+            Some(range) if !range.is_empty() && range.start > 0 => Ok(UserRange(range)),
+            _ => Err("write two user numbers above 0, for example 3000000-3065536".to_owned()),
+        }
+    }
+}
+
+fn interface_name(text: &str) -> Result<String, String> {
+    // dev_valid_name() in the kernel's net/core/dev.c.
+    let valid = (1..16).contains(&text.len())
+        && !matches!(text, "." | "..")
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err("an interface's name has 1 to 15 bytes, without spaces, '/', ':' and '%'".to_owned())
+    }
+}
+
+fn subnet(text: &str) -> Result<Ipv4Net, String> {
+    let net: Ipv4Net = text.parse().map_err(|_| "write for example 10.88.0.0/24".to_owned())?;
+    if net != net.trunc() {
+        return Err(format!("{net} has bits behind its prefix; did you mean {}?", net.trunc()));
+    }
+    if !(8..=29).contains(&net.prefix_len()) {
+        return Err("use a prefix of 8 to 29 bits, so that there is room for VMs".to_owned());
+    }
+    Ok(net)
+}
+
+/// Where the daemon listens and clients connect: `/run/vmlet/vmlet.sock` as root, else in
+/// `$XDG_RUNTIME_DIR`.
+pub fn default_socket() -> PathBuf {
+    own_dir("/run", "XDG_RUNTIME_DIR", ".cache").join("vmlet.sock")
+}
+
+fn default_manifests() -> PathBuf {
+    own_dir("/etc", "XDG_CONFIG_HOME", ".config").join("manifests")
+}
+
+/// The folder of the daemon's own: `/var/lib/vmlet` as root, else in `$XDG_STATE_HOME`.
+pub(crate) fn default_state() -> PathBuf {
+    own_dir("/var/lib", "XDG_STATE_HOME", ".local/state")
+}
+
+fn default_boots() -> NonZeroUsize {
+    let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    processors.saturating_mul(NonZeroUsize::MIN.saturating_add(1))
+}
+
+/// vmlet's folder of a kind (XDG Base Directory Specification), which for root is the system's.
+fn own_dir(system: &str, variable: &str, in_home: &str) -> PathBuf {
+    let base = if nix::unistd::geteuid().is_root() {
+        PathBuf::from(system)
+    } else {
+        let named = std::env::var_os(variable).map(PathBuf::from).filter(|dir| dir.is_absolute());
+        named.unwrap_or_else(|| {
+            std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(in_home)
+        })
+    };
+    base.join("vmlet")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subnet_is_whole_and_has_room() {
+        assert_eq!(subnet("10.88.0.0/24").unwrap().to_string(), "10.88.0.0/24");
+        assert!(subnet("10.88.0.1/24").unwrap_err().contains("did you mean 10.88.0.0/24"));
+        assert!(subnet("10.88.0.0/30").is_err());
+        assert!(subnet("::/64").is_err());
+    }
+
+    #[test]
+    fn an_interface_has_a_name_that_the_kernel_takes() {
+        assert!(interface_name("vmlet0").is_ok());
+        for bad in ["", "..", "a/b", "has space", "sixteen-bytes-xx"] {
+            assert!(interface_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn user_numbers_are_a_range_without_root() {
+        assert_eq!("10-20".parse(), Ok(UserRange(10..20)));
+        for bad in ["0-5", "5-5", "7-3", "x-3", "12", ""] {
+            assert!(bad.parse::<UserRange>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What sources do: declare objects, take the declaration back, note a problem with it.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::Store;
+use super::error::{DeclareError, StoreError};
+use super::record::{ImageRecord, Origin, Problem, Record, Run, VmRecord};
+use super::request::Declared;
+use super::state::State;
+use crate::object::{
+    API_VERSION, AnyObject, ImageStatus, Kind, ObjectKey, ObjectMeta, VmStatus, image_changes, vm_changes,
+};
+
+/// What each object waits for before its record goes.
+const FINALIZER: &str = "vmlet.dev/cleanup";
+
+impl Store {
+    /// Takes in what a source says about an object: its spec, labels and annotations, and where it
+    /// says so. A new name gets a uid; a changed spec gets the next generation; a noted problem is
+    /// over. Whatever else the object's metadata and status hold is ignored.
+    ///
+    /// `take_over` says that the object's former place no longer declares it.
+    ///
+    /// # Errors
+    /// [`DeclareError::Conflict`] if another place declares the object and is not taken over from;
+    /// [`DeclareError::Terminating`] while the former object of this name is being deleted.
+    pub async fn declare(
+        &self,
+        object: AnyObject,
+        origin: Origin,
+        take_over: bool,
+        now: Timestamp,
+    ) -> Result<Declared, DeclareError> {
+        self.engine().commit(|state| state.declare(object, origin, take_over, now)).await
+    }
+
+    /// Asks for an object's deletion: its reconcile task does the rest. One-way. False if there is
+    /// no such object, if another source owns it, or if it is being deleted already.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn undeclare(&self, key: &ObjectKey, source: &str, now: Timestamp) -> Result<bool, StoreError> {
+        self.engine().commit(|state| Ok(state.undeclare(key, source, now))).await
+    }
+
+    /// Notes what is wrong with an object's declaration, or that nothing is any more. False if there
+    /// is no such object or nothing changed.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn set_problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<bool, StoreError> {
+        self.engine().commit(|state| Ok(state.set_problem(key, problem))).await
+    }
+}
+
+impl State {
+    pub(super) fn declare(
+        &mut self,
+        mut object: AnyObject,
+        origin: Origin,
+        take_over: bool,
+        now: Timestamp,
+    ) -> Result<Declared, DeclareError> {
+        normalize(&mut object);
+        let Some(old) = self.objects.get(&object.key()).cloned() else {
+            return Ok(self.create(object, origin, now));
+        };
+        if old.metadata().deletion_timestamp.is_some() {
+            return Err(DeclareError::Terminating);
+        }
+        let incumbent = old.origin();
+        let moved = incumbent.source != origin.source || incumbent.path != origin.path;
+        if moved && !take_over {
+            return Err(DeclareError::Conflict { incumbent: incumbent.clone() });
+        }
+        Ok(self.update(old, object, origin, moved))
+    }
+
+    fn create(&mut self, mut object: AnyObject, origin: Origin, now: Timestamp) -> Declared {
+        let uid = (self.minter)();
+        let metadata = object.metadata_mut();
+        *metadata = ObjectMeta {
+            uid: Some(uid),
+            generation: 1,
+            creation_timestamp: Some(now),
+            finalizers: vec![FINALIZER.to_owned()],
+            ..desired(metadata)
+        };
+        self.put(match object {
+            AnyObject::Vm(mut object) => {
+                object.status = VmStatus::default();
+                Record::Vm(Arc::new(VmRecord {
+                    object,
+                    origin,
+                    problem: None,
+                    reservation: None,
+                    image: None,
+                    run: Run::Idle,
+                    starts: 0,
+                    last_exit: None,
+                }))
+            }
+            AnyObject::Image(mut object) => {
+                object.status = ImageStatus::default();
+                Record::Image(Arc::new(ImageRecord { object, origin, problem: None, image: None }))
+            }
+        });
+        Declared::Created { uid }
+    }
+
+    fn update(&mut self, old: Record, object: AnyObject, origin: Origin, moved: bool) -> Declared {
+        let mut new = old.clone();
+        let changes = match (&mut new, &object) {
+            (Record::Vm(record), AnyObject::Vm(wanted)) => {
+                let record = Arc::make_mut(record);
+                let changes = vm_changes(&record.object.spec, &wanted.spec);
+                record.object.spec = wanted.spec.clone();
+                changes
+            }
+            (Record::Image(record), AnyObject::Image(wanted)) => {
+                let record = Arc::make_mut(record);
+                let changes = image_changes(&record.object.spec, &wanted.spec);
+                record.object.spec = wanted.spec.clone();
+                changes
+            }
+            _ => unreachable!("a key's kind is its record's"),
+        };
+        let metadata = new.metadata_mut();
+        metadata.labels.clone_from(&object.metadata().labels);
+        metadata.annotations.clone_from(&object.metadata().annotations);
+        metadata.generation += i64::from(!changes.is_empty());
+        let generation = metadata.generation;
+        let declaration_changed = moved || old.problem().is_some();
+        let metadata_changed = old.metadata() != new.metadata();
+        new.set_problem(None);
+        new.set_origin(origin);
+        if changes.is_empty() && !metadata_changed && !declaration_changed {
+            // The same text on another line of its file is no change of the object.
+            if old != new {
+                self.put_unseen(new);
+            }
+            return Declared::Unchanged;
+        }
+        self.put(new);
+        if changes.is_empty() { Declared::MetadataUpdated } else { Declared::Updated { generation, changes } }
+    }
+
+    pub(super) fn undeclare(&mut self, key: &ObjectKey, source: &str, now: Timestamp) -> bool {
+        let Some(record) = self.objects.get(key) else { return false };
+        if record.origin().source != source || record.metadata().deletion_timestamp.is_some() {
+            return false;
+        }
+        let mut record = record.clone();
+        record.metadata_mut().deletion_timestamp = Some(now);
+        self.put(record);
+        true
+    }
+
+    pub(super) fn set_problem(&mut self, key: &ObjectKey, problem: Option<Problem>) -> bool {
+        let Some(record) = self.objects.get(key) else { return false };
+        if record.problem() == problem.as_ref() {
+            return false;
+        }
+        let mut record = record.clone();
+        record.set_problem(problem);
+        self.put(record);
+        true
+    }
+}
+
+/// Makes the key agree with the type, whatever was written.
+fn normalize(object: &mut AnyObject) {
+    let (api_version, kind, expected) = match object {
+        AnyObject::Vm(vm) => (&mut vm.api_version, &mut vm.kind, Kind::Vm),
+        AnyObject::Image(image) => (&mut image.api_version, &mut image.kind, Kind::Image),
+    };
+    *kind = expected;
+    API_VERSION.clone_into(api_version);
+}
+
+/// The part of the metadata that is the source's.
+fn desired(metadata: &ObjectMeta) -> ObjectMeta {
+    ObjectMeta {
+        name: metadata.name.clone(),
+        namespace: metadata.namespace.clone(),
+        labels: metadata.labels.clone(),
+        annotations: metadata.annotations.clone(),
+        ..ObjectMeta::default()
+    }
+}

@@ -1,0 +1,223 @@
+//! Reservations: one transaction claims all that a VM needs of the host, or nothing.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
+use super::Store;
+use super::error::{ReleaseError, ReserveError};
+use super::leases::free;
+use super::record::{DiskState, Record, Reservation, Run};
+use super::request::{NetworkClaim, VmClaim};
+use super::state::State;
+use crate::network::{Link, Nic};
+use crate::object::{ObjectKey, Port, Uid};
+
+impl Store {
+    /// Claims what a VM needs, in place of what it held. It keeps its address, MAC, tap and user as
+    /// long as they fit the claim. Once this returns, the claim is durable and the VM's alone.
+    ///
+    /// # Errors
+    /// Why not, see [`ReserveError`]. Nothing changed then.
+    pub async fn reserve_vm(&self, claim: VmClaim) -> Result<Reservation, ReserveError> {
+        self.engine().commit(|state| state.reserve_vm(&claim)).await
+    }
+
+    /// Gives up what a VM holds. To be called when all that was made of it (folder, disk, tap) is
+    /// gone. A VM that is gone or holds nothing is fine.
+    ///
+    /// # Errors
+    /// [`ReleaseError::Running`] while the record says that a process is up.
+    pub async fn release_vm(&self, key: &ObjectKey, uid: Uid) -> Result<(), ReleaseError> {
+        self.engine().commit(|state| state.release_vm(key, uid)).await
+    }
+}
+
+impl State {
+    pub(super) fn reserve_vm(&mut self, claim: &VmClaim) -> Result<Reservation, ReserveError> {
+        let vm = self.vm_of(&claim.key, claim.uid).ok_or(ReserveError::Stale)?;
+        let metadata = &vm.object.metadata;
+        if metadata.generation != claim.generation || metadata.deletion_timestamp.is_some() {
+            return Err(ReserveError::Stale);
+        }
+        if !self.disks.get(&claim.image).is_some_and(|disk| matches!(disk.state, DiskState::Ready { .. })) {
+            return Err(ReserveError::ImageNotReady { digest: claim.image.clone() });
+        }
+        let held = vm.reservation.as_ref();
+        let vmm_user = self.choose_user(claim, held)?;
+        let nic = self.choose_nic(claim, held, vmm_user)?;
+        self.check_capacity(claim, held)?;
+        let reservation =
+            Reservation { image: claim.image.clone(), nic, vmm_user, memory: claim.memory, disk: claim.disk };
+        if held == Some(&reservation) {
+            return Ok(reservation);
+        }
+        if matches!(vm.run, Run::Up { .. }) {
+            return Err(ReserveError::Running);
+        }
+        let mut vm = Arc::clone(vm);
+        Arc::make_mut(&mut vm).reservation = Some(reservation.clone());
+        self.put(Record::Vm(vm));
+        Ok(reservation)
+    }
+
+    pub(super) fn release_vm(&mut self, key: &ObjectKey, uid: Uid) -> Result<(), ReleaseError> {
+        let Some(vm) = self.vm_of(key, uid) else { return Ok(()) };
+        if matches!(vm.run, Run::Up { .. }) {
+            return Err(ReleaseError::Running);
+        }
+        if vm.reservation.is_some() {
+            let mut vm = Arc::clone(vm);
+            Arc::make_mut(&mut vm).reservation = None;
+            self.put(Record::Vm(vm));
+        }
+        Ok(())
+    }
+
+    fn choose_nic(
+        &self,
+        claim: &VmClaim,
+        held: Option<&Reservation>,
+        vmm_user: Option<u32>,
+    ) -> Result<Option<Nic>, ReserveError> {
+        let (link, ports) = match &claim.network {
+            NetworkClaim::None => return Ok(None),
+            NetworkClaim::User { ports } => (Link::User, ports),
+            NetworkClaim::Bridge { subnet, fixed, ports } => {
+                let link = Link::Bridge {
+                    tap: self.choose_tap(claim),
+                    tap_owner: vmm_user,
+                    address: self.choose_address(claim, *subnet, *fixed, held)?,
+                    prefix: subnet.prefix_len(),
+                    gateway: gateway(*subnet),
+                };
+                (link, ports)
+            }
+        };
+        self.check_ports(claim, ports)?;
+        Ok(Some(Nic { mac: self.choose_mac(claim), link, ports: ports.clone() }))
+    }
+
+    fn choose_address(
+        &self,
+        claim: &VmClaim,
+        subnet: Ipv4Net,
+        fixed: Option<Ipv4Addr>,
+        held: Option<&Reservation>,
+    ) -> Result<Ipv4Addr, ReserveError> {
+        let usable = guests(subnet);
+        let inside = |address: Ipv4Addr| usable.contains(&address.to_bits());
+        if let Some(address) = fixed {
+            if !inside(address) {
+                return Err(ReserveError::AddressOutside { address, subnet, gateway: gateway(subnet) });
+            }
+            return match holder(&self.leases.addresses, &address, &claim.key) {
+                Some(by) => Err(ReserveError::AddressTaken { address, by: by.clone() }),
+                None => Ok(address),
+            };
+        }
+        if let Some(address) = held.and_then(Reservation::address).filter(|address| inside(*address)) {
+            return Ok(address);
+        }
+        let taken = self.leases.addresses.range(Ipv4Addr::from_bits(*usable.start())..);
+        lowest_free(usable, taken.map(|(address, _)| address.to_bits()))
+            .map(Ipv4Addr::from_bits)
+            .ok_or(ReserveError::NoFreeAddress { subnet })
+    }
+
+    fn check_ports(&self, claim: &VmClaim, ports: &[Port]) -> Result<(), ReserveError> {
+        for port in ports {
+            if let Some(by) = holder(&self.leases.ports, &(port.host, port.protocol), &claim.key) {
+                let (port, protocol) = (port.host, port.protocol);
+                return Err(ReserveError::PortTaken { port, protocol, by: by.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn choose_user(&self, claim: &VmClaim, held: Option<&Reservation>) -> Result<Option<u32>, ReserveError> {
+        let Some(range) = &claim.vmm_users else { return Ok(None) };
+        if let Some(user) = held.and_then(|held| held.vmm_user).filter(|user| range.contains(user)) {
+            return Ok(Some(user));
+        }
+        if range.is_empty() {
+            return Err(ReserveError::NoFreeUser);
+        }
+        let taken = self.leases.users.range(range.start..).map(|(user, _)| *user);
+        lowest_free(range.start..=range.end - 1, taken).map(Some).ok_or(ReserveError::NoFreeUser)
+    }
+
+    fn check_capacity(&self, claim: &VmClaim, held: Option<&Reservation>) -> Result<(), ReserveError> {
+        let memory = free(claim.capacity.memory, self.leases.memory_of_others(held));
+        if claim.memory > memory {
+            return Err(ReserveError::NoCapacity { what: "memory", needs: claim.memory, free: memory });
+        }
+        let disk = free(claim.capacity.disk, self.leases.disk_of_others(held));
+        if claim.disk > disk {
+            return Err(ReserveError::NoCapacity { what: "disk space", needs: claim.disk, free: disk });
+        }
+        Ok(())
+    }
+
+    /// `52:54:` and four bytes of the uid: locally administered, unicast. Four bytes of two uids can
+    /// be equal, so the first ones that nobody else has are taken.
+    fn choose_mac(&self, claim: &VmClaim) -> String {
+        let names = claim.uid.as_bytes().windows(4).map(|bytes| {
+            format!("52:54:{:02x}:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2], bytes[3])
+        });
+        first_free(names, &self.leases.macs, &claim.key)
+    }
+
+    /// `vt` and six bytes of the uid: 14 of the 15 bytes that a device's name may have
+    /// (`IFNAMSIZ`, netdevice(7)).
+    fn choose_tap(&self, claim: &VmClaim) -> String {
+        let names = claim.uid.as_bytes().windows(6).map(|bytes| format!("vt{}", hex::encode(bytes)));
+        first_free(names, &self.leases.taps, &claim.key)
+    }
+}
+
+/// Who else holds it.
+fn holder<'a, T: Ord>(
+    leases: &'a BTreeMap<T, ObjectKey>,
+    wanted: &T,
+    own: &ObjectKey,
+) -> Option<&'a ObjectKey> {
+    leases.get(wanted).filter(|by| *by != own)
+}
+
+/// The first name that nobody else holds. That all are held takes as many colliding random uids.
+fn first_free(
+    mut names: impl Iterator<Item = String>,
+    leases: &BTreeMap<String, ObjectKey>,
+    own: &ObjectKey,
+) -> String {
+    names
+        .find(|name| holder(leases, name, own).is_none())
+        .expect("random uids do not collide in every window")
+}
+
+/// The lowest number of the range that is not among `taken`, which rises from the range's start on.
+fn lowest_free(range: RangeInclusive<u32>, taken: impl Iterator<Item = u32>) -> Option<u32> {
+    let mut candidate = *range.start();
+    for number in taken {
+        if number > candidate {
+            break;
+        }
+        candidate = number.checked_add(1)?;
+    }
+    range.contains(&candidate).then_some(candidate)
+}
+
+/// The bridge's own address: the subnet's first host.
+fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from_bits(subnet.network().to_bits().saturating_add(1))
+}
+
+/// The addresses that VMs may have: all but the network's, the gateway's and the broadcast address.
+fn guests(subnet: Ipv4Net) -> RangeInclusive<u32> {
+    let (network, broadcast) = (subnet.network().to_bits(), subnet.broadcast().to_bits());
+    network.saturating_add(2)..=broadcast.saturating_sub(1)
+}

@@ -1,0 +1,132 @@
+use serde_json::json;
+
+use super::super::*;
+use super::support::*;
+use crate::object::{ImageStatus, LastExit, Uid};
+
+fn update() -> VmUpdate {
+    VmUpdate::default()
+}
+
+#[test]
+fn a_publish_writes_the_given_fields_and_no_others() {
+    let (store, _) = store_with_disk();
+    let uid = declare(&store, vm("web"));
+    let reservation = now(store.reserve_vm(claim("web", uid))).unwrap();
+    let pinned = PinnedImage { reference: "r".to_owned(), digest: digest(1) };
+    let exit =
+        LastExit { code: Some(1), reason: "Error".to_owned(), message: String::new(), finished_at: at(9) };
+    let publish = |update| now(store.publish_vm(&key("web"), uid, update)).unwrap();
+    publish(VmUpdate { status: phase("Starting"), ..update() });
+    publish(VmUpdate { image: Some(Some(pinned.clone())), ..update() });
+    publish(VmUpdate { run: Some(running()), starts: Some(1), ..update() });
+    publish(VmUpdate { last_exit: Some(Some(exit.clone())), ..update() });
+    let record = store.vm(&key("web")).unwrap();
+    assert_eq!(record.object.status.phase, "Starting");
+    assert_eq!((&record.image, &record.run, record.starts), (&Some(pinned), &running(), 1));
+    assert_eq!((&record.last_exit, &record.reservation), (&Some(exit), &Some(reservation)));
+    publish(VmUpdate { image: Some(None), last_exit: Some(None), ..update() });
+    let record = store.vm(&key("web")).unwrap();
+    assert_eq!((&record.image, &record.last_exit, record.starts), (&None, &None, 1));
+}
+
+#[test]
+fn a_publish_that_changes_nothing_is_no_change() {
+    let (store, _) = Store::in_memory();
+    let uid = declare(&store, vm("web"));
+    let publish = || {
+        let same = VmUpdate { status: phase("Pending"), starts: Some(0), ..update() };
+        now(store.publish_vm(&key("web"), uid, same)).unwrap();
+        version(&store.record(&key("web")).unwrap())
+    };
+    assert_eq!(publish(), publish());
+}
+
+#[test]
+fn a_stale_publish_changes_nothing() {
+    let (store, _) = store_with_disk();
+    let uid = declare(&store, vm("web"));
+    let before = store.vm(&key("web"));
+    let stale =
+        |uid, update| matches!(now(store.publish_vm(&key("web"), uid, update)), Err(PublishError::Stale));
+    assert!(stale(Uid::new_v4(), VmUpdate { status: phase("x"), ..update() }), "another uid");
+    assert!(
+        stale(uid, VmUpdate { generation: Some(2), status: phase("x"), ..update() }),
+        "another generation"
+    );
+    assert!(stale(uid, VmUpdate { run: Some(running()), ..update() }), "a process without a reservation");
+    assert_eq!(store.vm(&key("web")), before);
+    now(store.publish_vm(&key("web"), uid, VmUpdate { generation: Some(1), ..update() })).unwrap();
+    let edited = vm_with("web", json!({"image": {"name": "base"}, "cpus": 2}));
+    now(store.declare(edited, origin("a.yaml"), false, at(2))).unwrap();
+    assert!(stale(uid, VmUpdate { generation: Some(1), ..update() }), "the spec moved on");
+    now(store.publish_vm(&key("web"), uid, VmUpdate { status: phase("x"), ..update() }))
+        .expect("no generation asked for, none checked");
+}
+
+#[test]
+fn images_are_published_likewise() {
+    let (store, _) = Store::in_memory();
+    let uid = declare(&store, image("base"));
+    let publish = |uid, generation, phase: &str| {
+        let status = ImageStatus { phase: phase.to_owned(), ..ImageStatus::default() };
+        let pinned = PinnedImage { reference: "r".to_owned(), digest: digest(1) };
+        let update = ImageUpdate { generation, status: Some(status), image: Some(Some(pinned)) };
+        now(store.publish_image(&image_key("base"), uid, update))
+    };
+    publish(uid, Some(1), "Ready").unwrap();
+    let before = store.image(&image_key("base")).unwrap();
+    assert_eq!((before.object.status.phase.as_str(), before.image.is_some()), ("Ready", true));
+    assert!(matches!(publish(uid, Some(2), "x"), Err(PublishError::Stale)));
+    assert!(matches!(publish(Uid::new_v4(), None, "x"), Err(PublishError::Stale)));
+    publish(uid, None, "Ready").unwrap();
+    assert_eq!(store.image(&image_key("base")), Some(before), "the same again is no change");
+}
+
+#[test]
+fn a_vm_goes_last_of_all() {
+    let (store, _) = store_with_disk();
+    let uid = declare(&store, vm("web"));
+    let remove = |uid| now(store.remove_vm(&key("web"), uid));
+    assert!(matches!(remove(uid), Err(RemoveError::NotDeleted)));
+    now(store.reserve_vm(claim("web", uid))).unwrap();
+    now(store.publish_vm(&key("web"), uid, VmUpdate { run: Some(running()), ..update() })).unwrap();
+    now(store.undeclare(&key("web"), "directory:/m", at(2))).unwrap();
+    assert!(matches!(remove(uid), Err(RemoveError::Held { what: "a process" })));
+    let ended = VmUpdate {
+        run: Some(Run::Ended { spec: Box::new(store.vm(&key("web")).unwrap().object.spec.clone()) }),
+        ..update()
+    };
+    now(store.publish_vm(&key("web"), uid, ended)).unwrap();
+    assert!(matches!(remove(uid), Err(RemoveError::Held { what: "a reservation" })));
+    now(store.release_vm(&key("web"), uid)).unwrap();
+    assert!(matches!(remove(Uid::new_v4()), Err(RemoveError::Stale)));
+    remove(uid).unwrap();
+    assert!(store.vm(&key("web")).is_none());
+    assert!(matches!(remove(uid), Err(RemoveError::Stale)));
+    assert_ne!(declare(&store, vm("web")), uid, "the name is free for another identity");
+}
+
+#[test]
+fn an_image_in_use_stays_and_says_who_uses_it() {
+    let (store, _) = Store::in_memory();
+    let uid = declare(&store, image("base"));
+    let web = declare(&store, vm("web"));
+    declare(&store, vm_with("direct", json!({"image": {"oci": "127.0.0.1:5055/base:1"}})));
+    let mut elsewhere = vm("far");
+    elsewhere.metadata_mut().namespace = "other".to_owned();
+    declare(&store, elsewhere);
+    let remove = |uid| now(store.remove_image(&image_key("base"), uid));
+    assert!(matches!(remove(uid), Err(RemoveImageError::NotDeleted)));
+    now(store.undeclare(&image_key("base"), "directory:/m", at(2))).unwrap();
+    assert!(matches!(remove(Uid::new_v4()), Err(RemoveImageError::Stale)));
+    now(store.undeclare(&key("web"), "directory:/m", at(2))).unwrap();
+    let refused = remove(uid);
+    assert!(
+        matches!(&refused, Err(RemoveImageError::InUse { by }) if *by == [key("web")]),
+        "a VM uses its image until it is gone: {refused:?}"
+    );
+    now(store.remove_vm(&key("web"), web)).unwrap();
+    remove(uid).unwrap();
+    assert!(store.image(&image_key("base")).is_none());
+}
