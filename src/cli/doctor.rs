@@ -64,7 +64,7 @@ fn print(out: &mut impl Write, finding: &Finding) -> std::io::Result<()> {
         Status::Fail => ("FAIL", 31),
     };
     let word = format!("{word:<4}");
-    let word = if output::colour() { format!("\x1b[{code}m{word}\x1b[0m") } else { word };
+    let word = if output::colour(&std::io::stdout()) { format!("\x1b[{code}m{word}\x1b[0m") } else { word };
     writeln!(out, "{word}  {:<12}  {}", finding.name, finding.detail)?;
     match &finding.fix {
         Some(fix) => writeln!(out, "{:20}{fix}", ""),

@@ -14,15 +14,25 @@ use serde_json::{Value, json};
 
 use host::{Host, Net, alive, condition, image, is_ready, user_of, vm};
 
-/// A page over plain TCP.
+/// A page over plain TCP. Ready says that the workload runs, not that it listens yet: that has a moment.
 fn fetch(address: &str) -> String {
-    let address = address.parse().unwrap();
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match try_fetch(address) {
+            Ok(page) if !page.is_empty() => return page,
+            other => assert!(Instant::now() < deadline, "{address}: {other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn try_fetch(address: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut page = String::new();
-    stream.read_to_string(&mut page).unwrap();
-    page
+    stream.read_to_string(&mut page)?;
+    Ok(page)
 }
 
 fn pid(vm: &Value) -> u64 {
