@@ -1,4 +1,13 @@
-//! Manifests: files in, declared objects and diagnostics out.
+//! Manifests: a folder of files in, what must change in the store out.
+//!
+//! ```text
+//!  bytes ──decode──▶ objects, diagnostics                     pure: decode, tree, check, shape
+//!  folder ──DirectorySource──▶ Snapshot ──changes──▶ Change   scan, stability, watcher; pure: desired
+//!  API types ──shape──▶ reference page, JSON schema, CRD      pure: reference, crd
+//! ```
+//!
+//! Guarantees: any bytes cost bounded time and memory and never panic; every error has a file, a line and a column;
+//! files are only ever read; what cannot be read now deletes nothing.
 
 mod check;
 mod crd;
