@@ -1,12 +1,12 @@
 //! The engine: brings every object to its spec, and keeps it there.
 //!
 //! # Flow
-//! The [`supervisor`] runs one [`task`] an object. A task looks at its record and at the world,
+//! The `supervisor` runs one `task` an object. A task looks at its record and at the world,
 //! decides by a pure plan, publishes the status, and takes at most one step; then it looks again.
 //!
 //! # Guarantees
 //! - One task an object; tasks share no guard but the store's transactions and the maps of
-//!   [`world`] and [`pulls`], which are held for a look-up.
+//!   `world` and `pulls`, which are held for a look-up.
 //! - Waiting for a permit, a pull, a boot or a stop happens outside of any step: an edit or a deletion
 //!   is acted upon at once.
 //! - Every step is preceded by a flushed record of what it may leave behind, and can be repeated.

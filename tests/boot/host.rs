@@ -139,6 +139,15 @@ impl Host {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Waits until this daemon has a link to a VM: the status may still be the last daemon's.
+    pub(crate) async fn linked(&self, vm: &str) {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !self.vmlet(&["exec", vm, "--", "echo"]).status.success() {
+            assert!(std::time::Instant::now() < deadline, "no link to {vm}:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     pub(crate) async fn list(&self, plural: &str) -> Vec<Value> {
         let url = format!("http://vmlet/apis/vmlet.dev/v1alpha1/{plural}");
         let list: Value = self.client.get(url).send().await.unwrap().json().await.unwrap();

@@ -116,6 +116,8 @@ async fn a_killed_daemon_leaves_vms_running_and_the_next_one_adopts_them() {
     host.kill_daemon();
     assert!(fetch(&format!("{}:80", address(&before[0]))).ends_with("hello from a VM\n"));
     host.start_daemon().await;
+    host.linked("a").await;
+    host.linked("b").await;
     let connected = |vm: &Value| condition(vm, "AgentConnected")["status"] == "True" && is_ready(vm);
     let after = [host.until("vms", "a", connected).await, host.until("vms", "b", connected).await];
     for (before, after) in before.iter().zip(&after) {

@@ -2,8 +2,8 @@
 //!
 //! In: a [`Launch`] and the host's boot files. Out: one QEMU process per VM, which keeps running when the
 //! daemon ends, and streams to its guest. Guaranteed: no QEMU runs whose identity was not
-//! returned first ([`gate`]); QEMU runs as the VM's own user, in the VM's own folder ([`folder`]), with
-//! no way to gain privileges; a host whose KVM does not work runs VMs all the same ([`accel`]).
+//! returned first ([`gate`]); QEMU runs as the VM's own user, in the VM's own folder (`folder`), with
+//! no way to gain privileges; a host whose KVM does not work runs VMs all the same (`accel`).
 
 mod accel;
 mod args;

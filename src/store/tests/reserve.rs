@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::super::*;
 use super::support::*;
-use crate::network::Link;
+use crate::network::{Link, macs_for, taps_for};
 use crate::object::{Quantity, Uid};
 
 fn address(reservation: &Reservation) -> [u8; 4] {
@@ -20,13 +20,11 @@ fn a_reservation_holds_all_that_was_claimed() {
     let wanted = VmClaim { network: bridge(None, &[8080]), ..claim("web", uid) };
     let reservation = now(store.reserve_vm(wanted)).unwrap();
     let nic = reservation.nic.clone().unwrap();
-    let hex = uid.simple().to_string();
-    let mac = [&hex[0..2], &hex[2..4], &hex[4..6], &hex[6..8]].join(":");
-    assert_eq!(nic.mac, format!("52:54:{mac}"));
+    assert_eq!(Some(nic.mac), macs_for(uid).next());
     assert_eq!(
         nic.link,
         Link::Bridge {
-            tap: format!("vt{}", &hex[..12]),
+            tap: taps_for(uid).next().unwrap(),
             tap_owner: Some(1000),
             address: [10, 88, 0, 2].into(),
             prefix: 29,
