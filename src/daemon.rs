@@ -1,40 +1,253 @@
-//! The daemon: today it serves the API over an empty store.
+//! The daemon's wiring: what is made in which order, and how it ends.
+//!
+//! Start: folders, store, socket, network, images, driver, engine; then the manifests are watched
+//! and the API answers. End (SIGTERM, SIGINT): the engine stops and leaves every VM as it is, then the
+//! store is closed, and the bridge goes if no VM is left to use it.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::agent::Agent;
 use crate::api::{self, Guests};
-use crate::config::Settings;
-use crate::object::Uid;
-use crate::store::Store;
+use crate::boot;
+use crate::config::{AcceleratorChoice, NetworkChoice, Settings};
+use crate::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
+use crate::image::{self, ImageStore};
+use crate::manifest::{self, DirectorySource, MassDeleteSettings, Snapshot, keep};
+use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
+use crate::object::{Kind, Quantity, Uid};
+use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Parts};
+use crate::store::{Capacity, Record, Store, StoreSettings};
 
-/// No VM runs.
-struct Nobody(PathBuf);
+/// How long a boot may take until the guest is heard of: generous, since an emulated guest among
+/// many others is slow.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+/// How waits after failures grow.
+const BACKOFF: BackoffPolicy =
+    BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
+/// A workload's log file, in bytes; one old file of the same size is kept.
+const LOG_LIMIT: u64 = 10 << 20;
 
-impl Guests for Nobody {
-    fn agent(&self, _: Uid) -> Option<Agent> {
-        None
-    }
+/// Runs the daemon until it is asked to stop.
+///
+/// # Errors
+/// Whatever keeps it from starting, or the engine from accounting for what is there.
+pub async fn run(settings: Settings) -> Result<()> {
+    let folders = Folders::make(&settings.state)?;
+    let store_dir = folders.store.clone();
+    let store =
+        tokio::task::spawn_blocking(move || Store::open(&store_dir, StoreSettings::default())).await??;
+    let listener = api::bind(&settings.socket).await?;
+    let host = host_network(&settings).await?;
+    let engine = engine(&settings, &folders, &store, host.clone()).await?;
+    let cancel = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    watch_manifests(&settings, &store, &tasks, &cancel);
+    tasks.spawn(api::serve(listener, store.clone(), Arc::new(engine.clone()), cancel.clone()));
+    let running = engine.run(cancel.clone());
+    tracing::info!(socket = %settings.socket.display(), manifests = %settings.manifests.display(), "vmlet is running");
+    let ended = until_asked_to_stop(running, &cancel).await;
+    cancel.cancel();
+    tasks.close();
+    tasks.wait().await;
+    stop_network(&store, host.as_deref()).await;
+    store.close().await;
+    // A socket that stays is replaced by the next daemon; one that goes says at once that nobody listens.
+    let _ = std::fs::remove_file(&settings.socket);
+    ended
+}
 
-    fn vm_dir(&self, uid: Uid) -> PathBuf {
-        self.0.join("vms").join(uid.to_string())
+/// Runs the engine until a signal comes or it fails.
+async fn until_asked_to_stop(
+    running: impl Future<Output = Result<(), reconcile::RecoveryError>>,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    let asked = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("asked to stop; VMs keep running");
+        cancel.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = running => Ok(ended?),
+        () = asked => Ok(()),
     }
 }
 
-/// Runs until it is asked to stop.
-///
-/// # Errors
-/// When the socket cannot be had.
-pub async fn run(settings: Settings) -> anyhow::Result<()> {
-    let listener = api::bind(&settings.socket).await?;
-    let cancel = CancellationToken::new();
-    let _stop = cancel.clone().drop_guard();
-    let (store, _backend) = Store::in_memory();
-    tokio::select! {
-        served = api::serve(listener, store, Arc::new(Nobody(settings.state)), cancel) => Ok(served?),
-        asked = tokio::signal::ctrl_c() => Ok(asked?),
+/// The daemon's own folders. Users of VMMs pass through the outer ones, and read none of them.
+struct Folders {
+    state: PathBuf,
+    store: PathBuf,
+    vms: PathBuf,
+    boot: PathBuf,
+}
+
+impl Folders {
+    fn make(state: &Path) -> Result<Self> {
+        let state = std::path::absolute(state)?;
+        let folders =
+            Folders { store: state.join("store"), vms: state.join("vms"), boot: state.join("boot"), state };
+        for (folder, mode) in
+            [(&folders.state, 0o711), (&folders.store, 0o700), (&folders.vms, 0o711), (&folders.boot, 0o711)]
+        {
+            std::fs::create_dir_all(folder)
+                .and_then(|()| std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)))
+                .with_context(|| {
+                    format!("the folder {} cannot be made; choose another with --state", folder.display())
+                })?;
+        }
+        Ok(folders)
+    }
+}
+
+/// The bridge, where one is wanted and can be had.
+async fn host_network(settings: &Settings) -> Result<Option<Arc<HostNetwork>>> {
+    let root = nix::unistd::geteuid().is_root();
+    if settings.network == NetworkChoice::User || (settings.network == NetworkChoice::Auto && !root) {
+        return Ok(None);
+    }
+    let subnet = settings.subnet.to_string().parse()?;
+    let network = HostNetwork::start(HostSettings { bridge: settings.bridge.clone(), subnet })
+        .await
+        .context("the bridge cannot be made (--network user needs none)")?;
+    for warning in forwarding_warnings(&settings.bridge).await {
+        tracing::warn!(fix = warning.fix, "{}", warning.detail);
+    }
+    Ok(Some(Arc::new(network)))
+}
+
+async fn engine(
+    settings: &Settings,
+    folders: &Folders,
+    store: &Store,
+    host: Option<Arc<HostNetwork>>,
+) -> Result<Engine> {
+    let images =
+        image::Settings { plain_http: settings.insecure_registry.clone(), ..image::Settings::default() };
+    let images = ImageStore::open(&folders.state, images)?;
+    let driver = driver(settings, folders).await?;
+    if let Some(host) = &host {
+        remove_foreign_taps(store, host).await;
+    }
+    let subnet = host.as_ref().map(|_| settings.subnet);
+    let network: Arc<dyn Network> = match host {
+        Some(host) => host,
+        None => Arc::new(UserNetwork),
+    };
+    let root = nix::unistd::geteuid().is_root();
+    let behaviour = reconcile::Settings {
+        vms: folders.vms.clone(),
+        max_pulls: settings.max_pulls.get(),
+        max_boots: settings.max_boots.get(),
+        subnet,
+        resolvers: resolvers().await.iter().map(ToString::to_string).collect(),
+        vmm_users: root.then(|| settings.vmm_users.0.clone()),
+        capacity: capacity(settings, &folders.state)?,
+        boot_timeout: BOOT_TIMEOUT,
+        backoff: BACKOFF,
+        log_limit: LOG_LIMIT,
+    };
+    let parts = Parts { images: Arc::new(images), driver: Arc::new(driver), network, clock: Clock::Host };
+    Ok(Engine::new(store.clone(), parts, behaviour))
+}
+
+async fn driver(settings: &Settings, folders: &Folders) -> Result<QemuDriver> {
+    let files = boot::Settings {
+        kernel: settings.kernel.clone(),
+        modules: settings.modules.clone(),
+        cache: folders.boot.clone(),
+    };
+    let files =
+        tokio::task::spawn_blocking(move || boot::prepare(&files, crate::guest_image::GUEST)).await??;
+    let mut qemu = QemuSettings {
+        accelerator: match settings.accelerator {
+            AcceleratorChoice::Auto => AcceleratorSetting::Auto,
+            AcceleratorChoice::Kvm => AcceleratorSetting::Kvm,
+            AcceleratorChoice::Tcg => AcceleratorSetting::Tcg,
+        },
+        ..QemuSettings::default()
+    };
+    if let Some(binary) = &settings.qemu {
+        qemu.binary.clone_from(binary);
+    }
+    Ok(QemuDriver::new(qemu, files).await?)
+}
+
+/// Nine tenths of the host's memory, ten times the free disk (private disks are sparse), or as told.
+fn capacity(settings: &Settings, state: &Path) -> Result<Capacity> {
+    let host = || -> Result<u64> {
+        let text = std::fs::read_to_string("/proc/meminfo")?;
+        let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+        Ok(total.context("/proc/meminfo has no MemTotal")?.parse::<u64>()? * 1024)
+    };
+    let free = || -> Result<u64> {
+        let disk = rustix::fs::statvfs(state)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    };
+    let memory =
+        settings.memory_capacity.map_or_else(|| host().map(|all| Quantity::bytes(all / 10 * 9)), Ok)?;
+    let disk = settings
+        .disk_capacity
+        .map_or_else(|| free().map(|free| Quantity::bytes(free.saturating_mul(10))), Ok)?;
+    Ok(Capacity { memory, disk })
+}
+
+/// Taps without a reservation are left of a store that was replaced.
+async fn remove_foreign_taps(store: &Store, host: &HostNetwork) {
+    let (vms, _) = store.list(Kind::Vm, None);
+    let taps = host.list_taps().await.unwrap_or_default();
+    for tap in taps.iter().filter(|tap| !vms.iter().any(|vm| reserves(vm, tap))) {
+        if let Err(error) = host.remove_tap(tap).await {
+            tracing::warn!(tap, %error, "a tap that no VM reserves was not removed");
+        }
+    }
+}
+
+fn reserves(record: &Record, tap: &str) -> bool {
+    let Record::Vm(vm) = record else { return false };
+    let nic = vm.reservation.as_ref().and_then(|held| held.nic.as_ref());
+    nic.is_some_and(|nic| nic.link.tap() == Some(tap))
+}
+
+fn watch_manifests(settings: &Settings, store: &Store, tasks: &TaskTracker, cancel: &CancellationToken) {
+    let root = std::path::absolute(&settings.manifests).unwrap_or_else(|_| settings.manifests.clone());
+    let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let guard = MassDeleteSettings { percent: settings.mass_delete_percent, ..MassDeleteSettings::default() };
+    let source = DirectorySource::new(root.clone(), manifest::Settings::default());
+    tasks.spawn(source.run(sender, cancel.clone()));
+    let (store, cancel) = (store.clone(), cancel.clone());
+    tasks.spawn(async move { keep(store, &root, snapshots, guard, cancel).await });
+}
+
+/// The bridge stays as long as VMs are on it.
+async fn stop_network(store: &Store, host: Option<&HostNetwork>) {
+    let Some(host) = host else { return };
+    let (vms, _) = store.list(Kind::Vm, None);
+    let used = vms.iter().any(|vm| matches!(vm, Record::Vm(vm) if vm.reservation.is_some()));
+    if !used && let Err(error) = host.stop().await {
+        tracing::warn!(%error, "the bridge was not removed");
+    }
+}
+
+impl Guests for Engine {
+    fn agent(&self, uid: Uid) -> Option<Agent> {
+        Engine::agent(self, uid)
+    }
+
+    fn vm_dir(&self, uid: Uid) -> PathBuf {
+        Engine::vm_dir(self, uid)
     }
 }

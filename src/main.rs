@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Hidden modes, which the daemon starts this binary in, come before the command line:
-    // `__gate` and `__kvm-probe` go here.
+    // The daemon starts this binary again for work that needs a process of its own.
+    vmlet::hypervisor::run_if_helper();
     vmlet::cli::main()
 }

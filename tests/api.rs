@@ -1,4 +1,5 @@
 //! The API over a real unix socket, with a store in memory and scripted guests.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

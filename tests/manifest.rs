@@ -1,4 +1,5 @@
 //! Manifests from the outside: the reference page, the schemas, and a watched folder on a real filesystem.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 #[path = "manifest/folder.rs"]
 mod folder;

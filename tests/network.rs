@@ -9,7 +9,9 @@
 mod lab;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use lab::{Namespace, Vm, beyond, fetch, run, serve};
 use vmlet::network::{HostNetwork, HostSettings, Network, forwarding_warnings};
 use vmlet::object::{Port, Protocol};
@@ -20,6 +22,16 @@ fn settings() -> HostSettings {
 
 fn port(host: u16, guest: u16) -> Port {
     Port { host, guest, protocol: Protocol::Tcp }
+}
+
+fn udp(host: u16, guest: u16) -> Port {
+    Port { host, guest, protocol: Protocol::Udp }
+}
+
+fn listen(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(address).unwrap();
+    socket.set_read_timeout(Some(lab::LIMIT)).unwrap();
+    socket
 }
 
 fn at(address: &str, port: u16) -> SocketAddr {
@@ -34,7 +46,7 @@ fn vms_reach_what_they_should_and_are_reached_where_published() {
     let (web, client) = host.block_on(async {
         let network = HostNetwork::start(settings()).await.unwrap();
         let (web, client) =
-            (Vm::new("10.88.0.5", vec![port(8080, 80)]), Vm::new("10.88.0.6", vec![port(8081, 81)]));
+            (Vm::new("10.88.0.5", vec![port(8080, 80), udp(5300, 53)]), Vm::new("10.88.0.6", vec![]));
         network.attach(&web.nic).await.unwrap();
         network.attach(&client.nic).await.unwrap();
         (web, client)
@@ -50,6 +62,16 @@ fn vms_reach_what_they_should_and_are_reached_where_published() {
     assert_eq!(host.within(|| fetch(at("192.0.2.1", 8080))).unwrap(), "192.0.2.1", "from an own address");
     assert_eq!(outside.within(|| fetch(at("192.0.2.1", 8080))).unwrap(), "192.0.2.2", "from beyond");
     assert_eq!(client.within(|| fetch(at("10.88.0.1", 8080))).unwrap(), "10.88.0.1", "from another VM");
+
+    let (resolver, asker) =
+        (web.within(|| listen(at("0.0.0.0", 53))), host.within(|| listen(at("127.0.0.1", 0))));
+    asker.send_to(b"name?", at("127.0.0.1", 5300)).unwrap();
+    let mut datagram = [0; 16];
+    let (length, from) = resolver.recv_from(&mut datagram).unwrap();
+    assert_eq!((&datagram[..length], from.ip().to_string().as_str()), (&b"name?"[..], "10.88.0.1"));
+    resolver.send_to(b"address", from).unwrap();
+    let (length, from) = asker.recv_from(&mut datagram).unwrap();
+    assert_eq!((&datagram[..length], from), (&b"address"[..], at("127.0.0.1", 5300)), "the same for UDP");
 
     let _server = outside.within(|| serve(at("0.0.0.0", 80)));
     assert_eq!(web.within(|| fetch(at("192.0.2.2", 80))).unwrap(), "192.0.2.1", "outwards by NAT");
@@ -76,8 +98,7 @@ fn a_guest_speaks_only_as_itself() {
         vm
     });
     let vm = vm.boot(&host);
-    let listener = host.within(|| UdpSocket::bind(at("10.88.0.1", 9000)).unwrap());
-    listener.set_read_timeout(Some(lab::LIMIT)).unwrap();
+    let listener = host.within(|| listen(at("10.88.0.1", 9000)));
     vm.within(|| run("ip", &["address", "add", "10.88.0.77/24", "dev", "eth0"]));
     // Frames of one tap stay in order: when the honest one is there, the others were dropped.
     let send = |from: &str, text: &str| {
@@ -158,6 +179,66 @@ fn nothing_is_left_and_nothing_else_is_touched() {
     assert_eq!(state(), before);
     let forward = host.within(|| run("sysctl", &["-n", "net.ipv4.ip_forward"]));
     assert_eq!(forward.trim(), "0", "the host's forwarding is not ours to change");
+}
+
+#[test]
+fn an_attach_that_is_cut_off_is_mended_by_the_next_call() {
+    let host = Namespace::new();
+    host.block_on(async {
+        let network = HostNetwork::start(settings()).await.unwrap();
+        let state = || (run("nft", &["-s", "list", "ruleset"]), run("ip", &["-br", "link"]));
+        let empty = state();
+        let vm = Vm::new("10.88.0.5", vec![port(8080, 80)]);
+        for micros in [0, 100, 500, 1000, 2000, 4000, 8000, 16000] {
+            let _ = tokio::time::timeout(Duration::from_micros(micros), network.attach(&vm.nic)).await;
+            network.detach(&vm.nic).await.unwrap();
+            assert_eq!(state(), empty, "cut off after {micros} µs");
+            let _ = tokio::time::timeout(Duration::from_micros(micros), network.attach(&vm.nic)).await;
+            network.attach(&vm.nic).await.unwrap();
+            let _ = tokio::time::timeout(Duration::from_micros(micros), network.detach(&vm.nic)).await;
+            network.detach(&vm.nic).await.unwrap();
+            assert_eq!(state(), empty, "cut off after {micros} µs");
+        }
+    });
+}
+
+#[test]
+fn vms_come_and_go_at_once() {
+    let host = Namespace::new();
+    host.block_on(async {
+        let network = HostNetwork::start(settings()).await.unwrap();
+        let empty = run("nft", &["-s", "list", "ruleset"]);
+        let vms: Vec<Vm> =
+            (0..16).map(|n| Vm::new(&format!("10.88.0.{}", 10 + n), vec![port(8080 + n, 80)])).collect();
+        let results = join_all(vms.iter().map(|vm| network.attach(&vm.nic))).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(network.list_taps().await.unwrap().len(), vms.len());
+        // Half of them go while the others are confirmed.
+        let both = vms.iter().enumerate().map(async |(n, vm)| match n % 2 {
+            0 => network.detach(&vm.nic).await,
+            _ => network.attach(&vm.nic).await,
+        });
+        let results = join_all(both).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(network.list_taps().await.unwrap().len(), vms.len() / 2);
+        join_all(vms.iter().map(|vm| network.detach(&vm.nic))).await;
+        assert_eq!(run("nft", &["-s", "list", "ruleset"]), empty);
+    });
+}
+
+#[test]
+fn a_tap_belongs_to_the_user_that_it_is_for() {
+    let host = Namespace::new();
+    host.block_on(async {
+        let network = HostNetwork::start(settings()).await.unwrap();
+        let mut vm = Vm::new("10.88.0.5", vec![]);
+        for user in [3_000_001, 3_000_002] {
+            vm.own(user);
+            network.attach(&vm.nic).await.unwrap();
+            let shown = run("ip", &["-d", "link", "show", vm.tap()]);
+            assert!(shown.contains(&format!("user {user}")), "{shown}");
+        }
+    });
 }
 
 #[test]

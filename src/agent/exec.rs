@@ -111,8 +111,8 @@ pub struct ExecOutputs {
 }
 
 impl ExecOutputs {
-    /// The next output; none after its end, or when the link is lost. Cancel-safe. Not calling it stops the process
-    /// once its window is full, and nothing else.
+    /// The next output; none after its end, or when the link is lost. Cancel-safe. Not calling it
+    /// stops the process once its window is full, and nothing else.
     pub async fn recv(&mut self) -> Option<ExecOutput> {
         let Received(output) = self.outputs.recv().await?;
         if let ExecOutput::Stdout(data) | ExecOutput::Stderr(data) = &output {

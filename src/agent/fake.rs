@@ -21,7 +21,8 @@ const PIPE: usize = 64 << 10;
 pub struct FakeScript {
     /// Whether it answers at all; otherwise it takes everything and says nothing.
     pub answers: bool,
-    /// Whether a shutdown ends its workload, at once and with exit code 0; otherwise it is acknowledged only.
+    /// Whether a shutdown ends its workload, at once and with exit code 0; otherwise it is
+    /// acknowledged only.
     pub obeys_shutdown: bool,
 }
 

@@ -1,13 +1,14 @@
 //! The workload's output, from a guest's log ring into a file.
 //!
-//! A guest counts its output since boot. Which of these bytes are in the file is told by the file's length and one
-//! anchor, kept beside it: *byte `offset` of boot `boot_id` is at `position` of the file with this inode*. Plain appends keep
-//! it true without a write of its own, so a daemon killed at any instant goes on exactly where
-//! the file ends. Only a new boot, a gap and a rotation move it.
+//! A guest counts its output since boot. Which of these bytes are in the file is told by the file's
+//! length and one anchor, kept beside it: *byte `offset` of boot `boot_id` is at `position` of the
+//! file with this inode*. Plain appends keep it true without a write of its own, so a daemon killed
+//! at any instant goes on exactly where the file ends. Only a new boot, a gap and a rotation move
+//! it.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,8 +22,14 @@ use vmlet_wire::cost;
 use super::AgentError;
 use super::connection::Command;
 
+/// The log's name in its VM's folder.
+pub const LOG_FILE: &str = "workload.log";
+
 /// The length at which a log is rotated, unless said otherwise, in bytes.
 pub const DEFAULT_LOG_LIMIT: u64 = 10 << 20;
+
+/// The longest anchor, in bytes.
+const MAX_ANCHOR: u64 = 4096;
 
 /// Chunks that are written in one go.
 const BATCH: usize = 64;
@@ -38,7 +45,8 @@ pub struct LogSink {
 }
 
 impl LogSink {
-    /// A sink that rotates `path` at `limit` bytes. Beside it, `<path>.1` and `<path>.anchor` are its own.
+    /// A sink that rotates `path` at `limit` bytes. Beside it, `<path>.1` and `<path>.anchor` are
+    /// its own.
     pub fn new(path: PathBuf, limit: u64) -> Self {
         LogSink { path, limit }
     }
@@ -87,7 +95,7 @@ impl Writer {
     }
 
     fn open_blocking(sink: LogSink, boot_id: String) -> io::Result<Self> {
-        let recorded = fs::read(sink.beside(".anchor")).ok();
+        let recorded = read_anchor(&sink.beside(".anchor")).ok();
         let recorded: Option<Anchor> = recorded.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let (file, length, inode) = open_log(&sink.path)?;
         let next = recorded.filter(|anchor| anchor.boot_id == boot_id).map_or(0, |anchor| {
@@ -136,7 +144,8 @@ impl Writer {
                 let _ = commands.send(Command::Credit { stream, amount });
             }
             if let Err(error) = result {
-                // Without credit the rest stays in the guest's ring, as far as it reaches; nobody else is held up.
+                // Without credit the rest stays in the guest's ring, as far as it reaches; nobody
+                // else is held up.
                 let path = self.sink.path.display();
                 tracing::warn!(%path, %error, "cannot write the workload's output; trying again");
                 tokio::time::sleep(RETRY).await;
@@ -216,7 +225,13 @@ impl Writer {
     /// Whole or not at all.
     fn save_anchor(&self) -> io::Result<()> {
         let staged = self.sink.beside(".anchor.new");
-        fs::write(&staged, serde_json::to_vec(&self.anchor)?)?;
+        match fs::remove_file(&staged) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Made anew: a link that stands here is refused, not followed.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&staged)?;
+        file.write_all(&serde_json::to_vec(&self.anchor)?)?;
         fs::rename(staged, self.sink.beside(".anchor"))
     }
 }
@@ -230,10 +245,23 @@ impl Chunk {
     }
 }
 
-/// The file, its length and its inode.
+/// The anchor as written; what stands there may be the VMM's.
+fn read_anchor(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_ANCHOR).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The file, its length and its inode. The folder is the VMM's user's: no link in it is followed.
 fn open_log(path: &Path) -> io::Result<(File, u64, u64)> {
-    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.nlink() != 1 {
+        return Err(io::Error::other("it is not a file of its own"));
+    }
     Ok((file, metadata.len(), metadata.ino()))
 }
 

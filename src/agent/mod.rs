@@ -11,9 +11,10 @@
 //! ```
 //!
 //! Guaranteed: one task owns the stream and never waits for anything but the stream and its
-//! commands, so no reader of an exec and no disk can hold up another stream. Everything from the guest is
-//! bounded by credit, frame size and time; a guest that breaks the protocol has its link closed, and nothing else
-//! happens. Dropping all handles closes the link and leaves the guest alone.
+//! commands, so no reader of an exec and no disk can hold up another stream. Everything from the
+//! guest is bounded by credit, frame size and time; a guest that breaks the protocol has its link
+//! closed, and nothing else happens. Dropping all handles closes the link and leaves the guest
+//! alone.
 
 mod connection;
 mod exec;
@@ -25,7 +26,7 @@ mod tests;
 
 pub use exec::{ExecInput, ExecOutput, ExecOutputs, ExecSession};
 pub use fake::{FakeGuest, FakeScript};
-pub use log::{DEFAULT_LOG_LIMIT, LogSink};
+pub use log::{DEFAULT_LOG_LIMIT, LOG_FILE, LogSink};
 pub use vmlet_wire::{ExecRequest, GuestState, GuestStats, TtySize};
 
 use std::path::PathBuf;
@@ -71,7 +72,10 @@ pub enum AgentError {
     #[error("the guest broke the protocol: {0}; its link was closed")]
     Protocol(String),
     /// The guest speaks another version.
-    #[error("the guest speaks version {0} of the protocol, not {ours}; restart the VM to update its guest", ours = vmlet_wire::VERSION)]
+    #[error(
+        "the guest speaks version {0} of the protocol, not {ours}; restart the VM to update its guest",
+        ours = vmlet_wire::VERSION
+    )]
     Version(u32),
     /// The guest said no.
     #[error("the guest refused: {0}")]
@@ -96,9 +100,11 @@ pub enum AgentError {
 }
 
 impl Agent {
-    /// Performs the handshake, begins to follow the workload's output into `logs`, and serves the link in a task of its own.
+    /// Performs the handshake, begins to follow the workload's output into `logs`, and serves the
+    /// link in a task of its own.
     ///
-    /// Waits for the guest for as long as the stream lives: how long a boot may take is the caller's business.
+    /// Waits for the guest for as long as the stream lives: how long a boot may take is the
+    /// caller's business.
     pub async fn connect(mut stream: GuestStream, logs: LogSink) -> Result<Agent, AgentError> {
         let greeting = handshake::greet(&mut stream).await?;
         let log = log::Writer::open(logs, greeting.boot_id).await?;
@@ -148,8 +154,8 @@ impl Agent {
         }
     }
 
-    /// Asks the guest to end its workload, with `grace_seconds` before it is killed, and then to power off.
-    /// Resolves when the guest has begun.
+    /// Asks the guest to end its workload, with `grace_seconds` before it is killed, and then to
+    /// power off. Resolves when the guest has begun.
     pub async fn shutdown(&self, grace_seconds: u32) -> Result<(), AgentError> {
         match self.request(&HostMessage::Shutdown { grace_seconds }).await? {
             GuestMessage::ShuttingDown => Ok(()),

@@ -6,6 +6,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::error::{CliError, Outcome};
+use super::output;
 use crate::config::{LogFormat, Settings};
 
 /// Run the daemon: keep VMs and images as the manifests say
@@ -25,7 +26,9 @@ impl Daemon {
         settings.socket = socket.to_owned();
         let level = ["info", "info,vmlet=debug", "debug"][usize::from(verbose.min(2))];
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let colour = output::colour(&std::io::stderr());
+        let log =
+            tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr);
         match settings.log_format {
             LogFormat::Text => log.init(),
             LogFormat::Json => log.json().init(),

@@ -9,6 +9,7 @@ use super::error::{CliError, Outcome};
 use super::output;
 use crate::config;
 use crate::doctor::{Examination, Finding, Status, examine};
+use crate::hypervisor::qemu::{Accelerator, AcceleratorSetting, QemuSettings, choose_accelerator};
 
 /// Look at this host: what VMs need, what is missing, what to do
 ///
@@ -63,7 +64,7 @@ fn print(out: &mut impl Write, finding: &Finding) -> std::io::Result<()> {
         Status::Fail => ("FAIL", 31),
     };
     let word = format!("{word:<4}");
-    let word = if output::colour() { format!("\x1b[{code}m{word}\x1b[0m") } else { word };
+    let word = if output::colour(&std::io::stdout()) { format!("\x1b[{code}m{word}\x1b[0m") } else { word };
     writeln!(out, "{word}  {:<12}  {}", finding.name, finding.detail)?;
     match &finding.fix {
         Some(fix) => writeln!(out, "{:20}{fix}", ""),
@@ -72,12 +73,14 @@ fn print(out: &mut impl Write, finding: &Finding) -> std::io::Result<()> {
 }
 
 /// Whether there is a /dev/kvm that opens. Whether it works is for the hypervisor's self-test.
+/// What runs guest code here: found out by running some.
 async fn accelerator() -> Finding {
-    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => Finding::ok("accelerator", "/dev/kvm opens"),
-        Err(error) => Finding::warn(
+    let helper = QemuSettings::default().helper;
+    match choose_accelerator(AcceleratorSetting::Auto, &helper).await {
+        Accelerator::Kvm => Finding::ok("accelerator", "KVM executes guest code"),
+        Accelerator::Tcg { why } => Finding::warn(
             "accelerator",
-            format!("/dev/kvm: {error}; VMs run by translation (TCG), many times slower"),
+            format!("{why}; VMs run by translation (TCG), many times slower"),
             "enable virtualisation in the firmware or the cloud's settings, then `modprobe kvm`",
         ),
     }

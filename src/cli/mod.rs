@@ -99,7 +99,11 @@ fn run(cli: Cli) -> Outcome {
         return daemon.run(client.socket(), cli.verbose);
     }
     let level = ["warn", "info", "trace"][usize::from(cli.verbose.min(2))];
-    tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(level))
+        .with_ansi(output::colour(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .init();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

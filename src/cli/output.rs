@@ -7,10 +7,10 @@ use serde_json::Value;
 use super::text::printable;
 use crate::api::types::{Column, Row, Table};
 
-/// Whether to colour what goes to stdout: only on a terminal, and not against the user's wish
+/// Whether to colour what goes to a stream: only on a terminal, and not against the user's wish
 /// (no-color.org).
-pub(super) fn colour() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+pub(super) fn colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Lays tables out as text.
@@ -31,7 +31,7 @@ pub(super) struct Layout {
 impl Layout {
     /// A layout with colours, if stdout is for them.
     pub(super) fn coloured() -> Self {
-        Layout { colour: colour(), ..Layout::default() }
+        Layout { colour: colour(&io::stdout()), ..Layout::default() }
     }
 
     /// Takes the columns of a table, if it brings any.

@@ -1,8 +1,8 @@
 //! The cgroups of what runs beside an init system (cgroups(7), version 2).
 //!
-//! An init system takes the root group for its own, and cannot see or move the guest there. A cgroup namespace would hide
-//! the guest altogether, but systemd takes that for a sign of a container, where it leaves out half
-//! of its services.
+//! An init system takes the root group for its own, and cannot see or move the guest there. A
+//! cgroup namespace would hide the guest altogether, but systemd takes that for a sign of a
+//! container, where it leaves out half of its services.
 
 use std::fs;
 use std::io;

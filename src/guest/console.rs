@@ -5,8 +5,8 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 
-/// Makes the console the standard streams, if the kernel could not (it opens `/dev/console` before devtmpfs
-/// is there). Called again when a device is there.
+/// Makes the console the standard streams, if the kernel could not (it opens `/dev/console` before
+/// devtmpfs is there). Called again when a device is there.
 pub(crate) fn attach() {
     if let Ok(console) = OpenOptions::new().read(true).write(true).open("/dev/console") {
         for target in 0..3 {

@@ -115,7 +115,8 @@ impl Exec {
 
     pub(crate) fn signal(&self, number: i32) {
         if self.end.is_none() && (1..=libc::SIGRTMAX()).contains(&number) {
-            // SAFETY: the pid is a child that has not been reaped. Signal numbers beyond nix's enum are wanted.
+            // SAFETY: the pid is a child that has not been reaped. Signal numbers beyond nix's enum
+            // are wanted.
             unsafe { libc::kill(self.pid.as_raw(), number) };
         }
     }

@@ -24,8 +24,8 @@ impl InitSystem {
     }
 }
 
-/// The init system under `root`, by the path that starts it. Busybox is none: its init without an inittab serves consoles only,
-/// and images hold it as a tool box.
+/// The init system under `root`, by the path that starts it. Busybox is none: its init without an
+/// inittab serves consoles only, and images hold it as a tool box.
 pub(crate) fn detect(root: &Path) -> Option<InitSystem> {
     let candidates = [
         "/sbin/init",

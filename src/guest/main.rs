@@ -1,7 +1,7 @@
 //! PID 1 of a vmlet VM: a static binary that is `/init` of every initramfs.
 //!
-//! In flow: kernel modules and the base, private and config disks. Out flow: a root file system with a workload on
-//! it, and the host's link served until the machine powers off.
+//! In flow: kernel modules and the base, private and config disks. Out flow: a root file system
+//! with a workload on it, and the host's link served until the machine powers off.
 //!
 //! ```text
 //! main ─▶ boot: mounts, modules, disks, root ─▶ identity, network ─▶ workload ─▶ supervisor ─▶ power off
@@ -9,9 +9,9 @@
 //!                                                     signals, link, workload output, execs, timers
 //! ```
 //!
-//! Guaranteed: whatever fails or ends, the host is told (over the link, or on the console if
-//! nobody listens), file systems are left clean and the machine goes off. A panic kills PID 1, and with it the kernel
-//! (`panic=-1` ends the VM). No buffer grows with what a workload does.
+//! Guaranteed: whatever fails or ends, the host is told (over the link, or on the console if nobody
+//! listens), file systems are left clean and the machine goes off. A panic kills PID 1, and with it
+//! the kernel (`panic=-1` ends the VM). No buffer grows with what a workload does.
 
 mod boot;
 mod cgroup;
@@ -24,6 +24,7 @@ mod link;
 mod log_ring;
 mod network;
 mod power;
+mod power_button;
 mod process;
 mod signals;
 mod stats;

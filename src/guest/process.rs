@@ -90,8 +90,8 @@ impl End {
     }
 }
 
-/// Reaps a child that ended, if there is one. Plain waitpid(2): nix's has no word for an end by a real-time
-/// signal.
+/// Reaps a child that ended, if there is one. Plain waitpid(2): nix's has no word for an end by a
+/// real-time signal.
 pub(crate) fn reap() -> Option<(Pid, End)> {
     let mut status = 0;
     // SAFETY: waitpid writes the status that it is given.

@@ -66,7 +66,8 @@ impl AsFd for Signals {
     }
 }
 
-/// The number of a signal as images name it: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3` (OCI image-spec, `StopSignal`).
+/// The number of a signal as images name it: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3` (OCI image-spec,
+/// `StopSignal`).
 pub(crate) fn number(name: &str) -> Option<i32> {
     let name = name.trim().to_ascii_uppercase();
     let valid = |number: &i32| (1..=libc::SIGRTMAX()).contains(number);

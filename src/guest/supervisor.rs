@@ -1,7 +1,8 @@
 //! The guest's one loop: children, the workload's output, the host's requests, deadlines.
 //!
-//! In: signals, the link, output of processes. Out: the workload's exit code, once the host has been told all that
-//! there is to tell. Nothing here waits for a process or for the host, except in the one poll.
+//! In: signals, the link, output of processes. Out: the workload's exit code, once the host has
+//! been told all that there is to tell. Nothing here waits for a process or for the host, except in
+//! the one poll.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +22,7 @@ use crate::exec::Exec;
 use crate::failure::Failure;
 use crate::link::{Incoming, Link};
 use crate::log_ring::LogRing;
+use crate::power_button::PowerButton;
 use crate::process::{self, End};
 use crate::signals::Signals;
 use crate::stats;
@@ -44,6 +46,7 @@ const OUTPUT_READS: usize = 16;
 /// Everything that the loop knows.
 pub(crate) struct Supervisor {
     signals: Option<Signals>,
+    power_button: PowerButton,
     link: Option<Link>,
     link_opened: Instant,
     workload: Option<Workload>,
@@ -88,6 +91,7 @@ impl Supervisor {
         let complain = |failure: &dyn std::fmt::Display| console::say(failure);
         let mut supervisor = Supervisor {
             signals: Signals::open().inspect_err(|error| complain(error)).ok(),
+            power_button: PowerButton::open(),
             link: Link::open().inspect_err(|failure| complain(failure)).ok(),
             link_opened: Instant::now(),
             workload: None,
@@ -118,7 +122,7 @@ impl Supervisor {
     pub(crate) fn run(mut self) -> i32 {
         loop {
             let pending = self.signals.as_ref().map(Signals::take).unwrap_or_default();
-            if pending.shutdown {
+            if pending.shutdown | self.power_button.pressed() {
                 self.shut_down(self.grace);
             }
             self.observe_readiness();
@@ -252,6 +256,7 @@ impl Supervisor {
         if let Some(signals) = &self.signals {
             watch(signals.as_fd());
         }
+        self.power_button.fds().for_each(&mut watch);
         match self.workload.as_ref().map(|workload| &workload.kind) {
             Some(Running::Init { notify: Some(notify), .. }) => watch(notify.as_fd()),
             Some(Running::Command { output, .. }) => watch(output.as_fd()),

@@ -141,7 +141,8 @@ impl Workload {
                 self.spec.stop_signal.as_deref().and_then(signals::number).unwrap_or(libc::SIGTERM)
             }
         };
-        // SAFETY: the pid is a child that has not been reaped. Signal numbers beyond nix's enum are wanted.
+        // SAFETY: the pid is a child that has not been reaped. Signal numbers beyond nix's enum are
+        // wanted.
         unsafe { libc::kill(self.pid.as_raw(), signal) };
     }
 

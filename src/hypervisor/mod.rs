@@ -3,6 +3,14 @@
 //! A driver makes the effects that a VM needs on the host and reports what it sees. It holds no
 //! policy: when to start, stop or restart is the reconcile task's business.
 
+pub mod fake;
+pub mod gate;
+pub mod process;
+pub mod qemu;
+
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -128,4 +136,16 @@ pub struct DriverError {
     pub message: String,
     /// Whether trying again without any change can help.
     pub transient: bool,
+}
+
+/// Turns this process into the helper that its first argument asks for, if it does; otherwise returns.
+///
+/// The daemon starts its own binary again for work that needs a process of its own. So this is the first
+/// thing that `main` does: before threads, descriptors and argument parsing.
+pub fn run_if_helper() {
+    match std::env::args_os().nth(1) {
+        Some(argument) if gate::is_asked_for(&argument) => gate::main(),
+        Some(argument) if qemu::kvm_probe::is_asked_for(&argument) => qemu::kvm_probe::main(),
+        _ => {}
+    }
 }

@@ -1,8 +1,26 @@
 //! From an OCI reference to a bootable base disk.
+//!
+//! ```text
+//! registry ─▶ manifest, config ─▶ blob × n (downloads, in parallel) ─▶ layer (inflate, tar, apply) ─▶ ext4 ─▶ store
+//! ```
+//!
+//! [`ImageStore`] is the real [`Images`]; `pull` is where its parts meet. Everything that comes from a
+//! registry is bounded by [`Limits`].
 
+mod blob;
+mod error;
+pub mod ext4;
+mod layer;
+mod limits;
+mod manifest;
+mod pull;
 mod reference;
+mod registry;
+mod store;
 
+pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};
+pub use store::ImageStore;
 
 use std::path::PathBuf;
 

@@ -48,6 +48,11 @@ impl fmt::Display for Reference {
 pub struct Digest(String);
 
 impl Digest {
+    /// The digest with this SHA-256.
+    pub(crate) fn sha256(hash: [u8; 32]) -> Self {
+        Digest(format!("sha256:{}", hex::encode(hash)))
+    }
+
     /// As one path component: `sha256-…`.
     pub fn folder(&self) -> String {
         self.0.replace(':', "-")

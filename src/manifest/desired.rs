@@ -378,10 +378,11 @@ impl MassDeleteGuard {
             return None;
         }
         self.pending = Some((deletions.clone(), since));
+        // The same words each time: a lasting warning is said once.
         Some(format!(
-            "{} of {alive} objects are not declared any more; they are deleted unless that changes within {} s",
+            "{} of {alive} objects are not declared any more; they are deleted if that lasts for {} s",
             deletions.len(),
-            (confirm_after - now.saturating_duration_since(since)).as_secs().max(1)
+            confirm_after.as_secs()
         ))
     }
 }

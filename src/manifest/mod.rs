@@ -1,4 +1,13 @@
-//! Manifests: files in, declared objects and diagnostics out.
+//! Manifests: a folder of files in, what must change in the store out.
+//!
+//! ```text
+//!  bytes ──decode──▶ objects, diagnostics                     pure: decode, tree, check, shape
+//!  folder ──DirectorySource──▶ Snapshot ──changes──▶ Change   scan, stability, watcher; pure: desired
+//!  API types ──shape──▶ reference page, JSON schema, CRD      pure: reference, crd
+//! ```
+//!
+//! Guarantees: any bytes cost bounded time and memory and never panic; every error has a file, a line and a column;
+//! files are only ever read; what cannot be read now deletes nothing.
 
 mod check;
 mod crd;
@@ -6,6 +15,7 @@ mod decode;
 mod desired;
 mod diagnostic;
 mod events;
+mod keep;
 mod reference;
 mod scan;
 mod shape;
@@ -22,6 +32,7 @@ pub use crd::{crd, schema};
 pub use decode::{Decoded, Located, MAX_FILE_SIZE, decode};
 pub use desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
 pub use diagnostic::Diagnostic;
+pub use keep::keep;
 pub use reference::reference;
 pub use scan::Limits;
 pub use source::{Broken, DirectorySource, FileState, Settings, Snapshot};

@@ -261,7 +261,7 @@ impl Walk<'_> {
                 self.links.push_back((path, folder.depth));
                 Ok(())
             }
-            kind if is_manifest(name) => self.manifest(path, real, kind),
+            _ if is_manifest(name) => self.manifest(path, real, &stat),
             _ => Ok(()),
         }
     }
@@ -292,7 +292,7 @@ impl Walk<'_> {
                     self.folders.push_back(Folder { name: link, real, depth: depth + 1 });
                     Ok(())
                 }
-                kind if is_manifest(&link) => self.manifest(link, real, kind),
+                _ if is_manifest(&link) => self.manifest(link, real, &stat),
                 _ => Ok(()),
             },
             Err(_) => {
@@ -308,7 +308,7 @@ impl Walk<'_> {
         }
     }
 
-    fn manifest(&mut self, path: PathBuf, real: PathBuf, kind: FileType) -> Result<(), String> {
+    fn manifest(&mut self, path: PathBuf, real: PathBuf, stat: &Stat) -> Result<(), String> {
         if !self.visited.insert(real.clone()) {
             return Ok(());
         }
@@ -316,19 +316,12 @@ impl Walk<'_> {
         if self.files > self.limits.files {
             return Err(format!("more than {} manifests in {}", self.limits.files, self.real.display()));
         }
-        let sight = if kind == FileType::RegularFile {
-            match self.read(&path, &real) {
-                Ok(sight) => sight,
-                Err(Errno::NOENT | Errno::LOOP | Errno::AGAIN | Errno::NOTDIR | Errno::XDEV) => {
-                    Sight::Vanished
-                }
-                Err(error) => {
-                    self.trouble(&real, error);
-                    Sight::Unreadable
-                }
-            }
-        } else {
+        let sight = if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             Sight::Refused("not a regular file".to_owned())
+        } else if self.visitor.knows(&path, &Stamp::new(stat)) {
+            Sight::Known
+        } else {
+            self.read(&real).unwrap_or_else(|error| self.unread(&real, error))
         };
         self.visitor.saw(path, sight);
         if self.bytes > MAX_BYTES {
@@ -337,15 +330,22 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn read(&mut self, path: &Path, real: &Path) -> Result<Sight, Errno> {
+    fn unread(&mut self, real: &Path, error: Errno) -> Sight {
+        match error {
+            Errno::NOENT | Errno::LOOP | Errno::AGAIN | Errno::NOTDIR | Errno::XDEV => Sight::Vanished,
+            error => {
+                self.trouble(real, error);
+                Sight::Unreadable
+            }
+        }
+    }
+
+    fn read(&mut self, real: &Path) -> Result<Sight, Errno> {
         // What is a FIFO or a device by now must not block.
         let file = self.open(real, OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let stat = fs::fstat(&file)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(Sight::Vanished);
-        }
-        if self.visitor.knows(path, &Stamp::new(&stat)) {
-            return Ok(Sight::Known);
         }
         let mut file = File::from(file);
         let mut bytes = Vec::new();

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::decode::{Located, decode};
@@ -71,8 +71,7 @@ impl Broken {
 /// When to look, how long to wait, how much to take in.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Notified changes are looked at once in this time at most. A walk that takes longer than a quarter of
-    /// it stretches it.
+    /// Notified changes are looked at once in this time at most, longer if a walk takes that long.
     pub debounce: Duration,
     /// A walk that reads every file anew, notified or not.
     pub rescan: Duration,
@@ -123,6 +122,7 @@ impl DirectorySource {
             Memory { files: HashMap::new(), root: self.root.clone(), patience: self.settings.patience };
         let mut eyes = Eyes { memory, watcher: Watcher::new(&self.root, Arc::clone(&wake)) };
         let mut read_all: Option<Instant> = None;
+        let mut restless: u32 = 0;
         loop {
             let start = Instant::now();
             let trust = read_all.is_some_and(|at| start.duration_since(at) < self.settings.rescan);
@@ -146,7 +146,9 @@ impl DirectorySource {
                 },
             };
             publish(&out, looked.snapshot);
-            let next = next_look(&self.settings, looked.again, start, &wake);
+            restless = if looked.again == Again::Later { 0 } else { restless.saturating_add(1) };
+            let rest = start.elapsed() * if restless == 0 { 4 } else { restless.min(5) - 1 };
+            let next = next_look(&self.settings, looked.again, rest, &wake);
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = next => {}
@@ -170,21 +172,19 @@ fn publish(out: &watch::Sender<Arc<Snapshot>>, snapshot: Snapshot) {
     });
 }
 
-/// Returns when it is time to look again.
-async fn next_look(settings: &Settings, again: Again, start: Instant, wake: &Notify) {
-    // A folder in constant motion costs a bounded share of one core.
-    let share = start.elapsed() * 4;
+/// Returns when it is time to look again. `rest` is the time since the last look that a folder in constant motion
+/// is left alone, so that it costs a bounded share of one core.
+async fn next_look(settings: &Settings, again: Again, rest: Duration, wake: &Notify) {
     let pause = match again {
-        Again::AtOnce => return,
-        Again::Soon => settings.patience.settle.max(GATHER).max(share),
+        Again::AtOnce => return sleep(rest).await,
+        Again::Soon => settings.patience.settle.max(GATHER).max(rest),
         Again::Later => settings.rescan,
     };
-    let spacing = settings.debounce.max(share);
+    let spacing = sleep(settings.debounce.max(rest));
     tokio::select! {
         () = sleep(pause) => {}
         () = wake.notified() => {
-            let gathered = Instant::now() + GATHER;
-            sleep_until(gathered.max(start + spacing).into()).await;
+            tokio::join!(spacing, sleep(GATHER));
         }
     }
 }

@@ -55,14 +55,11 @@ impl Subnet {
     }
 }
 
-impl FromStr for Subnet {
-    type Err = SubnetError;
+impl TryFrom<Ipv4Net> for Subnet {
+    type Error = SubnetError;
 
-    fn from_str(text: &str) -> Result<Self, SubnetError> {
-        let refuse = |reason: String| Err(SubnetError { text: text.to_owned(), reason });
-        let Ok(net) = text.parse::<Ipv4Net>() else {
-            return refuse("use an IPv4 network, for example 10.88.0.0/24".to_owned());
-        };
+    fn try_from(net: Ipv4Net) -> Result<Self, SubnetError> {
+        let refuse = |reason: String| Err(SubnetError { text: net.to_string(), reason });
         if net.trunc() != net {
             return refuse(format!("it has host bits, use {}", net.trunc()));
         }
@@ -74,6 +71,18 @@ impl FromStr for Subnet {
             return refuse("use unicast addresses, for example of 10.0.0.0/8".to_owned());
         }
         Ok(Subnet(net))
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = SubnetError;
+
+    fn from_str(text: &str) -> Result<Self, SubnetError> {
+        let refuse = |_| SubnetError {
+            text: text.to_owned(),
+            reason: "use an IPv4 network, for example 10.88.0.0/24".to_owned(),
+        };
+        text.parse::<Ipv4Net>().map_err(refuse)?.try_into()
     }
 }
 
@@ -98,15 +107,18 @@ impl fmt::Display for Subnet {
     }
 }
 
-/// The MAC of a VM's device. `52:…` is unicast and locally administered (IEEE 802-2014, 8.4); four
-/// bytes of hash keep collisions improbable among thousands of VMs on one bridge.
-pub fn mac_for(uid: Uid) -> String {
-    mac(&hash("nic", uid.as_bytes()))
+/// The MACs that a VM's device may have, in order of choice: the first one that no other VM has is
+/// its own. `52:…` is unicast and locally administered (IEEE 802-2014, 8.4).
+pub fn macs_for(uid: Uid) -> impl Iterator<Item = String> {
+    (0_u32..).map(move |choice| mac(&hash("nic", &[uid.as_bytes(), &choice.to_le_bytes()[..]].concat())))
 }
 
-/// The name of a VM's tap, 15 bytes: the most that an interface's name can have (IFNAMSIZ).
-pub fn tap_for(uid: Uid) -> String {
-    format!("vmt{}", hex::encode(&hash("tap", uid.as_bytes())[..6]))
+/// The names that a VM's tap may have, likewise; 15 bytes, the most of an interface's name (IFNAMSIZ).
+pub fn taps_for(uid: Uid) -> impl Iterator<Item = String> {
+    (0_u32..).map(move |choice| {
+        let hash = hash("tap", &[uid.as_bytes(), &choice.to_le_bytes()[..]].concat());
+        format!("vmt{}", hex::encode(&hash[..6]))
+    })
 }
 
 /// The MAC of a bridge. Fixed, so that it does not follow the ports' (guests would lose their

@@ -70,6 +70,14 @@ impl HostNetwork {
         Ok(ports.filter(|link| link.kind == Some(InfoKind::Tun)).map(|link| link.name).collect())
     }
 
+    /// Removes a tap that no VM has reserved. Absent is fine.
+    pub async fn remove_tap(&self, tap: &str) -> Result<(), NetworkError> {
+        match self.links.find(tap).await?.filter(|link| link.kind == Some(InfoKind::Tun)) {
+            Some(link) => self.links.remove(&link).await,
+            None => Ok(()),
+        }
+    }
+
     /// Removes the bridge and the tables. Only for when no VM exists.
     ///
     /// # Errors
@@ -174,9 +182,7 @@ impl Network for HostNetwork {
     async fn detach(&self, nic: &Nic) -> Result<(), NetworkError> {
         let Some(device) = Bridged::of(nic)? else { return Ok(()) };
         let Grant { tap, address, .. } = device.grant;
-        if let Some(link) = self.links.find(tap).await?.filter(|link| link.kind == Some(InfoKind::Tun)) {
-            self.links.remove(&link).await?;
-        }
+        self.remove_tap(tap).await?;
         self.firewall.revoke(tap, address).await
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! In flows a [`Nic`] as the store reserved it; out come the tap, the firewall entries and the port
 //! forwards that it needs, or their removal. [`HostNetwork`] makes them on a Linux host,
-//! [`UserNetwork`] has nothing to make. [`Subnet`], [`mac_for`] and [`tap_for`] are the arithmetic
+//! [`UserNetwork`] has nothing to make. [`Subnet`], [`macs_for`] and [`taps_for`] are the arithmetic
 //! that the reservation uses.
 //!
 //! Guaranteed: what was not made here is never changed; every step is idempotent, so a call that was
@@ -18,7 +18,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 
-pub use address::{Subnet, SubnetError, bridge_mac, mac_for, tap_for};
+pub use address::{Subnet, SubnetError, bridge_mac, macs_for, taps_for};
 pub use host::{ForwardingWarning, HostNetwork, HostSettings, forwarding_warnings};
 pub use resolvers::{parse_resolvers, resolvers};
 
@@ -43,7 +43,7 @@ pub trait Network: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Nic {
-    /// The device's address, locally administered: `52:54:…` ([`mac_for`]).
+    /// The device's address, locally administered: `52:54:…` ([`macs_for`]).
     pub mac: String,
     /// What it is connected to.
     pub link: Link,
@@ -72,6 +72,16 @@ pub enum Link {
     /// The VMM's user-space network (QEMU's slirp: the guest is 10.0.2.15/24, its gateway 10.0.2.2,
     /// its resolver 10.0.2.3).
     User,
+}
+
+impl Link {
+    /// The tap's name, if there is one.
+    pub fn tap(&self) -> Option<&str> {
+        match self {
+            Link::Bridge { tap, .. } => Some(tap),
+            Link::User => None,
+        }
+    }
 }
 
 /// The network of VMMs that bring their own: QEMU forwards the ports itself.

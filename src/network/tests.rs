@@ -110,11 +110,13 @@ proptest! {
     #[test]
     fn names_fit_what_they_are_for(bytes: [u8; 16], other: [u8; 16]) {
         let (uid, other) = (Uuid::from_bytes(bytes), Uuid::from_bytes(other));
-        prop_assert!(tap_for(uid).len() <= 15 && tap_for(uid).bytes().all(|byte| byte.is_ascii_alphanumeric()));
-        let mac = mac_for(uid);
-        prop_assert!(mac.len() == 17 && mac.starts_with("52:54:"));
-        prop_assert_eq!(mac_for(uid), mac);
-        prop_assert_eq!(tap_for(uid) == tap_for(other), uid == other);
+        let taps = |uid| taps_for(uid).take(3).collect::<Vec<_>>();
+        prop_assert!(taps(uid).iter().all(|tap| tap.len() == 15 && tap.bytes().all(|byte| byte.is_ascii_alphanumeric())));
+        let macs = |uid| macs_for(uid).take(3).collect::<Vec<_>>();
+        prop_assert!(macs(uid).iter().all(|mac| mac.len() == 17 && mac.starts_with("52:54:")));
+        prop_assert_eq!(macs(uid), macs(uid));
+        prop_assert_eq!(taps(uid) == taps(other), uid == other);
+        prop_assert_ne!(&taps(uid)[0], &taps(uid)[1]);
     }
 
     #[test]

@@ -55,6 +55,10 @@ pub struct Object<Spec, Status: Default> {
 /// An object of either kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "most objects are VMs, and few exist at a time: records hold theirs in Arcs"
+)]
 pub enum AnyObject {
     /// A virtual machine.
     Vm(Vm),

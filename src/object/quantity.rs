@@ -75,7 +75,7 @@ impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let binary = SUFFIXES.iter().filter(|(suffix, _)| suffix.ends_with('i'));
         for (suffix, unit) in binary {
-            if self.0 != 0 && self.0 % unit == 0 {
+            if self.0 != 0 && self.0.is_multiple_of(*unit) {
                 return write!(f, "{}{suffix}", self.0 / unit);
             }
         }

@@ -193,13 +193,13 @@ impl VmSpec {
         rule((1..=64).contains(&self.cpus), "spec.cpus", "use 1 to 64");
         rule((64..=1 << 24).contains(&mib(self.memory)), "spec.memory", "use 64Mi to 16Ti");
         rule(
-            self.memory.as_bytes() % (1 << 20) == 0,
+            self.memory.as_bytes().is_multiple_of(1 << 20),
             "spec.memory",
             "use whole mebibytes, for example 256Mi",
         );
         rule((64..=1 << 24).contains(&mib(self.root_disk.size)), "spec.rootDisk.size", "use 64Mi to 16Ti");
         rule(
-            self.root_disk.size.as_bytes() % (1 << 20) == 0,
+            self.root_disk.size.as_bytes().is_multiple_of(1 << 20),
             "spec.rootDisk.size",
             "use whole mebibytes, for example 10Gi",
         );

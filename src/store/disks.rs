@@ -56,7 +56,11 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub async fn abandon_disk(&self, digest: &Digest, claim: Uuid) -> Result<(), StoreError> {
-        self.engine().commit(|state| Ok(state.abandon_disk(digest, claim))).await
+        let abandon = |state: &mut State| {
+            state.abandon_disk(digest, claim);
+            Ok(())
+        };
+        self.engine().commit(abandon).await
     }
 
     /// Marks every disk that nobody refers to as being removed: no VM can reserve it from now on.
@@ -74,7 +78,26 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub async fn forget_disk(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.engine().commit(|state| Ok(state.forget_disk(digest))).await
+        let forget = |state: &mut State| {
+            state.forget_disk(digest);
+            Ok(())
+        };
+        self.engine().commit(forget).await
+    }
+}
+
+impl Store {
+    /// Drops the record of a disk whose files are found to be gone, so that it is pulled again. One
+    /// that is being installed or removed is left alone.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn lose_disk(&self, digest: &Digest) -> Result<(), StoreError> {
+        let lose = |state: &mut State| {
+            state.lose_disk(digest);
+            Ok(())
+        };
+        self.engine().commit(lose).await
     }
 }
 
@@ -112,13 +135,14 @@ impl State {
     }
 
     pub(super) fn condemn_disks(&mut self) -> Vec<Digest> {
-        let kept: BTreeSet<&Digest> = self.objects.values().flat_map(references).collect();
-        let unkept: Vec<Digest> = self
-            .disks
-            .values()
-            .filter(|disk| matches!(disk.state, DiskState::Ready { .. }) && !kept.contains(&disk.digest))
-            .map(|disk| disk.digest.clone())
-            .collect();
+        let ready = self.disks.values().filter(|disk| matches!(disk.state, DiskState::Ready { .. }));
+        let mut unkept: BTreeSet<Digest> = ready.map(|disk| disk.digest.clone()).collect();
+        for digest in self.objects.values().flat_map(references) {
+            if unkept.is_empty() {
+                break;
+            }
+            unkept.remove(digest);
+        }
         for digest in unkept {
             self.put_disk(DiskRecord { digest, state: DiskState::Removing });
         }
@@ -128,6 +152,12 @@ impl State {
 
     pub(super) fn forget_disk(&mut self, digest: &Digest) {
         if self.disks.get(digest).is_some_and(|disk| disk.state == DiskState::Removing) {
+            self.remove_disk(digest);
+        }
+    }
+
+    pub(super) fn lose_disk(&mut self, digest: &Digest) {
+        if self.disks.get(digest).is_some_and(|disk| disk.is_ready()) {
             self.remove_disk(digest);
         }
     }

@@ -88,6 +88,19 @@ impl Engine {
         value
     }
 
+    /// Looks at the state to write it down elsewhere; not once the store failed, because then nobody
+    /// knows what of it is true.
+    pub(super) fn read_sound<T>(&self, look: impl FnOnce(&State) -> T) -> Option<T> {
+        let inner = self.lock();
+        if matches!(inner.refusal, Some(StoreError::Failed { .. })) {
+            return None;
+        }
+        let held = Instant::now();
+        let value = look(&inner.state);
+        self.guard_times.record(held.elapsed());
+        Some(value)
+    }
+
     /// Runs a transaction. Returns its value and the batch that makes it durable, and with it
     /// everything that it saw.
     pub(super) fn transact<T>(&self, run: impl FnOnce(&mut State) -> T) -> Result<(T, u64), StoreError> {
@@ -164,14 +177,20 @@ impl Engine {
         }
     }
 
-    fn fail(&self, why: &str) {
+    /// Takes no more changes, and tells everybody who waits.
+    pub(super) fn fail(&self, why: &str) {
         tracing::error!(why, "the store cannot write and takes no more changes");
         self.lock().refusal = Some(StoreError::Failed { why: why.to_owned() });
         self.progress.send_modify(|now| now.failed = Some(why.to_owned()));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("no transaction panics: the state would be half changed")
+        self.inner.lock().unwrap_or_else(|poisoned| {
+            // The state may be half changed: nothing more is built on it or written of it.
+            let mut inner = poisoned.into_inner();
+            inner.refusal.get_or_insert(StoreError::Failed { why: "a transaction panicked".to_owned() });
+            inner
+        })
     }
 }
 
@@ -216,6 +235,9 @@ impl Flusher {
     fn round(&mut self, engine: &Engine) -> Result<bool, String> {
         let taken = {
             let mut inner = engine.lock();
+            if let Some(StoreError::Failed { why }) = &inner.refusal {
+                return Err(why.clone());
+            }
             inner.state.has_pending().then(|| {
                 inner.filling += 1;
                 (inner.state.take_pending(), inner.filling - 1)

@@ -14,8 +14,8 @@ pub enum StoreError {
     /// A write did not reach the disk. The store refuses every later change, because what it shows
     /// and what a restart would find may differ.
     #[error(
-        "the store stopped taking changes because a write failed: {why}. Running VMs are not touched. \
-         Free space or mend the disk that holds the state folder, then restart vmlet"
+        "the store takes no more changes since a write failed: {why}. Running VMs are not touched. Free \
+         space or mend the disk that holds the state folder, then restart vmlet"
     )]
     Failed {
         /// The first failure.

@@ -78,11 +78,11 @@ impl Exporter {
 
     /// Exports, unless nothing changed. The log is what counts: a failure is only logged.
     pub(super) fn export(&mut self) {
-        let writes = self.engine.read(|state| state.writes());
-        if self.exported == Some(writes) {
-            return;
-        }
-        let rows = self.engine.read(|state| state.rows());
+        let exported = self.exported;
+        let changed = self
+            .engine
+            .read_sound(|state| (exported != Some(state.writes())).then(|| (state.writes(), state.rows())));
+        let Some((writes, rows)) = changed.flatten() else { return };
         match write(&self.path, &rows) {
             Ok(()) => self.exported = Some(writes),
             Err(error) => tracing::warn!(path = %self.path.display(), %error, "cannot export the store"),

@@ -9,6 +9,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -93,8 +94,12 @@ impl Keeper {
             .name("store-export".to_owned())
             .spawn(move || exporter.run(interval, &stopped))?;
         let flushed = Arc::clone(engine);
-        let flusher =
-            thread::Builder::new().name("store-flush".to_owned()).spawn(move || flusher.run(&flushed))?;
+        let flusher = thread::Builder::new().name("store-flush".to_owned()).spawn(move || {
+            let run = AssertUnwindSafe(|| flusher.run(&flushed));
+            if catch_unwind(run).is_err() {
+                flushed.fail("the thread that writes panicked");
+            }
+        })?;
         engine.flush_by(FlushBy::Thread(flusher.thread().clone()));
         Ok(Keeper { engine: Arc::clone(engine), flusher, exporter, stop_exporter, _lock: lock })
     }
@@ -164,8 +169,8 @@ impl Layout {
                     Err(why) => format!("and mend {}, which is damaged too: {why}", self.export.display()),
                 };
                 format!(
-                    "the store's log in {db} is damaged: {why}. Nothing was changed, and running VMs are not \
-                     touched meanwhile. Run `mv {db} {db}.corrupt` {copy}"
+                    "the store's log in {db} is damaged: {why}. Running VMs are not touched \
+                     meanwhile. Run `mv {db} {db}.corrupt` {copy}"
                 )
             }
         };

@@ -1,7 +1,7 @@
 //! What the store holds: one record an object, one a base disk.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -145,16 +145,25 @@ pub struct ImageRecord {
 pub struct Origin {
     /// The source: `directory:/etc/vmlet/manifests`.
     pub source: String,
-    /// The file.
+    /// The file, below the source's folder.
     pub path: PathBuf,
     /// The line at which the object's document starts, from 1.
     pub line: u32,
 }
 
-/// `manifests/web.yaml:3`
+impl Origin {
+    /// The file's full path: a folder's manifests are recorded below it.
+    pub fn file(&self) -> PathBuf {
+        self.source
+            .strip_prefix("directory:")
+            .map_or_else(|| self.path.clone(), |root| Path::new(root).join(&self.path))
+    }
+}
+
+/// `/etc/vmlet/manifests/web.yaml:3`
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.path.display(), self.line)
+        write!(f, "{}:{}", self.file().display(), self.line)
     }
 }
 
@@ -221,8 +230,8 @@ pub enum Run {
     },
     /// No process exists, and by the run policy none is started until the spec changes.
     Ended {
-        /// The generation that ran.
-        generation: i64,
+        /// The spec that ran.
+        spec: Box<VmSpec>,
     },
 }
 
@@ -242,6 +251,13 @@ pub struct DiskRecord {
     pub digest: Digest,
     /// How far it is.
     pub state: DiskState,
+}
+
+impl DiskRecord {
+    /// Whether VMs can run on it.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, DiskState::Ready { .. })
+    }
 }
 
 /// The life of a base disk.

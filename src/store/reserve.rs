@@ -13,7 +13,7 @@ use super::leases::free;
 use super::record::{DiskState, Record, Reservation, Run};
 use super::request::{NetworkClaim, VmClaim};
 use super::state::State;
-use crate::network::{Link, Nic};
+use crate::network::{Link, Nic, macs_for, taps_for};
 use crate::object::{ObjectKey, Port, Uid};
 
 impl Store {
@@ -88,7 +88,7 @@ impl State {
             NetworkClaim::User { ports } => (Link::User, ports),
             NetworkClaim::Bridge { subnet, fixed, ports } => {
                 let link = Link::Bridge {
-                    tap: self.choose_tap(claim),
+                    tap: first_free(taps_for(claim.uid), &self.leases.taps, &claim.key),
                     tap_owner: vmm_user,
                     address: self.choose_address(claim, *subnet, *fixed, held)?,
                     prefix: subnet.prefix_len(),
@@ -98,7 +98,11 @@ impl State {
             }
         };
         self.check_ports(claim, ports)?;
-        Ok(Some(Nic { mac: self.choose_mac(claim), link, ports: ports.clone() }))
+        Ok(Some(Nic {
+            mac: first_free(macs_for(claim.uid), &self.leases.macs, &claim.key),
+            link,
+            ports: ports.clone(),
+        }))
     }
 
     fn choose_address(
@@ -161,22 +165,6 @@ impl State {
         }
         Ok(())
     }
-
-    /// `52:54:` and four bytes of the uid: locally administered, unicast. Four bytes of two uids can
-    /// be equal, so the first ones that nobody else has are taken.
-    fn choose_mac(&self, claim: &VmClaim) -> String {
-        let names = claim.uid.as_bytes().windows(4).map(|bytes| {
-            format!("52:54:{:02x}:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2], bytes[3])
-        });
-        first_free(names, &self.leases.macs, &claim.key)
-    }
-
-    /// `vt` and six bytes of the uid: 14 of the 15 bytes that a device's name may have
-    /// (`IFNAMSIZ`, netdevice(7)).
-    fn choose_tap(&self, claim: &VmClaim) -> String {
-        let names = claim.uid.as_bytes().windows(6).map(|bytes| format!("vt{}", hex::encode(bytes)));
-        first_free(names, &self.leases.taps, &claim.key)
-    }
 }
 
 /// Who else holds it.
@@ -188,15 +176,13 @@ fn holder<'a, T: Ord>(
     leases.get(wanted).filter(|by| *by != own)
 }
 
-/// The first name that nobody else holds. That all are held takes as many colliding random uids.
+/// The first name that nobody else holds.
 fn first_free(
     mut names: impl Iterator<Item = String>,
     leases: &BTreeMap<String, ObjectKey>,
     own: &ObjectKey,
 ) -> String {
-    names
-        .find(|name| holder(leases, name, own).is_none())
-        .expect("random uids do not collide in every window")
+    names.find(|name| holder(leases, name, own).is_none()).expect("there are more names than VMs")
 }
 
 /// The lowest number of the range that is not among `taken`, which rises from the range's start on.

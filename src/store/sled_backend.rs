@@ -24,6 +24,9 @@ const CHECK: &[u8] = b"!check";
 /// Length and checksum before each value.
 const HEADER: usize = 8;
 
+/// All rows, ordered by key.
+pub(super) type EncodedRows = Vec<(Vec<u8>, Vec<u8>)>;
+
 pub(super) struct SledBackend {
     db: sled::Db,
     log: File,
@@ -65,10 +68,7 @@ impl SledBackend {
     }
 
     /// Opens a log that [`create`](SledBackend::create) made, and reads all its rows.
-    pub(super) fn open(
-        dir: &Path,
-        cache: u64,
-    ) -> Result<(SledBackend, Vec<(Vec<u8>, Vec<u8>)>), SledTrouble> {
+    pub(super) fn open(dir: &Path, cache: u64) -> Result<(SledBackend, EncodedRows), SledTrouble> {
         match SledBackend::open_once(dir, cache) {
             Err(SledTrouble::Damaged(why)) if set_snapshots_aside(dir).map_err(unavailable(dir))? => {
                 tracing::warn!(dir = %dir.display(), why, "set the snapshot aside to read the whole log");
@@ -78,7 +78,7 @@ impl SledBackend {
         }
     }
 
-    fn open_once(dir: &Path, cache: u64) -> Result<(SledBackend, Vec<(Vec<u8>, Vec<u8>)>), SledTrouble> {
+    fn open_once(dir: &Path, cache: u64) -> Result<(SledBackend, EncodedRows), SledTrouble> {
         let acknowledged = read_head(&dir.join("head"))?;
         let mut backend = SledBackend::new(dir, open_sled(dir, cache)?)?;
         let rows = guarded(|| backend.read_rows()).map_err(SledTrouble::Damaged)??;
@@ -107,7 +107,7 @@ impl SledBackend {
         })
     }
 
-    fn read_rows(&mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, SledTrouble> {
+    fn read_rows(&mut self) -> Result<EncodedRows, SledTrouble> {
         let damaged = |why: String| SledTrouble::Damaged(why);
         let mut rows = Vec::new();
         let mut check = None;

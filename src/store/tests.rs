@@ -1,7 +1,6 @@
 mod crash;
 mod declare;
 mod disks;
-mod durable;
 mod properties;
 mod publish;
 mod reserve;

@@ -1,8 +1,8 @@
 //! Credit: how much a side may send on a stream before the other has taken it in.
 //!
-//! Each direction of each stream starts with [`WINDOW`] and is replenished by Credit frames as the data is
-//! consumed, so a reader that is stuck stops its own stream and no other, and what it has not
-//! read is bounded.
+//! Each direction of each stream starts with [`WINDOW`] and is replenished by Credit frames as the
+//! data is consumed, so a reader that is stuck stops its own stream and no other, and what it has
+//! not read is bounded.
 
 use crate::frame::HEADER;
 

@@ -140,8 +140,9 @@ pub fn encode_preamble(out: &mut impl Extend<u8>, from: Side, nonce: &Nonce) {
     out.extend(nonce.iter().copied());
 }
 
-/// What precedes a repeated Hello. Longer than the rest of any frame, true or accidental, that the peer may be in the
-/// middle of; and where the peer expects a header, malformed, which makes it hunt.
+/// What precedes a repeated Hello. Longer than the rest of any frame, true or accidental, that the
+/// peer may be in the middle of; and where the peer expects a header, malformed, which makes it
+/// hunt.
 pub fn padding() -> Vec<u8> {
     vec![0; HEADER + MAX_PAYLOAD]
 }

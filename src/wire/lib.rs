@@ -8,12 +8,13 @@
 //!        ◀───────────────────────── the stream's answer, data; State on stream 0
 //! ```
 //!
-//! The byte stream outlives both ends' connections to it: a daemon that was killed leaves half a frame in
-//! either direction, and its successor starts in the middle. So a connection begins with a preamble
-//! that neither side can mistake: the guest takes one at any frame boundary, and hunts for one after a
-//! hang-up or a malformed frame; the host discards everything up to the preamble with its own
-//! random nonce. A Hello that was swallowed as the rest of an old frame is repeated behind [`padding`], which
-//! no frame can outlast and which is malformed itself. Streams of earlier connections end with the new nonce.
+//! The byte stream outlives both ends' connections to it: a daemon that was killed leaves half a
+//! frame in either direction, and its successor starts in the middle. So a connection begins with a
+//! preamble that neither side can mistake: the guest takes one at any frame boundary, and hunts for
+//! one after a hang-up or a malformed frame; the host discards everything up to the preamble with
+//! its own random nonce. A Hello that was swallowed as the rest of an old frame is repeated behind
+//! [`padding`], which no frame can outlast and which is malformed itself. Streams of earlier
+//! connections end with the new nonce.
 //!
 //! Everything here is pure: buffers in, buffers out. Nothing trusts the peer: lengths are capped
 //! before anything is stored, and a frame that breaks a rule is an error, after which the

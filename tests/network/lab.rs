@@ -14,7 +14,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use uuid::Uuid;
-use vmlet::network::{Link, Nic, mac_for, tap_for};
+use vmlet::network::{Link, Nic, macs_for, taps_for};
 use vmlet::object::Port;
 
 /// How long anything that must happen may take.
@@ -95,19 +95,26 @@ impl Vm {
     pub(crate) fn new(address: &str, ports: Vec<Port>) -> Self {
         let uid = Uuid::new_v4();
         let link = Link::Bridge {
-            tap: tap_for(uid),
+            tap: taps_for(uid).next().unwrap(),
             tap_owner: None,
             address: address.parse().unwrap(),
             prefix: 24,
             gateway: Ipv4Addr::new(10, 88, 0, 1),
         };
-        Vm { nic: Nic { mac: mac_for(uid), link, ports } }
+        Vm { nic: Nic { mac: macs_for(uid).next().unwrap(), link, ports } }
     }
 
     pub(crate) fn tap(&self) -> &str {
         match &self.nic.link {
             Link::Bridge { tap, .. } => tap,
             Link::User => unreachable!("VMs of this lab are on bridges"),
+        }
+    }
+
+    /// Its VMM is to run as this user.
+    pub(crate) fn own(&mut self, user: u32) {
+        if let Link::Bridge { tap_owner, .. } = &mut self.nic.link {
+            *tap_owner = Some(user);
         }
     }
 

@@ -161,3 +161,23 @@ async fn a_closed_store_reads_and_refuses() {
     assert!(matches!(refused, Err(DeclareError::Store(StoreError::Closed))));
     assert!(store.vm(&key("a")).is_some());
 }
+
+#[test]
+fn a_transaction_that_panics_is_never_half_written() {
+    let (store, backend) = Store::in_memory();
+    declare(&store, vm("kept"));
+    let record = store.record(&key("kept")).unwrap();
+    let panicking = std::panic::AssertUnwindSafe(|| {
+        store.engine().transact(|state| {
+            state.put(record);
+            panic!("a bug");
+        })
+    });
+    assert!(std::panic::catch_unwind(panicking).is_err());
+    let refused = now(store.declare(vm("b"), origin("a"), false, at(1)));
+    assert!(matches!(refused, Err(DeclareError::Store(StoreError::Failed { .. }))), "{refused:?}");
+    backend.release();
+    assert_eq!(store.failed().as_deref(), Some("a transaction panicked"));
+    let (again, _) = backend.crash(9);
+    assert!(again.vm(&key("kept")).is_some() && again.vm(&key("b")).is_none());
+}

@@ -93,7 +93,10 @@ fn a_vm_goes_last_of_all() {
     now(store.publish_vm(&key("web"), uid, VmUpdate { run: Some(running()), ..update() })).unwrap();
     now(store.undeclare(&key("web"), "directory:/m", at(2))).unwrap();
     assert!(matches!(remove(uid), Err(RemoveError::Held { what: "a process" })));
-    let ended = VmUpdate { run: Some(Run::Ended { generation: 1 }), ..update() };
+    let ended = VmUpdate {
+        run: Some(Run::Ended { spec: Box::new(store.vm(&key("web")).unwrap().object.spec.clone()) }),
+        ..update()
+    };
     now(store.publish_vm(&key("web"), uid, ended)).unwrap();
     assert!(matches!(remove(uid), Err(RemoveError::Held { what: "a reservation" })));
     now(store.release_vm(&key("web"), uid)).unwrap();

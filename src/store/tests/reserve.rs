@@ -169,6 +169,7 @@ fn each_vm_has_a_user_of_its_own() {
     assert!(matches!(claim("b", b, Some(5..6)), Err(ReserveError::NoFreeUser)));
     assert!(matches!(claim("b", b, Some(6..6)), Err(ReserveError::NoFreeUser)), "an empty range");
     assert_eq!(claim("b", b, Some(5..7)).unwrap().vmm_user, Some(6));
+    assert_eq!(claim("b", b, Some(9..10)).unwrap().vmm_user, Some(9), "the range moved");
     assert_eq!(claim("b", b, None).unwrap().vmm_user, None);
 }
 

@@ -1,0 +1,83 @@
+//! The 256 bytes of an inode.
+
+use super::Time;
+use super::checksum::{Seed, crc};
+use super::layout::{EXTRA_INODE_SIZE, INODE_SIZE, high16, high32, low16, low32, put16, put32};
+use super::xattr::INLINE;
+
+/// The file's blocks are found by extents.
+pub(super) const EXTENTS: u32 = 0x8_0000;
+/// The directory is an index.
+pub(super) const INDEXED: u32 = 0x1000;
+
+/// What goes into an inode.
+pub(super) struct Record<'a> {
+    /// Type and permissions.
+    pub(super) mode: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Time,
+    pub(super) links: u16,
+    pub(super) body: &'a Body,
+    pub(super) xattrs: Option<&'a [u8; INLINE]>,
+}
+
+/// Where an inode's content is.
+pub(super) struct Body {
+    /// Bytes of content.
+    pub(super) size: u64,
+    /// Blocks on the disk: content, extent tree and attributes.
+    pub(super) blocks: u64,
+    pub(super) flags: u32,
+    /// `i_block`: the root of the extents, or a device's number, or a short symlink's target.
+    pub(super) map: [u8; 60],
+    /// The block with extended attributes, or 0.
+    pub(super) xattr_block: u64,
+}
+
+impl Record<'_> {
+    /// As the inode of this number.
+    pub(super) fn encode(&self, number: u32, seed: Seed) -> [u8; INODE_SIZE] {
+        let inode = &mut [0; INODE_SIZE];
+        let (seconds, extra) = encode_time(self.mtime);
+        let sectors = self.body.blocks * 8;
+        put16(inode, 0x00, self.mode);
+        put16(inode, 0x02, low16(self.uid));
+        put32(inode, 0x04, low32(self.body.size));
+        put16(inode, 0x18, low16(self.gid));
+        put16(inode, 0x1a, self.links);
+        put32(inode, 0x1c, low32(sectors));
+        put32(inode, 0x20, self.body.flags);
+        inode[0x28..0x64].copy_from_slice(&self.body.map);
+        put32(inode, 0x68, low32(self.body.xattr_block));
+        put32(inode, 0x6c, high32(self.body.size));
+        put16(inode, 0x74, low16(high32(sectors)));
+        put16(inode, 0x76, low16(high32(self.body.xattr_block)));
+        put16(inode, 0x78, high16(self.uid));
+        put16(inode, 0x7a, high16(self.gid));
+        put16(inode, 0x80, EXTRA_INODE_SIZE);
+        // Access, inode change, data change, birth.
+        for (at, extra_at) in [(0x08, 0x8c), (0x0c, 0x84), (0x10, 0x88), (0x90, 0x94)] {
+            put32(inode, at, seconds);
+            put32(inode, extra_at, extra);
+        }
+        if let Some(xattrs) = self.xattrs {
+            inode[INODE_SIZE - INLINE..].copy_from_slice(xattrs);
+        }
+        let checksum = crc(seed.inode(number), inode);
+        put16(inode, 0x7c, low16(checksum));
+        put16(inode, 0x82, high16(checksum));
+        *inode
+    }
+}
+
+/// The last second before those that e2fsck takes for mistakes of old kernels: 2310-04-04 16:10:39 UTC.
+const LATEST: i64 = (3 << 32) - (1 << 31) - 1;
+
+/// Signed 32-bit seconds, and 30 bits of nanoseconds above two bits that extend the seconds upwards.
+fn encode_time(time: Time) -> (u32, u32) {
+    let seconds = time.sec.clamp(i32::MIN.into(), LATEST);
+    let low = seconds as i32;
+    let epoch = ((seconds - i64::from(low)) >> 32) as u32;
+    (low as u32, time.nsec.min(999_999_999) << 2 | epoch)
+}

@@ -1,0 +1,290 @@
+//! Iterates over the entries of a tar stream.
+//!
+//! The layout of headers is the `tar` crate's. Its iterator is not used: it reads long names, PAX records and
+//! sparse maps into memory whatever their size, turns holes into zeros, and cannot read negative times.
+//! Where readers disagree, this one does what Go's archive/tar does, which most images were made with:
+//! links, directories and devices have no data whatever their size says, and a GNU long name beats a PAX path.
+
+use std::io::{self, BufRead, Write};
+
+use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
+
+use super::pax::{Pax, number};
+use super::sparse::{Segment, SparseMap, read_map};
+use crate::image::error::printable;
+use crate::image::ext4::{Meta, Special, Time};
+use crate::image::limits::check;
+use crate::image::{ImageError, Limits};
+
+const BLOCK: u64 = 512;
+
+/// One thing that a layer says about the file system.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// As written: not normalised, not checked.
+    pub(super) path: Vec<u8>,
+    pub(super) kind: Kind,
+    pub(super) meta: Meta,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// With this many bytes of data.
+    File(u64),
+    Sparse(SparseMap),
+    Directory,
+    Symlink(Vec<u8>),
+    Hardlink(Vec<u8>),
+    Special(Special),
+}
+
+/// A tar stream between two entries, or within the data of one.
+pub(super) struct Archive<'a, R> {
+    reader: R,
+    limits: &'a Limits,
+    /// Data of the current entry that was not read yet.
+    data: u64,
+    /// Bytes from the end of the data to the next header.
+    padding: u64,
+}
+
+/// What the headers before an entry's own say about it.
+#[derive(Default)]
+struct Extensions {
+    pax: Pax,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+}
+
+impl<'a, R: BufRead> Archive<'a, R> {
+    pub(super) fn new(reader: R, limits: &'a Limits) -> Self {
+        Archive { reader, limits, data: 0, padding: 0 }
+    }
+
+    /// Skips what is left of the current entry and reads the next; `None` at the end mark or the end
+    /// of the stream.
+    pub(super) fn next(&mut self) -> Result<Option<Entry>, ImageError> {
+        let mut extensions = Extensions::default();
+        loop {
+            self.skip()?;
+            let Some(header) = self.header()? else { return Ok(None) };
+            let size = field(&header.as_old().size, "size")?;
+            match header.as_old().linkflag[0] {
+                b'x' => extensions.pax = Pax::parse(&self.small(size)?, self.limits)?,
+                b'L' => extensions.long_name = Some(until_nul(self.small(size)?)),
+                b'K' => extensions.long_link = Some(until_nul(self.small(size)?)),
+                // Global PAX headers hold a commit id or the like.
+                b'g' => self.set_data(size),
+                _ => {
+                    let path = extensions.path(&header);
+                    let entry = self.entry(&header, size, extensions, path.clone());
+                    return entry
+                        .map(Some)
+                        .map_err(|error| error.at(format_args!("\"{}\"", printable(&path))));
+                }
+            }
+        }
+    }
+
+    /// Copies the next `length` bytes of the current entry's data.
+    pub(super) fn copy(&mut self, mut length: u64, out: &mut impl Write) -> Result<(), CopyError> {
+        debug_assert!(length <= self.data, "callers copy what the entry has");
+        while length > 0 {
+            let buffer = self.reader.fill_buf().map_err(CopyError::Read)?;
+            if buffer.is_empty() {
+                return Err(CopyError::Read(io::ErrorKind::UnexpectedEof.into()));
+            }
+            let count = buffer.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+            out.write_all(&buffer[..count]).map_err(CopyError::Write)?;
+            self.reader.consume(count);
+            self.data -= count as u64;
+            length -= count as u64;
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        header: &Header,
+        size: u64,
+        extensions: Extensions,
+        path: Vec<u8>,
+    ) -> Result<Entry, ImageError> {
+        let size = extensions.pax.size.unwrap_or(size);
+        let link = extensions.link(header);
+        let Extensions { pax, .. } = extensions;
+        let uid = pax.uid.map_or_else(|| field(&header.as_old().uid, "uid"), Ok)?;
+        let gid = pax.gid.map_or_else(|| field(&header.as_old().gid, "gid"), Ok)?;
+        let id = |id: u64| {
+            u32::try_from(id).map_err(|_| ImageError::invalid(format!("{id} is no user or group id")))
+        };
+        let mtime = match pax.mtime {
+            Some(mtime) => mtime,
+            None => Time { sec: signed_field(&header.as_old().mtime, "mtime")?, nsec: 0 },
+        };
+        // Masked: the file's type is in the flag.
+        let mode = (field(&header.as_old().mode, "mode")? & 0o7777) as u16;
+        let meta = Meta { mode, uid: id(uid)?, gid: id(gid)?, mtime, xattrs: pax.xattrs };
+        let kind = match header.as_old().linkflag[0] {
+            b'\0' if path.ends_with(b"/") => Kind::Directory,
+            b'\0' | b'0' | b'7' => {
+                self.set_data(size);
+                if pax.sparse.is_present() { self.pax_sparse(pax.sparse)? } else { Kind::File(size) }
+            }
+            b'S' => self.gnu_sparse(header, size)?,
+            b'1' => Kind::Hardlink(link),
+            b'2' => Kind::Symlink(link),
+            b'3' => Kind::Special(device(header, |major, minor| Special::Char { major, minor })?),
+            b'4' => Kind::Special(device(header, |major, minor| Special::Block { major, minor })?),
+            b'5' => Kind::Directory,
+            b'6' => Kind::Special(Special::Fifo),
+            other => {
+                let flag = printable(&[other]);
+                return Err(ImageError::invalid(format!("entries of type '{flag}' are not supported")));
+            }
+        };
+        Ok(Entry { path, kind, meta })
+    }
+
+    fn pax_sparse(&mut self, sparse: super::pax::PaxSparse) -> Result<Kind, ImageError> {
+        let mut segments = sparse.segments;
+        if sparse.map_in_data {
+            let mut data = io::Read::take(&mut self.reader, self.data);
+            let (map, taken) = read_map(&mut data, self.limits)?;
+            segments = map;
+            // The map is padded to whole blocks.
+            let blocks = taken.next_multiple_of(BLOCK);
+            self.data -= taken;
+            let rest = (blocks - taken).min(self.data);
+            self.copy(rest, &mut io::sink())?;
+        }
+        let size = sparse.size.ok_or_else(|| ImageError::invalid("a sparse file without its size"))?;
+        SparseMap::new(size, segments, self.data, self.limits).map(Kind::Sparse)
+    }
+
+    /// The old format: four segments in the header, 21 in each block that may follow it.
+    fn gnu_sparse(&mut self, header: &Header, stored: u64) -> Result<Kind, ImageError> {
+        let gnu =
+            header.as_gnu().ok_or_else(|| ImageError::invalid("a sparse entry without a GNU header"))?;
+        let size = field(&gnu.realsize, "real size")?;
+        let mut segments = Vec::new();
+        add_segments(&gnu.sparse, &mut segments)?;
+        let mut extended = gnu.is_extended();
+        while extended {
+            let bound = self.limits.sparse_segments;
+            check("the number of segments of a sparse file", "sparse_segments", segments.len(), bound)?;
+            let mut more = GnuExtSparseHeader::new();
+            self.reader.read_exact(more.as_mut_bytes()).map_err(broken)?;
+            add_segments(more.sparse(), &mut segments)?;
+            extended = more.is_extended();
+        }
+        self.set_data(stored);
+        SparseMap::new(size, segments, stored, self.limits).map(Kind::Sparse)
+    }
+
+    fn set_data(&mut self, size: u64) {
+        self.data = size;
+        // At most 511, and a size near 2^64 ends in an unexpected end of the stream.
+        self.padding = size.wrapping_neg() % BLOCK;
+    }
+
+    fn skip(&mut self) -> Result<(), ImageError> {
+        let data = self.data;
+        self.copy(data, &mut io::sink())?;
+        self.data = std::mem::take(&mut self.padding);
+        let padding = self.data;
+        Ok(self.copy(padding, &mut io::sink())?)
+    }
+
+    /// Reads the data of an extension header into memory.
+    fn small(&mut self, size: u64) -> Result<Vec<u8>, ImageError> {
+        check("an extended tar header", "header_bytes", size, self.limits.header_bytes)?;
+        self.set_data(size);
+        let mut data = Vec::new();
+        self.copy(size, &mut data)?;
+        Ok(data)
+    }
+
+    fn header(&mut self) -> Result<Option<Header>, ImageError> {
+        if self.reader.fill_buf().map_err(broken)?.is_empty() {
+            return Ok(None);
+        }
+        let mut header = Header::new_old();
+        self.reader.read_exact(header.as_mut_bytes()).map_err(broken)?;
+        let bytes = header.as_bytes();
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        // The sum of all bytes, its own field taken as blanks; old tars summed signed bytes.
+        let summed = || bytes[..148].iter().chain(b"        ").chain(&bytes[156..]);
+        let unsigned: i64 = summed().map(|byte| i64::from(*byte)).sum();
+        let signed: i64 = summed().map(|byte| i64::from(byte.cast_signed())).sum();
+        match number(&header.as_old().cksum) {
+            Some(sum) if sum == unsigned || sum == signed => Ok(Some(header)),
+            _ => Err(ImageError::invalid("a tar header has a wrong checksum")),
+        }
+    }
+}
+
+impl Extensions {
+    fn path(&self, header: &Header) -> Vec<u8> {
+        let said = self.pax.sparse.name.as_ref().or(self.long_name.as_ref()).or(self.pax.path.as_ref());
+        said.cloned().unwrap_or_else(|| header.path_bytes().into_owned())
+    }
+
+    fn link(&self, header: &Header) -> Vec<u8> {
+        let said = self.long_link.as_ref().or(self.pax.link.as_ref()).cloned();
+        said.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned())
+    }
+}
+
+/// Which end of a copy failed.
+pub(super) enum CopyError {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// For copies into memory or nowhere, which cannot fail to write.
+impl From<CopyError> for ImageError {
+    fn from(error: CopyError) -> Self {
+        let (CopyError::Read(error) | CopyError::Write(error)) = error;
+        broken(error)
+    }
+}
+
+fn broken(error: io::Error) -> ImageError {
+    ImageError::from_read("the layer breaks off or cannot be decompressed", error)
+}
+
+fn until_nul(mut text: Vec<u8>) -> Vec<u8> {
+    text.truncate(text.iter().position(|byte| *byte == 0).unwrap_or(text.len()));
+    text
+}
+
+fn signed_field(bytes: &[u8], name: &str) -> Result<i64, ImageError> {
+    number(bytes).ok_or_else(|| ImageError::invalid(format!("the tar header's {name} is no number")))
+}
+
+fn field(bytes: &[u8], name: &str) -> Result<u64, ImageError> {
+    signed_field(bytes, name)?
+        .try_into()
+        .map_err(|_| ImageError::invalid(format!("the tar header's {name} is negative")))
+}
+
+fn device(header: &Header, make: impl FnOnce(u32, u32) -> Special) -> Result<Special, ImageError> {
+    // At the same place in ustar and GNU headers.
+    let bytes = header.as_bytes();
+    let part = |range| {
+        u32::try_from(field(&bytes[range], "device number")?)
+            .map_err(|_| ImageError::invalid("no device has such a number"))
+    };
+    Ok(make(part(329..337)?, part(337..345)?))
+}
+
+fn add_segments(headers: &[GnuSparseHeader], segments: &mut Vec<Segment>) -> Result<(), ImageError> {
+    for header in headers.iter().filter(|header| !header.is_empty()) {
+        let offset = field(&header.offset, "sparse offset")?;
+        segments.push(Segment { offset, length: field(&header.numbytes, "sparse length")? });
+    }
+    Ok(())
+}

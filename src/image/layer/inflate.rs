@@ -1,0 +1,180 @@
+//! Decompression and diff_id, each on a thread of its own, beside whoever reads the tar.
+
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use bytes::{Buf, Bytes};
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::image::limits::check;
+use crate::image::{Digest, ImageError, Limits};
+
+/// Bytes that move between the threads at once.
+const CHUNK: usize = 256 << 10;
+/// Chunks between two threads.
+const QUEUE: usize = 8;
+
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// What the layers of one image may still inflate to.
+pub(crate) struct Budget<'a> {
+    limits: &'a Limits,
+    used: u64,
+    cancel: CancellationToken,
+}
+
+impl<'a> Budget<'a> {
+    pub(crate) fn new(limits: &'a Limits, cancel: CancellationToken) -> Self {
+        Budget { limits, used: 0, cancel }
+    }
+
+    /// Accounts for a chunk of a layer that is `compressed` bytes long and inflated to `layer`.
+    fn spend(&mut self, chunk: usize, layer: u64, compressed: u64) -> Result<(), ImageError> {
+        if self.cancel.is_cancelled() {
+            return Err(ImageError::cancelled());
+        }
+        self.used = self.used.saturating_add(chunk as u64);
+        check(
+            "the size of all layers, uncompressed,",
+            "unpacked_bytes",
+            self.used,
+            self.limits.unpacked_bytes,
+        )?;
+        let ratio = self.limits.inflate_ratio;
+        if layer > Limits::INFLATE_FREE_BYTES && layer / ratio.max(1) > compressed {
+            return Err(ImageError::limit(
+                "the layer's size over its compressed size",
+                "inflate_ratio",
+                ratio,
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Inflates `blob`, hands it to `consume`, and checks that all of it, what `consume` leaves unread
+/// included, has the digest `diff_id`.
+pub(crate) fn inflate(
+    blob: impl Read + Send,
+    compressed: u64,
+    diff_id: &Digest,
+    budget: &mut Budget<'_>,
+    consume: impl FnOnce(&mut Chunks) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
+    let (chunks, queue) = sync_channel(QUEUE);
+    let (to_hash, hash_queue) = sync_channel::<Bytes>(QUEUE);
+    let actual = thread::scope(|scope| {
+        let hasher = scope.spawn(move || {
+            let mut hash = Sha256::new();
+            hash_queue.iter().for_each(|chunk| hash.update(&chunk));
+            Digest::sha256(hash.finalize().into())
+        });
+        scope.spawn(move || {
+            if let Err(error) = pump(blob, compressed, budget, &chunks, &to_hash) {
+                // Nobody listens any more if the reader failed first.
+                let _ = chunks.send(Err(error));
+            }
+        });
+        let mut reader = Chunks { queue, current: Bytes::new() };
+        consume(&mut reader)?;
+        io::copy(&mut reader, &mut io::sink()).map_err(|error| ImageError::from_read("inflating", error))?;
+        drop(reader);
+        hasher.join().map_err(|_| ImageError::invalid("hashing failed"))
+    })?;
+    if actual != *diff_id {
+        return Err(ImageError::invalid(format!(
+            "its content has digest {actual}, and the image's config says {diff_id}; build and push the image again"
+        )));
+    }
+    Ok(())
+}
+
+/// Moves chunks until the end, an error, or nobody is left to take them.
+fn pump(
+    blob: impl Read,
+    compressed: u64,
+    budget: &mut Budget<'_>,
+    chunks: &SyncSender<io::Result<Bytes>>,
+    to_hash: &SyncSender<Bytes>,
+) -> io::Result<()> {
+    let mut decoder = decoder(blob)?;
+    let mut layer = 0u64;
+    loop {
+        let mut chunk = vec![0; CHUNK];
+        let length = fill(&mut decoder, &mut chunk)?;
+        if length == 0 {
+            return Ok(());
+        }
+        layer += length as u64;
+        budget.spend(length, layer, compressed)?;
+        chunk.truncate(length);
+        let chunk = Bytes::from(chunk);
+        if to_hash.send(chunk.clone()).is_err() || chunks.send(Ok(chunk)).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads until the buffer is full or the input ends.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match reader.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+/// Picks the decoder by the first bytes. Gzip may have many members and zstd many frames; a zstd
+/// window is at most 128 MiB, the library's own bound.
+fn decoder<'a>(mut blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut magic = [0; 4];
+    let length = fill(&mut blob, &mut magic)?;
+    let blob = BufReader::with_capacity(CHUNK, Read::take(Cursor::new(magic), length as u64).chain(blob));
+    Ok(if magic.starts_with(&GZIP) {
+        Box::new(flate2::bufread::MultiGzDecoder::new(blob))
+    } else if magic == ZSTD {
+        Box::new(zstd::stream::read::Decoder::with_buffer(blob)?)
+    } else {
+        Box::new(blob)
+    })
+}
+
+/// The inflated layer, as it arrives.
+pub(crate) struct Chunks {
+    queue: Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.current.is_empty() {
+            // A sender that is gone has said all.
+            if let Ok(chunk) = self.queue.recv() {
+                self.current = chunk?;
+            }
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.current.advance(count);
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}

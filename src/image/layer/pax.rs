@@ -1,0 +1,267 @@
+//! PAX extended headers (POSIX.1-2017, pax, "pax Extended Header"), and the numbers in tar headers.
+
+use super::sparse::Segment;
+use crate::image::error::printable;
+use crate::image::ext4::Time;
+use crate::image::limits::check;
+use crate::image::{ImageError, Limits};
+
+/// What the extended header of an entry says about it.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Pax {
+    pub(super) path: Option<Vec<u8>>,
+    pub(super) link: Option<Vec<u8>>,
+    pub(super) size: Option<u64>,
+    pub(super) uid: Option<u64>,
+    pub(super) gid: Option<u64>,
+    pub(super) mtime: Option<Time>,
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) sparse: PaxSparse,
+}
+
+/// The three ways in which GNU tar puts a sparse file into PAX headers.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct PaxSparse {
+    /// 1.0: the map is at the start of the data.
+    pub(super) map_in_data: bool,
+    /// 0.0 and 0.1: the map is in the header.
+    pub(super) segments: Vec<Segment>,
+    /// The file's own name, as `path` is a made-up one.
+    pub(super) name: Option<Vec<u8>>,
+    /// The file's length, holes included.
+    pub(super) size: Option<u64>,
+    offset: Option<u64>,
+}
+
+impl Pax {
+    /// Parses the records of one header; a later record replaces an earlier one.
+    pub(super) fn parse(mut records: &[u8], limits: &Limits) -> Result<Self, ImageError> {
+        let mut pax = Pax::default();
+        let mut xattr_bytes = 0;
+        while !records.is_empty() {
+            let (key, value, rest) = record(records).ok_or_else(|| {
+                ImageError::invalid(format!("malformed PAX record \"{}\"", printable(records)))
+            })?;
+            records = rest;
+            if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                if !is_kept(name) {
+                    continue;
+                }
+                xattr_bytes += name.len() + value.len();
+                check("the size of extended attributes", "xattr_bytes", xattr_bytes, limits.xattr_bytes)?;
+                pax.xattrs.retain(|(earlier, _)| earlier != name);
+                pax.xattrs.push((name.to_vec(), value.to_vec()));
+                continue;
+            }
+            pax.set(key, value, limits)?
+                .ok_or_else(|| ImageError::invalid(format!("malformed PAX value of {}", printable(key))))?;
+        }
+        Ok(pax)
+    }
+
+    /// `None` if the value is malformed. Keys that do not matter to a file system are skipped.
+    fn set(&mut self, key: &[u8], value: &[u8], limits: &Limits) -> Result<Option<()>, ImageError> {
+        let sparse = &mut self.sparse;
+        let number = || std::str::from_utf8(value).ok()?.parse::<u64>().ok();
+        let text = || Some(value.to_vec()).filter(|text| !text.is_empty() && !text.contains(&0));
+        // An empty value takes back what a global header said, which is not heard in the first place.
+        let known = match key {
+            _ if value.is_empty() => true,
+            b"path" => set(&mut self.path, text()),
+            b"linkpath" => set(&mut self.link, text()),
+            b"size" => set(&mut self.size, number()),
+            b"uid" => set(&mut self.uid, number()),
+            b"gid" => set(&mut self.gid, number()),
+            b"mtime" => set(&mut self.mtime, time(value)),
+            b"GNU.sparse.major" => number().inspect(|major| sparse.map_in_data = *major == 1).is_some(),
+            b"GNU.sparse.name" => set(&mut sparse.name, text()),
+            b"GNU.sparse.size" | b"GNU.sparse.realsize" => set(&mut sparse.size, number()),
+            b"GNU.sparse.offset" => set(&mut sparse.offset, number()),
+            b"GNU.sparse.numbytes" => sparse.add(sparse.offset, number()),
+            b"GNU.sparse.map" => sparse.map(value),
+            _ => true,
+        };
+        let segments = self.sparse.segments.len();
+        check(
+            "the number of segments of a sparse file",
+            "sparse_segments",
+            segments,
+            limits.sparse_segments,
+        )?;
+        Ok(known.then_some(()))
+    }
+}
+
+fn set<T>(field: &mut Option<T>, value: Option<T>) -> bool {
+    *field = value;
+    field.is_some()
+}
+
+impl PaxSparse {
+    fn add(&mut self, offset: Option<u64>, length: Option<u64>) -> bool {
+        let (Some(offset), Some(length)) = (offset, length) else { return false };
+        self.segments.push(Segment { offset, length });
+        true
+    }
+
+    /// `offset,length,offset,length…`
+    fn map(&mut self, value: &[u8]) -> bool {
+        let Ok(text) = std::str::from_utf8(value) else { return false };
+        self.segments.clear();
+        let mut numbers = text.split(',').map(|number| number.parse().ok());
+        while let Some(offset) = numbers.next() {
+            if !self.add(offset, numbers.next().flatten()) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether the header speaks of a sparse file at all.
+    pub(super) fn is_present(&self) -> bool {
+        self.map_in_data || self.size.is_some() || !self.segments.is_empty()
+    }
+}
+
+/// One record: its length in decimal, a blank, `key=value`, a newline.
+fn record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let blank = records.iter().take(20).position(|byte| *byte == b' ')?;
+    let length: usize = std::str::from_utf8(&records[..blank]).ok()?.parse().ok()?;
+    let (record, rest) = records.split_at_checked(length)?;
+    let body = record.get(blank + 1..)?.strip_suffix(b"\n")?;
+    let equals = body.iter().position(|byte| *byte == b'=')?;
+    (equals > 0).then_some((&body[..equals], &body[equals + 1..], rest))
+}
+
+/// The attributes that ext4 can hold. Overlayfs' own are dropped: the disk becomes the lower side
+/// of an overlay, where they would redirect and hide files at an image's will.
+fn is_kept(name: &[u8]) -> bool {
+    let has = |prefix: &[u8]| name.len() > prefix.len() && name.starts_with(prefix);
+    let overlay = has(b"trusted.overlay.") || has(b"user.overlay.");
+    let namespace = has(b"user.") || has(b"trusted.") || has(b"security.");
+    let acl = name == b"system.posix_acl_access" || name == b"system.posix_acl_default";
+    (namespace && !overlay || acl) && !name.contains(&0)
+}
+
+/// Decimal seconds, perhaps negative, perhaps with a fraction, of which nanoseconds are kept.
+fn time(value: &[u8]) -> Option<Time> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) || !whole.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        return None;
+    }
+    let sec: i64 = whole.parse().ok()?;
+    let nsec: u32 = format!("{fraction:0<9.9}").parse().ok()?;
+    Some(match (negative, nsec) {
+        (false, nsec) => Time { sec, nsec },
+        (true, 0) => Time { sec: -sec, nsec: 0 },
+        (true, nsec) => Time { sec: -sec - 1, nsec: 1_000_000_000 - nsec },
+    })
+}
+
+/// A number in a tar header: octal digits, or GNU's big-endian binary with the top bit set.
+/// An empty field is 0, as some tars leave unused ones blank.
+pub(super) fn number(field: &[u8]) -> Option<i64> {
+    if field.first().is_some_and(|first| first & 0x80 != 0) {
+        // Two's complement; the marker bit is not part of it.
+        let mut value =
+            if field[0] & 0x40 != 0 { i128::from(field[0]) - 0x100 } else { i128::from(field[0] & 0x7f) };
+        for byte in &field[1..] {
+            value = value << 8 | i128::from(*byte);
+        }
+        return i64::try_from(value).ok();
+    }
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    match std::str::from_utf8(&field[..end]).ok()?.trim_matches(' ') {
+        "" => Some(0),
+        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => i64::from_str_radix(digits, 8).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encode(key: &[u8], value: &[u8]) -> Vec<u8> {
+        let body = key.len() + value.len() + 3;
+        let mut length = body;
+        while length != body + length.to_string().len() {
+            length = body + length.to_string().len();
+        }
+        [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(time(b"12"), Some(Time { sec: 12, nsec: 0 }));
+        assert_eq!(time(b"12.5"), Some(Time { sec: 12, nsec: 500_000_000 }));
+        assert_eq!(time(b"1.1234567899"), Some(Time { sec: 1, nsec: 123_456_789 }));
+        assert_eq!(time(b"-1.25"), Some(Time { sec: -2, nsec: 750_000_000 }));
+        assert_eq!(time(b"-3"), Some(Time { sec: -3, nsec: 0 }));
+        for bad in [&b"x"[..], b"1.-5", b"--1", b"", b".", b"99999999999999999999", b"+1"] {
+            assert_eq!(time(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(number(b"0000644\0"), Some(0o644));
+        assert_eq!(number(b" 644 \0\0\0"), Some(0o644));
+        assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
+        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0x01, 0, 0]), Some(65536));
+        assert_eq!(number(&[0xff; 12]), Some(-1));
+        assert_eq!(number(b"12x\0"), None);
+        assert_eq!(number(b"-1\0"), None);
+        assert_eq!(number(b"9\0"), None);
+    }
+
+    #[test]
+    fn overlay_attributes_are_dropped() {
+        let limits = Limits::default();
+        let kept = |name: &str| {
+            let bytes = encode(format!("SCHILY.xattr.{name}").as_bytes(), b"y");
+            !Pax::parse(&bytes, &limits).unwrap().xattrs.is_empty()
+        };
+        assert!(
+            kept("user.a")
+                && kept("security.capability")
+                && kept("trusted.a")
+                && kept("system.posix_acl_default")
+        );
+        assert!(!kept("trusted.overlay.opaque") && !kept("user.overlay.redirect"));
+        assert!(!kept("com.apple.provenance") && !kept("system.nfs4_acl") && !kept("user."));
+    }
+
+    #[test]
+    fn xattrs_are_bounded() {
+        let limits = Limits { xattr_bytes: 10, ..Limits::default() };
+        let error = Pax::parse(&encode(b"SCHILY.xattr.user.long", b"value"), &limits).unwrap_err();
+        assert_eq!((error.reason, error.transient), ("LimitExceeded", false));
+        assert!(error.message.contains("xattr_bytes"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Pax::parse(&bytes, &Limits::default());
+            let _ = number(&bytes);
+            let _ = time(&bytes);
+        }
+
+        #[test]
+        fn records_round_trip(path in prop::collection::vec(1u8.., 1..300), value in prop::collection::vec(any::<u8>(), 1..300)) {
+            let bytes = [encode(b"path", &path), encode(b"SCHILY.xattr.user.x", &value)].concat();
+            let pax = Pax::parse(&bytes, &Limits::default()).unwrap();
+            prop_assert_eq!(pax.path, Some(path));
+            prop_assert_eq!(pax.xattrs, vec![(b"user.x".to_vec(), value)]);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What an image may cost, and how patiently a registry is asked.
+//!
+//! Registries and layers are hostile until proven otherwise, so everything that they control has a
+//! bound here. An image that meets a bound fails with `LimitExceeded`, which names the setting.
+
+use std::time::Duration;
+
+use super::ImageError;
+
+/// Bounds on one image. Sizes are bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// A manifest or an index. The OCI distribution spec asks registries to take at least 4 MiB.
+    pub manifest_bytes: u64,
+    /// An image's config.
+    pub config_bytes: u64,
+    /// Layers of an image. Each one is an open file while the image is pulled.
+    pub layers: usize,
+    /// Compressed bytes of all layers together.
+    pub compressed_bytes: u64,
+    /// Uncompressed bytes of all layers together, tar headers included.
+    pub unpacked_bytes: u64,
+    /// Length of the base disk, file system structures included.
+    pub disk_bytes: u64,
+    /// How many times its compressed size a layer may inflate to, once it is past
+    /// [`Limits::INFLATE_FREE_BYTES`].
+    pub inflate_ratio: u64,
+    /// Tar entries of all layers together.
+    pub entries: u64,
+    /// Length of a path and of a link target, in bytes (Linux' PATH_MAX).
+    pub path_bytes: usize,
+    /// Directories on the way to a file.
+    pub depth: usize,
+    /// Names and values of an entry's extended attributes.
+    pub xattr_bytes: usize,
+    /// A PAX or GNU long-name header, which is read into memory.
+    pub header_bytes: u64,
+    /// Data segments of a sparse file.
+    pub sparse_segments: usize,
+}
+
+impl Limits {
+    /// Up to here a layer may inflate at any ratio: a file of zeros is no attack.
+    pub const INFLATE_FREE_BYTES: u64 = 1 << 30;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            manifest_bytes: 4 << 20,
+            config_bytes: 8 << 20,
+            layers: 128,
+            compressed_bytes: 64 << 30,
+            unpacked_bytes: 64 << 30,
+            disk_bytes: 72 << 30,
+            inflate_ratio: 250,
+            entries: 4_000_000,
+            path_bytes: 4096,
+            depth: 256,
+            xattr_bytes: 64 << 10,
+            header_bytes: 1 << 20,
+            sparse_segments: 1 << 20,
+        }
+    }
+}
+
+/// Fails with `LimitExceeded` if `value` is over `bound`, the limit called `name`.
+pub(crate) fn check<T>(what: &str, name: &str, value: T, bound: T) -> Result<(), ImageError>
+where
+    T: PartialOrd + std::fmt::Display,
+{
+    if value > bound { Err(ImageError::limit(what, name, bound)) } else { Ok(()) }
+}
+
+/// How images are pulled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Bounds on one image.
+    pub limits: Limits,
+    /// Registries, as `host` or `host:port`, that are asked in plain HTTP. Loopback ones always are.
+    pub plain_http: Vec<String>,
+    /// Layers of one image that are downloaded at once.
+    pub downloads: usize,
+    /// Time to open a connection.
+    pub connect_timeout: Duration,
+    /// Time without a byte after which a request is given up.
+    pub idle_timeout: Duration,
+    /// Time for one image from the manifest to the finished disk.
+    pub pull_timeout: Duration,
+    /// Attempts in a row that may fail without moving at least [`Settings::PROGRESS_BYTES`].
+    pub attempts: u32,
+    /// Pause after the first failed attempt; it doubles with each one, give or take half of it.
+    pub backoff: Duration,
+    /// The longest pause, also when the registry asks for more (`Retry-After`).
+    pub backoff_max: Duration,
+}
+
+impl Settings {
+    /// A broken download that got this far is not counted as failed.
+    pub const PROGRESS_BYTES: u64 = 1 << 20;
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            limits: Limits::default(),
+            plain_http: Vec::new(),
+            downloads: 4,
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(30),
+            pull_timeout: Duration::from_secs(2 * 60 * 60),
+            attempts: 5,
+            backoff: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(30),
+        }
+    }
+}

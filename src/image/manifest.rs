@@ -1,0 +1,235 @@
+//! Manifests, indexes and configs: what a registry says an image is made of.
+//!
+//! Bytes whose digest is known flow in, checked values flow out. Follows the OCI image-spec
+//! (manifest.md, image-index.md, config.md) and Docker's image manifest v2, schema 2, which has
+//! the same fields.
+
+use serde::{Deserialize, Deserializer};
+
+use super::error::printable;
+use super::limits::check;
+use super::{Digest, ImageConfig, ImageError, Limits};
+
+/// What a registry is asked for.
+pub(crate) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// Types of layers that hold a file system. Whether and how one is compressed is read from its
+/// first bytes, as all builders' labels are not right.
+const LAYER_TYPES: [&str; 5] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+];
+
+const CONFIG_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+
+/// A blob: how to name it and how long it is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default)]
+    pub(crate) media_type: String,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+}
+
+/// One platform's image.
+#[derive(Debug)]
+pub(crate) struct Manifest {
+    pub(crate) config: Descriptor,
+    /// Bottom to top.
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+/// What a reference can stand for.
+#[derive(Debug)]
+pub(crate) enum Document {
+    Image(Manifest),
+    /// The digest of this platform's manifest.
+    Index(Digest),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDocument {
+    schema_version: u32,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    manifests: Option<Vec<RawIndexEntry>>,
+}
+
+#[derive(Deserialize)]
+struct RawIndexEntry {
+    digest: String,
+    platform: Option<RawPlatform>,
+}
+
+#[derive(Deserialize)]
+struct RawPlatform {
+    os: String,
+    architecture: String,
+}
+
+impl Document {
+    /// Reads a manifest or an index.
+    pub(crate) fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, ImageError> {
+        let raw: RawDocument = serde_json::from_slice(bytes)
+            .map_err(|error| ImageError::invalid(format!("the manifest cannot be read: {error}")))?;
+        if raw.schema_version != 2 {
+            return Err(ImageError::invalid(format!(
+                "the manifest has schema version {}, and only version 2 is supported; push the image again with a current tool",
+                raw.schema_version
+            )));
+        }
+        match (raw.config, raw.layers, raw.manifests) {
+            // A document that is both means different images to different readers (CVE-2021-41190).
+            (None, None, Some(entries)) => this_platform(&entries).map(Document::Index),
+            (Some(config), Some(layers), None) => {
+                Manifest::check(config, layers, limits).map(Document::Image)
+            }
+            _ => Err(ImageError::invalid(
+                "the manifest is neither an image (config, layers) nor an index (manifests)",
+            )),
+        }
+    }
+}
+
+/// The first entry for linux/amd64, in the index's order of preference.
+fn this_platform(entries: &[RawIndexEntry]) -> Result<Digest, ImageError> {
+    let ours = |platform: &RawPlatform| platform.os == "linux" && platform.architecture == "amd64";
+    let found = entries.iter().find(|entry| entry.platform.as_ref().is_some_and(ours));
+    let Some(entry) = found else {
+        let mut offered: Vec<String> = entries
+            .iter()
+            .filter_map(|entry| entry.platform.as_ref())
+            .map(|platform| printable(format!("{}/{}", platform.os, platform.architecture).as_bytes()))
+            .take(20)
+            .collect();
+        offered.dedup();
+        return Err(ImageError::invalid(format!(
+            "the image has no linux/amd64 variant, only [{}]",
+            offered.join(", ")
+        )));
+    };
+    entry.digest.parse().map_err(|error| ImageError::invalid(format!("in the index: {error}")))
+}
+
+impl Manifest {
+    fn check(config: Descriptor, layers: Vec<Descriptor>, limits: &Limits) -> Result<Self, ImageError> {
+        if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
+            return Err(ImageError::invalid(format!(
+                "not a container image: its config is of type \"{}\"",
+                printable(config.media_type.as_bytes())
+            )));
+        }
+        check("the image's config", "config_bytes", config.size, limits.config_bytes)?;
+        check("the number of layers", "layers", layers.len(), limits.layers)?;
+        let mut total = 0u64;
+        for layer in &layers {
+            if !LAYER_TYPES.contains(&layer.media_type.as_str()) {
+                return Err(ImageError::invalid(format!(
+                    "layer {} is of type \"{}\", which is not supported",
+                    layer.digest,
+                    printable(layer.media_type.as_bytes())
+                )));
+            }
+            total = total.saturating_add(layer.size);
+        }
+        check("the size of all layers", "compressed_bytes", total, limits.compressed_bytes)?;
+        Ok(Manifest { config, layers })
+    }
+
+    /// Compressed bytes of all layers; bounded by `compressed_bytes`.
+    pub(crate) fn size(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.size).sum()
+    }
+}
+
+/// An image's config: how to run it, and the digests of its uncompressed layers.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) run: ImageConfig,
+    /// Bottom to top, one per layer.
+    pub(crate) diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    config: Option<RawRun>,
+    rootfs: RawRootfs,
+}
+
+#[derive(Deserialize)]
+struct RawRootfs {
+    #[serde(default, deserialize_with = "null_is_default")]
+    diff_ids: Vec<Digest>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RawRun {
+    #[serde(deserialize_with = "null_is_default")]
+    entrypoint: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    cmd: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    env: Vec<String>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    stop_signal: Option<String>,
+}
+
+/// Go writes an absent list as `null`.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Config {
+    /// Reads the config of an image with `layers` layers.
+    pub(crate) fn parse(bytes: &[u8], layers: usize) -> Result<Self, ImageError> {
+        let raw: RawConfig = serde_json::from_slice(bytes)
+            .map_err(|error| ImageError::invalid(format!("the image's config cannot be read: {error}")))?;
+        if (raw.os.as_str(), raw.architecture.as_str()) != ("linux", "amd64") {
+            return Err(ImageError::invalid(format!(
+                "the image is for {}/{}, and this host runs linux/amd64",
+                printable(raw.os.as_bytes()),
+                printable(raw.architecture.as_bytes())
+            )));
+        }
+        let diff_ids = raw.rootfs.diff_ids;
+        if diff_ids.len() != layers {
+            return Err(ImageError::invalid(format!(
+                "the image's config names {} layers and its manifest {layers}",
+                diff_ids.len()
+            )));
+        }
+        let run = raw.config.unwrap_or_default();
+        let set = |text: Option<String>| text.filter(|text| !text.is_empty());
+        Ok(Config {
+            run: ImageConfig {
+                entrypoint: run.entrypoint,
+                cmd: run.cmd,
+                env: run.env,
+                working_dir: set(run.working_dir),
+                user: set(run.user),
+                stop_signal: set(run.stop_signal),
+            },
+            diff_ids,
+        })
+    }
+}

@@ -1,0 +1,207 @@
+//! Base disks in the state directory.
+//!
+//! ```text
+//! <state>/staging/<uuid>/            pulls under way; emptied at start-up
+//! <state>/images/sha256-…/disk.ext4  the base disk, read-only for all VMs
+//! <state>/images/sha256-…/config.json
+//! ```
+//!
+//! Guarantees: what has a name under `images/` is complete and on disk, as it got there by one rename;
+//! what leaves, leaves by one rename too.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::pull::{CONFIG, DISK, blocking, pull};
+use super::registry::Registry;
+use super::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Reference, Settings, StagedDisk};
+
+/// Pulls images from registries and keeps their base disks.
+pub struct ImageStore {
+    folders: Folders,
+    registry: Registry,
+    settings: Arc<Settings>,
+}
+
+impl ImageStore {
+    /// Opens the store in the daemon's state directory, makes its folders and removes what pulls
+    /// before a crash left behind. One process at a time may do so.
+    ///
+    /// # Errors
+    ///
+    /// If the folders cannot be made or the host's TLS certificates cannot be read.
+    pub fn open(state: &Path, settings: Settings) -> Result<Self, ImageError> {
+        let folders = Folders { images: state.join("images"), staging: state.join("staging") };
+        for folder in [&folders.images, &folders.staging] {
+            make_folder(folder).map_err(at(folder))?;
+        }
+        folders.sweep().map_err(at(&folders.staging))?;
+        let settings = Arc::new(settings);
+        Ok(ImageStore { folders, registry: Registry::new(settings.clone())?, settings })
+    }
+}
+
+#[async_trait]
+impl Images for ImageStore {
+    async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError> {
+        self.registry.resolve(reference).await
+    }
+
+    async fn stage(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        let folder = self.folders.staging.join(Uuid::new_v4().to_string());
+        make_folder(&folder).map_err(at(&folder))?;
+        // From here on the folder goes when this is dropped.
+        let mut staged = StagedDisk {
+            digest: digest.clone(),
+            dir: Some(folder.clone()),
+            size: 0,
+            config: ImageConfig::default(),
+        };
+        let limit = self.settings.pull_timeout;
+        let pulled = pull(&self.registry, &self.settings, reference, digest, &folder, progress);
+        let pulled = tokio::time::timeout(limit, Box::pin(pulled)).await;
+        let pulled =
+            pulled.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not pulled within {limit:?}"))));
+        (staged.size, staged.config) = pulled.map_err(|error| error.at(reference))?;
+        Ok(staged)
+    }
+
+    async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {
+        let folders = self.folders.clone();
+        blocking("installing an image", move || folders.install(staged)).await
+    }
+
+    async fn disk(&self, digest: &Digest) -> Option<BaseDisk> {
+        let (folders, digest) = (self.folders.clone(), digest.clone());
+        blocking("looking for an image", move || Ok(folders.disk(&digest))).await.ok().flatten()
+    }
+
+    async fn remove(&self, digest: &Digest) -> Result<(), ImageError> {
+        let folders = self.folders.clone();
+        let folder = self.folders.image(digest);
+        blocking("removing an image", move || folders.discard(&folder).map_err(at(&folder))).await
+    }
+
+    async fn installed(&self) -> Result<Vec<Digest>, ImageError> {
+        let folders = self.folders.clone();
+        blocking("listing images", move || folders.installed().map_err(at(&folders.images))).await
+    }
+}
+
+/// The blocking half of the store.
+#[derive(Clone)]
+struct Folders {
+    images: PathBuf,
+    staging: PathBuf,
+}
+
+impl Folders {
+    fn image(&self, digest: &Digest) -> PathBuf {
+        self.images.join(digest.folder())
+    }
+
+    fn disk(&self, digest: &Digest) -> Option<BaseDisk> {
+        let folder = self.image(digest);
+        let config = read_config(&folder.join(CONFIG)).ok()?;
+        let path = folder.join(DISK);
+        let size = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?.len();
+        (size > 0).then(|| BaseDisk { digest: digest.clone(), path, size, config })
+    }
+
+    fn install(&self, mut staged: StagedDisk) -> Result<BaseDisk, ImageError> {
+        let target = self.image(&staged.digest);
+        let missing = || ImageError::host(target.display(), &io::Error::other("nothing was staged"));
+        let folder = staged.dir.clone().ok_or_else(missing)?;
+        // Twice: a broken image that is in the way is moved out of it.
+        for _ in 0..2 {
+            match fs::rename(&folder, &target) {
+                Ok(()) => {
+                    staged.dir = None;
+                    sync(&self.images).map_err(at(&self.images))?;
+                    return self.disk(&staged.digest).ok_or_else(missing);
+                }
+                Err(error) if is_taken(&error) => {
+                    if let Some(disk) = self.disk(&staged.digest) {
+                        return Ok(disk);
+                    }
+                    tracing::warn!(path = %target.display(), "replacing an incomplete image");
+                    self.discard(&target).map_err(at(&target))?;
+                }
+                Err(error) => return Err(ImageError::host(target.display(), &error)),
+            }
+        }
+        Err(missing())
+    }
+
+    fn installed(&self) -> io::Result<Vec<Digest>> {
+        let mut digests = Vec::new();
+        for entry in fs::read_dir(&self.images)? {
+            let name = entry?.file_name();
+            let digest = name.to_str().and_then(|name| name.replacen('-', ":", 1).parse().ok());
+            digests.extend(digest.filter(|digest| self.disk(digest).is_some()));
+        }
+        digests.sort();
+        Ok(digests)
+    }
+
+    /// Takes a folder out of sight at once, then removes it. Absent is fine.
+    fn discard(&self, folder: &Path) -> io::Result<()> {
+        let doomed = self.staging.join(Uuid::new_v4().to_string());
+        match fs::rename(folder, &doomed) {
+            Ok(()) => sync(&self.images)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        fs::remove_dir_all(doomed)
+    }
+
+    fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.staging)? {
+            let path = entry?.path();
+            tracing::info!(path = %path.display(), "removing what an interrupted pull left");
+            fs::remove_dir_all(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Others may pass through, as VMMs run as other users, but not look around.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o711).create(folder)?;
+    fs::set_permissions(folder, Permissions::from_mode(0o711))
+}
+
+fn read_config(path: &Path) -> io::Result<ImageConfig> {
+    /// Larger than any that `pull` writes: its source is bounded by `config_bytes`, 8 MiB unless raised.
+    const BOUND: u64 = 64 << 20;
+    let mut text = Vec::new();
+    File::open(path)?.take(BOUND).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory
+    )
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+    move |error| ImageError::host(path.display(), &error)
+}

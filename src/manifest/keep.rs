@@ -1,0 +1,175 @@
+//! Keeps the store's declarations equal to a folder's: from snapshots to transactions.
+//!
+//! In: the folder's snapshots, the store's deletions, the time. Out: declared and undeclared objects,
+//! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
+use super::source::Snapshot;
+use crate::object::{AnyObject, Kind, ObjectKey, strongest};
+use crate::store::{
+    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Watch,
+};
+
+/// The wait after a pass that the store refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Applies snapshots until cancelled. `root` is the folder that they are of.
+pub async fn keep(
+    store: Store,
+    root: &Path,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    settings: MassDeleteSettings,
+    cancel: CancellationToken,
+) {
+    let source = format!("directory:{}", root.display());
+    let mut keeper = Keeper { store, source, guard: MassDeleteGuard::new(settings), said: HashSet::new() };
+    // The channel's first value is a placeholder, not a look at the folder.
+    let mut seen = false;
+    let mut deletions = keeper.watch();
+    let mut retry = None;
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = snapshots.changed() => match changed {
+                Ok(()) => seen = true,
+                Err(_) => return,
+            },
+            () = deleted(&mut deletions) => {}
+            () = until(keeper.guard.due()) => {}
+            () = until(retry) => {}
+        }
+        if !seen {
+            continue;
+        }
+        let snapshot = snapshots.borrow_and_update().clone();
+        retry = keeper.apply(&snapshot).await.err().map(|error| {
+            tracing::error!(%error, "the manifests could not be applied; tried again");
+            Instant::now() + RETRY
+        });
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when an object is gone: its name may be declared anew.
+async fn deleted(changes: &mut Watch) {
+    loop {
+        match changes.next().await {
+            Ok(change) if change.kind != ChangeKind::Deleted => {}
+            Ok(_) => return,
+            // Missed changes may have been deletions. The next call goes on from now.
+            Err(Expired) => return tokio::time::sleep(RETRY).await,
+        }
+    }
+}
+
+struct Keeper {
+    store: Store,
+    source: String,
+    guard: MassDeleteGuard,
+    /// Warnings that were logged, so that lasting trouble is logged once.
+    said: HashSet<String>,
+}
+
+impl Keeper {
+    fn watch(&self) -> Watch {
+        self.store.watch(None).expect("a watch from now on has missed nothing")
+    }
+
+    async fn apply(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
+        let own = records.filter(|record| record.origin().source == self.source);
+        let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
+        let mut said = HashSet::new();
+        for change in changes(&held, snapshot, &mut self.guard, Instant::now()) {
+            match change {
+                Change::Declare { object, path, line, take_over } => {
+                    let origin = Origin { source: self.source.clone(), path, line };
+                    self.declare(*object, origin, take_over).await?;
+                }
+                Change::Undeclare(key) => self.undeclare(&key).await?,
+                Change::Problem { key, problem } => self.problem(&key, problem).await?,
+                Change::Warning { key, reason, message } => {
+                    self.warn(key.as_ref(), reason, &message);
+                    said.insert(message);
+                }
+            }
+        }
+        self.said = said;
+        Ok(())
+    }
+
+    async fn declare(&self, object: AnyObject, origin: Origin, take_over: bool) -> Result<(), StoreError> {
+        let key = object.key();
+        let place = origin.to_string();
+        match self.store.declare(object, origin, take_over, Timestamp::now()).await {
+            Ok(Declared::Created { .. }) => self.event(&key, "Declared", &format!("declared at {place}")),
+            Ok(Declared::Updated { changes, .. }) => {
+                let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
+                let effect =
+                    strongest(&changes).map_or_else(String::new, |effect| format!("; effect: {effect}"));
+                self.event(&key, "SpecChanged", &format!("{}{effect}", shown.join(", ")));
+            }
+            Ok(Declared::MetadataUpdated | Declared::Unchanged) => {}
+            Err(error @ DeclareError::Conflict { .. }) => {
+                self.warn(Some(&key), "Conflict", &error.to_string())
+            }
+            // Declared again when it is gone: that is a change this loop waits for.
+            Err(DeclareError::Terminating) => {}
+            Err(DeclareError::Store(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        if self.store.undeclare(key, &self.source, Timestamp::now()).await? {
+            self.event(key, "Undeclared", "its manifest is gone; it is deleted");
+        }
+        Ok(())
+    }
+
+    async fn problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<(), StoreError> {
+        let news = problem.clone();
+        if self.store.set_problem(key, problem).await? {
+            match news {
+                Some(Problem { reason, message }) => self.record(key, Severity::Warning, &reason, &message),
+                None => self.event(key, "ManifestGood", "its manifest is good again"),
+            }
+        }
+        Ok(())
+    }
+
+    fn warn(&self, key: Option<&ObjectKey>, reason: &str, message: &str) {
+        if self.said.contains(message) {
+            return;
+        }
+        tracing::warn!(reason, "{message}");
+        if let Some(key) = key {
+            self.record(key, Severity::Warning, reason, message);
+        }
+    }
+
+    fn event(&self, key: &ObjectKey, reason: &str, message: &str) {
+        tracing::info!(object = %key, reason, "{message}");
+        self.record(key, Severity::Normal, reason, message);
+    }
+
+    fn record(&self, key: &ObjectKey, severity: Severity, reason: &str, message: &str) {
+        let uid = self.store.record(key).and_then(|record| record.object().metadata().uid);
+        self.store.record_event(key, uid, severity, reason, message, Timestamp::now());
+    }
+}

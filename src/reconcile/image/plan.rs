@@ -1,0 +1,133 @@
+//! What to do next for an image: a pure function of the record and what is seen.
+
+use jiff::Timestamp;
+
+use crate::object::{DiskStatus, ImageStatus};
+use crate::reconcile::conditions::Conditions;
+use crate::reconcile::pulls::PullState;
+use crate::store::{ImageRecord, PinnedImage};
+
+/// The observed half of a decision.
+#[derive(Clone, Debug)]
+pub(in crate::reconcile) struct Observed {
+    /// The base disk of the recorded digest, if it is ready.
+    pub disk: Option<DiskStatus>,
+    /// The pull that this image shares in.
+    pub pull: Option<PullState>,
+    /// The last failed step.
+    pub failure: Option<Failure>,
+    /// When the gate of the backoff opens, if it is closed.
+    pub closed_until: Option<Timestamp>,
+}
+
+/// A step that failed.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::reconcile) struct Failure {
+    pub reason: String,
+    pub message: String,
+    /// Whether trying again without a change of the spec can help.
+    pub transient: bool,
+}
+
+/// One step, and what to tell people while it is not done.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::reconcile) struct Plan {
+    pub step: Step,
+    /// One word for the status.
+    pub phase: &'static str,
+    /// Why the image is not Ready, in one CamelCase word.
+    pub reason: String,
+    /// The same in a sentence.
+    pub message: String,
+}
+
+/// The steps.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::reconcile) enum Step {
+    /// Nothing before a wake-up or this time.
+    Wait(Option<Timestamp>),
+    /// Ask the registry for the reference's digest.
+    Resolve,
+    /// Take a share in the digest's pull.
+    Pull(PinnedImage),
+    /// Remove the record unless a VM uses the image.
+    Remove,
+}
+
+/// Decides.
+pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan {
+    let reference = &record.object.spec.source.oci.reference;
+    let deleted = record.object.metadata.deletion_timestamp.is_some();
+    let told =
+        |step, phase, reason: &str, message: String| Plan { step, phase, reason: reason.to_owned(), message };
+    if let Some(Failure { reason, message, transient }) = &seen.failure {
+        match (transient, seen.closed_until) {
+            (false, _) => return told(Step::Wait(None), "Failed", reason, message.clone()),
+            (true, Some(until)) => {
+                let phase = if deleted { "Terminating" } else { "Backoff" };
+                return told(Step::Wait(Some(until)), phase, reason, message.clone());
+            }
+            (true, None) => {}
+        }
+    }
+    if deleted {
+        return told(Step::Remove, "Terminating", "Deleted", "the image is being removed".to_owned());
+    }
+    let Some(pin) = record.image.as_ref().filter(|pin| pin.reference == *reference) else {
+        return told(Step::Resolve, "Pending", "Resolving", format!("asking the registry for {reference}"));
+    };
+    if seen.disk.is_some() {
+        let message = format!("{reference} is {}", pin.digest);
+        return told(Step::Wait(None), "Ready", "Ready", message);
+    }
+    match &seen.pull {
+        None | Some(PullState::Done) => {
+            told(Step::Pull(pin.clone()), "Pulling", "Pulling", format!("{reference} is about to be pulled"))
+        }
+        Some(PullState::Queued) => {
+            let message = format!("{reference} waits for other pulls: as many as allowed are under way");
+            told(Step::Wait(None), "Pulling", "WaitingForPull", message)
+        }
+        Some(PullState::Running(progress)) => {
+            told(Step::Wait(None), "Pulling", "Pulling", format!("{reference} is being pulled ({progress})"))
+        }
+        Some(PullState::Failed { reason, message, attempt, retry }) => {
+            let phase = if retry.is_some() { "Backoff" } else { "Failed" };
+            told(Step::Wait(None), phase, reason, format!("{message} (attempt {attempt})"))
+        }
+    }
+}
+
+/// Describes.
+pub(in crate::reconcile) fn status(
+    record: &ImageRecord,
+    seen: &Observed,
+    plan: &Plan,
+    now: Timestamp,
+) -> ImageStatus {
+    let generation = record.object.metadata.generation;
+    let ready = plan.phase == "Ready";
+    let stalled = plan.phase == "Failed";
+    let mut conditions = Conditions::over(&record.object.status.conditions, generation, now);
+    conditions.set("Ready", ready, &plan.reason, &plan.message);
+    conditions.set_if(!ready && !stalled, "Reconciling", &plan.reason, &plan.message);
+    conditions.set_if(stalled, "Stalled", &plan.reason, &plan.message);
+    conditions.problem(record.problem.as_ref());
+    let progress = match &seen.pull {
+        Some(PullState::Running(progress)) => Some(progress.to_string()),
+        _ => None,
+    };
+    let pull_retry = match &seen.pull {
+        Some(PullState::Failed { retry, .. }) => *retry,
+        _ => None,
+    };
+    ImageStatus {
+        phase: plan.phase.to_owned(),
+        conditions: conditions.finish(),
+        observed_generation: generation,
+        digest: record.image.as_ref().map(|pin| pin.digest.to_string()),
+        disk: seen.disk.clone(),
+        progress: progress.filter(|_| !ready),
+        next_retry_time: seen.failure.as_ref().and(seen.closed_until).or(pull_retry).filter(|_| !ready),
+    }
+}

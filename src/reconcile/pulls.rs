@@ -1,0 +1,258 @@
+//! One pull a digest, shared by everyone who waits for it.
+//!
+//! In: [`Pulls::join`] with a reference and its digest. Out: a base disk, installed and published in
+//! the store, and meanwhile a [`PullState`] for everyone's conditions. Guaranteed: pulls of different
+//! digests overlap up to the configured limit; a digest has one pull and one retry, however many
+//! wait; a pull that nobody waits for any more is cancelled and leaves nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::AbortHandle;
+use uuid::Uuid;
+
+use super::backoff::{Backoff, BackoffPolicy};
+use super::clock::Clock;
+use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
+use crate::object::Quantity;
+use crate::store::{DiskClaim, PublishError, Store, StoreError};
+
+/// How often an installing or removing rival is looked at again.
+const RIVAL_POLL: Duration = Duration::from_millis(50);
+/// How often waiting objects hear of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How far a pull is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum PullState {
+    /// It waits for one of the permits.
+    Queued,
+    /// It runs.
+    Running(Progress),
+    /// It failed; it is tried again at the time given, if trying can help.
+    Failed { reason: &'static str, message: String, attempt: u32, retry: Option<Timestamp> },
+    /// The base disk is there.
+    Done,
+}
+
+/// All pulls under way.
+pub(super) struct Pulls {
+    shop: Arc<Shop>,
+    /// Guards the map only: look-up and insertion, never a pull.
+    under_way: Mutex<HashMap<Digest, Weak<Pull>>>,
+}
+
+/// What a pull works with.
+struct Shop {
+    images: Arc<dyn Images>,
+    store: Store,
+    permits: Semaphore,
+    backoff: BackoffPolicy,
+    clock: Clock,
+    /// Told after each install: a disk that nobody refers to any more is to go.
+    collector: Arc<Notify>,
+}
+
+struct Pull {
+    state: watch::Receiver<PullState>,
+    task: AbortHandle,
+}
+
+impl Drop for Pull {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A share in a pull. The pull lives as long as one of its shares.
+pub(super) struct Share {
+    digest: Digest,
+    state: watch::Receiver<PullState>,
+    _pull: Arc<Pull>,
+}
+
+impl Share {
+    pub(super) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    pub(super) fn state(&self) -> PullState {
+        self.state.borrow().clone()
+    }
+
+    /// Resolves when the state changed. Cancel-safe.
+    pub(super) async fn changed(&mut self) {
+        if self.state.changed().await.is_err() {
+            // The pull's task has ended, and its last state was seen.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Pulls {
+    pub(super) fn new(
+        images: Arc<dyn Images>,
+        store: Store,
+        limit: usize,
+        backoff: BackoffPolicy,
+        clock: Clock,
+        collector: Arc<Notify>,
+    ) -> Self {
+        let permits = Semaphore::new(limit.max(1));
+        let shop = Arc::new(Shop { images, store, permits, backoff, clock, collector });
+        Pulls { shop, under_way: Mutex::default() }
+    }
+
+    /// A share in the digest's pull, which starts if there is none.
+    pub(super) fn join(&self, reference: &Reference, digest: &Digest) -> Share {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.retain(|_, pull| pull.strong_count() > 0);
+        let running = under_way.get(digest).and_then(Weak::upgrade).filter(|pull| !pull.task.is_finished());
+        let pull = running.unwrap_or_else(|| {
+            let pull = Arc::new(self.shop.clone().start(reference.clone(), digest.clone()));
+            under_way.insert(digest.clone(), Arc::downgrade(&pull));
+            pull
+        });
+        Share { digest: digest.clone(), state: pull.state.clone(), _pull: pull }
+    }
+}
+
+impl Shop {
+    fn start(self: Arc<Self>, reference: Reference, digest: Digest) -> Pull {
+        let (sender, state) = watch::channel(PullState::Queued);
+        let task = tokio::spawn(async move { self.pull(&reference, &digest, &sender).await });
+        Pull { state, task: task.abort_handle() }
+    }
+
+    /// Tries until it is done, or cannot be.
+    async fn pull(&self, reference: &Reference, digest: &Digest, state: &watch::Sender<PullState>) {
+        let mut backoff = Backoff::new(self.backoff);
+        loop {
+            let error = match self.attempt(reference, digest, state).await {
+                Ok(()) => {
+                    state.send_replace(PullState::Done);
+                    return;
+                }
+                Err(error) => error,
+            };
+            let now = self.clock.now();
+            let retry = error.transient().then(|| backoff.fail(now));
+            tracing::warn!(image = %reference, %digest, %error, "pull failed");
+            state.send_replace(PullState::Failed {
+                reason: error.reason(),
+                message: error.to_string(),
+                attempt: backoff.failures().max(1),
+                retry,
+            });
+            let Some(retry) = retry else { return };
+            let wait = Duration::try_from(retry.duration_since(now)).unwrap_or_default();
+            tokio::time::sleep(wait).await;
+            state.send_replace(PullState::Queued);
+        }
+    }
+
+    /// Stage, claim, install, publish. Only the claim and the publication are transactions; both
+    /// are over before and after anything slow.
+    async fn attempt(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        state: &watch::Sender<PullState>,
+    ) -> Result<(), PullError> {
+        if self.ready(digest) {
+            return Ok(());
+        }
+        let _permit = self.permits.acquire().await.expect("the permits are never closed");
+        let staged = self.stage(reference, digest, state).await?;
+        // From here on the steps are few and quick, and run to their end even if everybody who
+        // waited has gone: a living daemon never leaves a claim behind.
+        let install = tokio::spawn(install(self.images.clone(), self.store.clone(), staged));
+        let installed = install.await.unwrap_or_else(|panic| Err(PullError::Panic(panic.to_string())));
+        self.collector.notify_one();
+        installed
+    }
+
+    fn ready(&self, digest: &Digest) -> bool {
+        self.store.disk(digest).is_some_and(|disk| disk.is_ready())
+    }
+
+    async fn stage(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        state: &watch::Sender<PullState>,
+    ) -> Result<StagedDisk, ImageError> {
+        let (sender, mut progress) = watch::channel(Progress::default());
+        state.send_replace(PullState::Running(Progress::default()));
+        let stage = self.images.stage(reference, digest, &sender);
+        tokio::pin!(stage);
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        loop {
+            tokio::select! {
+                staged = &mut stage => return staged,
+                _ = tick.tick() => {
+                    if progress.has_changed().unwrap_or(false) {
+                        state.send_replace(PullState::Running(progress.borrow_and_update().clone()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Claim, rename, publish. Of two that install one digest, one is granted the claim; the other's
+/// staged disk goes with its folder.
+async fn install(images: Arc<dyn Images>, store: Store, staged: StagedDisk) -> Result<(), PullError> {
+    let digest = staged.digest.clone();
+    let claim = Uuid::new_v4();
+    loop {
+        match store.claim_disk(&digest, claim).await? {
+            DiskClaim::Granted => break,
+            DiskClaim::Ready => return Ok(()),
+            DiskClaim::Taken | DiskClaim::Removing => tokio::time::sleep(RIVAL_POLL).await,
+        }
+    }
+    match images.install(staged).await {
+        Ok(BaseDisk { path, size, config, .. }) => {
+            store.publish_disk(&digest, claim, path, Quantity::bytes(size), config).await?;
+            Ok(())
+        }
+        Err(error) => {
+            store.abandon_disk(&digest, claim).await?;
+            Err(error.into())
+        }
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
+enum PullError {
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error("installing the disk panicked: {0}")]
+    Panic(String),
+}
+
+impl PullError {
+    fn reason(&self) -> &'static str {
+        match self {
+            PullError::Image(error) => error.reason,
+            PullError::Store(_) | PullError::Publish(_) => "StoreFailed",
+            PullError::Panic(_) => "Panic",
+        }
+    }
+
+    fn transient(&self) -> bool {
+        match self {
+            PullError::Image(error) => error.transient,
+            PullError::Store(_) | PullError::Publish(_) | PullError::Panic(_) => true,
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What start-up does before any task runs: account for every artefact.
+//!
+//! Processes are adopted by their VMs' tasks, by the recorded identity. Here go the artefacts that
+//! no record claims: folders of VMs that are gone, base disks half installed or half removed.
+
+use std::collections::HashSet;
+
+use super::world::World;
+use crate::object::Kind;
+use crate::store::{DiskState, Record};
+
+/// Why start-up cannot account for what is there.
+#[derive(Debug, thiserror::Error)]
+#[error("start-up could not clean up {what}: {why}")]
+pub struct RecoveryError {
+    what: String,
+    why: String,
+}
+
+impl RecoveryError {
+    fn of(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        RecoveryError { what: what.into(), why: why.to_string() }
+    }
+}
+
+pub(super) async fn recover(world: &World) -> Result<(), RecoveryError> {
+    settle_disks(world).await?;
+    remove_foreign_disks(world).await?;
+    remove_foreign_folders(world).await
+}
+
+/// Disks that an earlier daemon was installing are adopted if they are whole; records of disks that
+/// are not there go, so that they are pulled again.
+async fn settle_disks(world: &World) -> Result<(), RecoveryError> {
+    for record in world.store.disks() {
+        let digest = &record.digest;
+        let there = world.images.disk(digest).await;
+        let settled = match (record.state, there) {
+            (DiskState::Installing { claim }, Some(disk)) => {
+                let size = crate::object::Quantity::bytes(disk.size);
+                let publish = world.store.publish_disk(digest, claim, disk.path, size, disk.config);
+                publish.await.map_err(|error| error.to_string())
+            }
+            (DiskState::Installing { claim }, None) => {
+                world.store.abandon_disk(digest, claim).await.map_err(|error| error.to_string())
+            }
+            (DiskState::Ready { .. }, None) => {
+                tracing::warn!(%digest, "a base disk is gone; it is pulled again when it is needed");
+                world.store.lose_disk(digest).await.map_err(|error| error.to_string())
+            }
+            (DiskState::Ready { .. }, Some(_)) | (DiskState::Removing, _) => Ok(()),
+        };
+        settled.map_err(|why| RecoveryError::of(format!("base disk {digest}"), why))?;
+    }
+    world.collector.notify_one();
+    Ok(())
+}
+
+/// A disk without a record was being installed before its claim was durable, or is left of a store
+/// that was replaced.
+async fn remove_foreign_disks(world: &World) -> Result<(), RecoveryError> {
+    let installed = world.images.installed().await.map_err(|error| RecoveryError::of("base disks", error))?;
+    for digest in installed {
+        if world.store.disk(&digest).is_none() {
+            let removed = world.images.remove(&digest).await;
+            removed.map_err(|error| RecoveryError::of(format!("base disk {digest}"), error))?;
+        }
+    }
+    Ok(())
+}
+
+/// The folder of VMs holds VMs' folders only, each named by its uid.
+async fn remove_foreign_folders(world: &World) -> Result<(), RecoveryError> {
+    let (records, _) = world.store.list(Kind::Vm, None);
+    let known: HashSet<String> = records.iter().filter_map(uid).collect();
+    let Ok(mut entries) = tokio::fs::read_dir(&world.settings.vms).await else {
+        return Ok(());
+    };
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        let foreign = entry.file_name().to_str().is_none_or(|name| !known.contains(name));
+        if foreign {
+            let path = entry.path();
+            let removed = world.driver.cleanup(&path).await;
+            removed.map_err(|error| RecoveryError::of(path.display().to_string(), error))?;
+        }
+    }
+    Ok(())
+}
+
+fn uid(record: &Record) -> Option<String> {
+    record.object().metadata().uid.map(|uid| uid.to_string())
+}

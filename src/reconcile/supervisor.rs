@@ -1,0 +1,187 @@
+//! One task for each object in the store, woken when something that it depends on changes.
+//!
+//! In: the store's changes, in order. Out: tasks. Guaranteed: at most one task for a name at a time;
+//! a task's own status never wakes it; a task that panics is started again after a wait, and no
+//! other notices.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+
+use super::image::ImageTask;
+use super::task::{self, Reconciler, Wake};
+use super::vm::VmTask;
+use super::world::World;
+use crate::object::{Kind, ObjectKey, Uid};
+use crate::store::{Change, ChangeKind, Expired, Problem, Record, Severity, Watch};
+
+/// The wait before a task that panicked is started again.
+const PANIC_WAIT: Duration = Duration::from_secs(5);
+
+/// Runs all objects' tasks, for ever. Dropping the future ends them, and no VM with them.
+pub(super) async fn run(world: Arc<World>) {
+    let mut supervisor =
+        Supervisor { world, running: HashMap::new(), tasks: JoinSet::new(), names: HashMap::new() };
+    let mut changes = supervisor.relist();
+    loop {
+        tokio::select! {
+            change = changes.next() => match change {
+                Ok(change) => supervisor.follow(&change),
+                Err(Expired) => changes = supervisor.relist(),
+            },
+            Some(ended) = supervisor.tasks.join_next_with_id() => supervisor.ended(ended),
+        }
+    }
+}
+
+struct Supervisor {
+    world: Arc<World>,
+    running: HashMap<ObjectKey, Running>,
+    tasks: JoinSet<()>,
+    names: HashMap<Id, ObjectKey>,
+}
+
+/// A task and what it was last woken for.
+struct Running {
+    uid: Uid,
+    wake: watch::Sender<u64>,
+    seen: Declaration,
+}
+
+/// What of a record is its source's: only a change of this wakes the object's own task.
+#[derive(Clone, Debug, PartialEq)]
+struct Declaration {
+    generation: i64,
+    deleted: Option<Timestamp>,
+    problem: Option<Problem>,
+}
+
+impl Declaration {
+    fn of(record: &Record) -> Self {
+        let metadata = record.object().metadata().clone();
+        Declaration {
+            generation: metadata.generation,
+            deleted: metadata.deletion_timestamp,
+            problem: record.problem().cloned(),
+        }
+    }
+}
+
+impl Supervisor {
+    /// Looks at everything: at the start, and when changes were missed.
+    fn relist(&mut self) -> Watch {
+        loop {
+            let lists = Kind::ALL.map(|kind| self.world.store.list(kind, None));
+            // From the older list on: a change that both show is only looked at twice.
+            let version = lists.iter().map(|(_, version)| *version).min();
+            if let Ok(watch) = self.world.store.watch(version) {
+                for record in lists.iter().flat_map(|(records, _)| records) {
+                    self.ensure(record);
+                }
+                for running in self.running.values() {
+                    wake(running);
+                }
+                return watch;
+            }
+        }
+    }
+
+    fn follow(&mut self, change: &Change) {
+        let key = change.record.object().key();
+        if change.kind == ChangeKind::Deleted {
+            if let Some(running) = self.running.get(&key) {
+                wake(running);
+            }
+        } else {
+            self.ensure(&change.record);
+        }
+        self.wake_dependents(&change.record);
+    }
+
+    /// Starts the object's task, or wakes it if its declaration changed.
+    fn ensure(&mut self, record: &Record) {
+        let object = record.object();
+        let (key, Some(uid)) = (object.key(), object.metadata().uid) else {
+            return;
+        };
+        let seen = Declaration::of(record);
+        match self.running.get_mut(&key) {
+            Some(running) if running.uid == uid && running.seen == seen => {}
+            Some(running) => {
+                // A task of an earlier uid finds its record gone and ends; then the new one starts.
+                running.seen = seen;
+                wake(running);
+            }
+            None => self.start(key, uid, seen, None),
+        }
+    }
+
+    fn start(&mut self, key: ObjectKey, uid: Uid, seen: Declaration, wait: Option<Duration>) {
+        let (sender, receiver) = watch::channel(0);
+        let world = self.world.clone();
+        let clock = world.clock;
+        let reconciler: Box<dyn Reconciler> = match key.kind {
+            Kind::Vm => Box::new(VmTask::new(world, key.clone(), uid)),
+            Kind::Image => Box::new(ImageTask::new(world, key.clone(), uid)),
+        };
+        let handle = self.tasks.spawn(async move {
+            if let Some(wait) = wait {
+                tokio::time::sleep(wait).await;
+            }
+            task::run(reconciler, Wake::new(receiver), clock).await;
+        });
+        self.names.insert(handle.id(), key.clone());
+        self.running.insert(key, Running { uid, wake: sender, seen });
+    }
+
+    /// VMs follow their image; an image that is being deleted follows its VMs.
+    fn wake_dependents(&self, record: &Record) {
+        match record {
+            Record::Image(image) => {
+                let metadata = &image.object.metadata;
+                let (vms, _) = self.world.store.list(Kind::Vm, Some(&metadata.namespace));
+                let names = |vm: &Record| match vm {
+                    Record::Vm(vm) => vm.object.spec.image.name.as_ref() == Some(&metadata.name),
+                    Record::Image(_) => false,
+                };
+                for vm in vms.iter().filter(|vm| names(vm)) {
+                    self.running.get(&vm.object().key()).map(wake);
+                }
+            }
+            Record::Vm(vm) => {
+                let Some(name) = &vm.object.spec.image.name else { return };
+                let key = ObjectKey::new(Kind::Image, &vm.object.metadata.namespace, name);
+                let image = self.world.store.image(&key);
+                if image.is_some_and(|image| image.object.metadata.deletion_timestamp.is_some()) {
+                    self.running.get(&key).map(wake);
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let (id, panic) = match ended {
+            Ok((id, ())) => (id, None),
+            Err(error) => (error.id(), Some(error.to_string())),
+        };
+        let Some(key) = self.names.remove(&id) else { return };
+        self.running.remove(&key);
+        let Some(record) = self.world.store.record(&key) else { return };
+        let Some(uid) = record.object().metadata().uid else { return };
+        if let Some(panic) = &panic {
+            tracing::error!(object = %key, panic, "a reconcile task panicked");
+            let message =
+                format!("a step failed unexpectedly ({panic}); it is tried again. Please report this");
+            self.world.event(&key, uid, Severity::Warning, "InternalError", &message);
+        }
+        self.start(key, uid, Declaration::of(&record), panic.map(|_| PANIC_WAIT));
+    }
+}
+
+fn wake(running: &Running) {
+    running.wake.send_modify(|count| *count += 1);
+}

@@ -1,0 +1,91 @@
+//! The generic loop: one task an object, one step at a time, woken by what matters to it.
+//!
+//! In: wake-ups (the object's declaration changed, a thing it waits for changed, a time came).
+//! Out: whatever the kind's [`Reconciler`] does. Guaranteed: a wake-up during a step causes another
+//! look; the loop never spins without one.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::clock::Clock;
+
+/// One kind's way to bring an object nearer to its spec.
+#[async_trait]
+pub(super) trait Reconciler: Send {
+    /// Looks at everything anew, publishes what it sees and takes at most one step.
+    /// Infallible: every error ends in the object's status.
+    async fn reconcile(&mut self, wake: &mut Wake) -> Outcome;
+
+    /// Resolves when something other than the declaration changed. Cancel-safe.
+    async fn changed(&mut self);
+}
+
+/// What follows a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Outcome {
+    /// There may be another step to take.
+    Again,
+    /// Nothing to do before a wake-up, or this time if one is given.
+    Wait(Option<Timestamp>),
+    /// The object's record is gone.
+    Gone,
+}
+
+/// The object's wake-up line. A slow step listens to it to give way to an edit or a deletion.
+#[derive(Clone, Debug)]
+pub(super) struct Wake(watch::Receiver<u64>);
+
+impl Wake {
+    pub(super) fn new(receiver: watch::Receiver<u64>) -> Self {
+        Wake(receiver)
+    }
+
+    /// Runs a slow step unless a wake-up comes first: then the step is dropped and `None` returned.
+    pub(super) async fn unless_woken<F: Future>(&mut self, slow: F) -> Option<F::Output> {
+        tokio::select! {
+            biased;
+            () = self.woken() => None,
+            output = slow => Some(output),
+        }
+    }
+
+    async fn woken(&mut self) {
+        if self.0.changed().await.is_err() {
+            // The supervisor is gone: it aborts this task, there is nothing left to wake for.
+            std::future::pending::<()>().await;
+        }
+        // Kept unseen, so that the loop looks again too.
+        self.0.mark_changed();
+    }
+}
+
+/// Runs an object's loop until its record is gone.
+pub(super) async fn run(mut reconciler: Box<dyn Reconciler>, mut wake: Wake, clock: Clock) {
+    loop {
+        wake.0.mark_unchanged();
+        match reconciler.reconcile(&mut wake).await {
+            Outcome::Again => tokio::task::yield_now().await,
+            Outcome::Gone => return,
+            Outcome::Wait(until) => {
+                tokio::select! {
+                    () = wake.woken() => {}
+                    () = reconciler.changed() => {}
+                    () = sleep_until(until, clock) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn sleep_until(until: Option<Timestamp>, clock: Clock) {
+    match until {
+        None => std::future::pending().await,
+        Some(until) => {
+            let left = until.duration_since(clock.now());
+            // A millisecond more, so that the time has come when the sleep ends.
+            let left = std::time::Duration::try_from(left).unwrap_or_default();
+            tokio::time::sleep(left + std::time::Duration::from_millis(1)).await;
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! The steps of a VM's plan. No policy here: each step does what the plan said, records it before
+//! it can have effects and publishes what came of it.
+
+use std::mem::discriminant;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
+use vmlet_wire::GuestState;
+
+use super::guest_config::guest_config;
+use super::plan::{Step, workload_code};
+use super::state::{Failure, Observed};
+use super::{Process, VmTask};
+use crate::agent::AgentError;
+use crate::hypervisor::{DriverError, Launch, VmmExit};
+use crate::image::{ImageError, Reference};
+use crate::network::NetworkError;
+use crate::object::{LastExit, NetworkMode, Timings};
+use crate::reconcile::task::Wake;
+use crate::store::{
+    DiskState, NetworkClaim, PinnedImage, PublishError, ReleaseError, RemoveError, ReserveError, Run,
+    Severity, Stopping, StoreError, VmClaim, VmRecord, VmUpdate,
+};
+
+/// How long the guest may take to acknowledge that it shuts down.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+
+impl VmTask {
+    /// Takes one step. A failure closes the backoff's gate and stays in the status until a step succeeds.
+    pub(super) async fn act(&mut self, record: &VmRecord, seen: &Observed, step: Step, wake: &mut Wake) {
+        let kind = discriminant(&step);
+        let done = match step {
+            Step::Wait(_) => Ok(()),
+            Step::Resolve(reference) => self.resolve(record, &reference, wake).await,
+            Step::Pin(pin) => self.pin(record, pin).await,
+            Step::Pull(pin) => self.pull(&pin),
+            Step::Reserve { discard_disk } => self.reserve(record, discard_disk).await,
+            Step::Queue => self.queue(wake).await,
+            Step::Boot => self.boot(record).await,
+            Step::Stop { why } => self.stop(record, why).await,
+            Step::Ask => self.ask(record).await,
+            Step::Kill { why } => self.kill(record, &why).await,
+            Step::RecordExit { rerun, failed } => self.record_exit(record, seen, rerun, failed).await,
+            Step::TearDown => self.tear_down(record).await,
+            Step::Remove => self.remove().await,
+        };
+        match done {
+            Ok(()) | Err(StepError::Stale) => {}
+            Err(StepError::Failed { reason, message, transient }) => {
+                self.fail(Failure { reason, message, transient, step: kind });
+            }
+        }
+    }
+
+    async fn resolve(
+        &mut self,
+        record: &VmRecord,
+        reference: &str,
+        wake: &mut Wake,
+    ) -> Result<(), StepError> {
+        self.waiting_since.get_or_insert_with(Instant::now);
+        let parsed: Reference = reference.parse().map_err(|error: crate::image::ReferenceError| {
+            StepError::failed("InvalidReference", error.to_string(), false)
+        })?;
+        let images = self.world.images.clone();
+        let Some(resolved) = wake.unless_woken(images.resolve(&parsed)).await else {
+            return Ok(());
+        };
+        self.pin(record, PinnedImage { reference: reference.to_owned(), digest: resolved? }).await
+    }
+
+    async fn pin(&mut self, record: &VmRecord, pin: PinnedImage) -> Result<(), StepError> {
+        self.publish(record, VmUpdate { image: Some(Some(pin)), ..VmUpdate::default() }).await?;
+        self.advance();
+        // The image that was pinned before may be nobody's now.
+        self.world.collector.notify_one();
+        Ok(())
+    }
+
+    fn pull(&mut self, pin: &PinnedImage) -> Result<(), StepError> {
+        self.waiting_since.get_or_insert_with(Instant::now);
+        let reference: Reference = pin.reference.parse().map_err(|error: crate::image::ReferenceError| {
+            StepError::failed("InvalidReference", error.to_string(), false)
+        })?;
+        self.share = Some(self.world.pulls.join(&reference, &pin.digest));
+        Ok(())
+    }
+
+    /// Undoes what the present reservation made and the new one would not know of, then claims.
+    async fn reserve(&mut self, record: &VmRecord, discard_disk: bool) -> Result<(), StepError> {
+        let started = Instant::now();
+        let world = self.world.clone();
+        if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
+            world.network.detach(nic).await?;
+        }
+        if discard_disk {
+            world.driver.remove_disk(&world.vm_dir(self.uid)).await?;
+        }
+        let claim = self.claim(record).ok_or(StepError::Stale)?;
+        world.store.reserve_vm(claim).await?;
+        self.timings = Timings {
+            image_ms: self.waiting_since.take().map(|since| millis(started - since)),
+            reserve_ms: Some(millis(started.elapsed())),
+            ..Timings::default()
+        };
+        self.advance();
+        world.collector.notify_one();
+        Ok(())
+    }
+
+    fn claim(&self, record: &VmRecord) -> Option<VmClaim> {
+        let (spec, settings) = (&record.object.spec, &self.world.settings);
+        let ports = spec.network.ports.clone();
+        let network = match spec.network.mode.unwrap_or(self.world.default_network()) {
+            NetworkMode::Bridge => {
+                NetworkClaim::Bridge { subnet: settings.subnet?, fixed: spec.network.address, ports }
+            }
+            NetworkMode::User => NetworkClaim::User { ports },
+            NetworkMode::None => NetworkClaim::None,
+        };
+        Some(VmClaim {
+            key: self.key.clone(),
+            uid: self.uid,
+            generation: record.object.metadata.generation,
+            image: record.image.as_ref()?.digest.clone(),
+            network,
+            vmm_users: settings.vmm_users.clone(),
+            memory: spec.memory,
+            disk: spec.root_disk.size,
+            capacity: settings.capacity,
+        })
+    }
+
+    /// Gets in line; the permit comes as a change, so that an edit need not wait for it.
+    async fn queue(&mut self, wake: &mut Wake) -> Result<(), StepError> {
+        let boots = self.world.boots.clone();
+        let acquire = async move { boots.acquire_owned().await.expect("the permits are never closed") };
+        let mut queue = self.queue.take().unwrap_or_else(|| acquire.boxed());
+        self.permit = wake.unless_woken(&mut queue).await;
+        if self.permit.is_none() {
+            self.queue = Some(queue);
+        }
+        Ok(())
+    }
+
+    /// Devices, then the gated process, then its record, and only then may it run.
+    async fn boot(&mut self, record: &VmRecord) -> Result<(), StepError> {
+        let started = Instant::now();
+        let world = self.world.clone();
+        let launch = self.launch(record).ok_or(StepError::Stale)?;
+        world.driver.prepare(&launch).await?;
+        if let Some(nic) = &launch.nic {
+            world.network.attach(nic).await?;
+        }
+        let gated = world.driver.spawn(&launch).await?;
+        let process = gated.process().clone();
+        let pid = process.pid;
+        let run = Run::Up {
+            process,
+            spec: Box::new(record.object.spec.clone()),
+            since: world.clock.now(),
+            stopping: None,
+        };
+        let update = VmUpdate { run: Some(run), starts: Some(record.starts + 1), ..VmUpdate::default() };
+        // An edit or a deletion in the meantime refuses this, and the process ends at its gate.
+        self.publish(record, update).await?;
+        self.released_at = Some(Instant::now());
+        self.asked = false;
+        gated.release().await?;
+        self.timings.prepare_ms = Some(millis(started.elapsed()));
+        (self.timings.boot_ms, self.timings.workload_ms) = (None, None);
+        self.succeed();
+        self.event("Started", &format!("{} started, pid {pid}", world.driver.name()));
+        Ok(())
+    }
+
+    fn launch(&self, record: &VmRecord) -> Option<Launch> {
+        let world = &self.world;
+        let (spec, held) = (&record.object.spec, record.reservation.as_ref()?);
+        let Some(DiskState::Ready { path, config, .. }) =
+            world.store.disk(&held.image).map(|disk| disk.state)
+        else {
+            return None;
+        };
+        Some(Launch {
+            uid: self.uid,
+            key: self.key.clone(),
+            dir: world.vm_dir(self.uid),
+            cpus: spec.cpus,
+            memory: held.memory,
+            base_disk: path,
+            root_size: held.disk,
+            nic: held.nic.clone(),
+            guest: guest_config(&record.object, &config, held.nic.as_ref(), &world.settings.resolvers),
+            vmm_user: held.vmm_user,
+        })
+    }
+
+    /// Records the intent; the asking is a step of its own, repeated by a daemon that adopts the VM.
+    async fn stop(&mut self, record: &VmRecord, why: String) -> Result<(), StepError> {
+        let Run::Up { process, spec, since, stopping: None } = record.run.clone() else {
+            return Err(StepError::Stale);
+        };
+        self.asked = false;
+        self.event("Stopping", &why);
+        let stopping = Some(Stopping { since: self.world.clock.now(), why });
+        let run = Run::Up { process, spec, since, stopping };
+        self.publish(record, VmUpdate { run: Some(run), ..VmUpdate::default() }).await
+    }
+
+    async fn ask(&mut self, record: &VmRecord) -> Result<(), StepError> {
+        self.asked = true;
+        let grace = record.object.spec.termination_grace_period_seconds;
+        let asked = match self.world.agent(self.uid) {
+            Some(agent) => tokio::time::timeout(ASK_TIMEOUT, agent.shutdown(grace))
+                .await
+                .map_err(|_| "the guest does not answer".to_owned())
+                .and_then(|answer| answer.map_err(|error: AgentError| error.to_string())),
+            None => Err("the link is down".to_owned()),
+        };
+        if let Err(why) = asked {
+            tracing::info!(vm = %self.key, why, "shutdown by the power button");
+            self.world.driver.power_button(&self.world.vm_dir(self.uid)).await?;
+        }
+        Ok(())
+    }
+
+    async fn kill(&mut self, record: &VmRecord, why: &str) -> Result<(), StepError> {
+        let Run::Up { process, .. } = &record.run else {
+            return Err(StepError::Stale);
+        };
+        self.world.event(&self.key, self.uid, Severity::Warning, "Killing", why);
+        self.world.driver.kill(process).await?;
+        if let Some(watched) = self.process.as_mut() {
+            Process::ended(watched).await;
+        }
+        Ok(())
+    }
+
+    async fn record_exit(
+        &mut self,
+        record: &VmRecord,
+        seen: &Observed,
+        rerun: bool,
+        failed: bool,
+    ) -> Result<(), StepError> {
+        let Run::Up { spec, stopping, .. } = &record.run else {
+            return Err(StepError::Stale);
+        };
+        // The tap goes first: once the exit is recorded, nobody knows what this run had attached.
+        if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
+            self.world.network.detach(nic).await?;
+        }
+        let exit = self.last_exit(seen, stopping.as_ref());
+        let message = exit.message.clone();
+        let run = if rerun { Run::Idle } else { Run::Ended { spec: spec.clone() } };
+        let update = VmUpdate { run: Some(run), last_exit: Some(Some(exit)), ..VmUpdate::default() };
+        let publish = self.world.store.publish_vm(&self.key, self.uid, update);
+        publish.await?;
+        self.process = None;
+        self.permit = None;
+        self.released_at = None;
+        if failed {
+            let (reason, message) = ("WorkloadExited".to_owned(), format!("{message}; it is started again"));
+            self.fail(Failure { reason, message, transient: true, step: discriminant(&Step::Boot) });
+        } else {
+            self.succeed();
+            self.event("Stopped", &message);
+        }
+        Ok(())
+    }
+
+    fn last_exit(&self, seen: &Observed, stopping: Option<&Stopping>) -> LastExit {
+        let code = workload_code(seen);
+        let exit = seen.exit.as_ref();
+        let said = exit.map_or("", |exit| exit.message.as_str());
+        let killed = exit.is_some_and(|exit| exit.signal.is_some());
+        let (reason, message) = match (stopping, code) {
+            (Some(stopping), _) if killed => ("Killed", format!("killed: {}", stopping.why)),
+            (Some(stopping), _) => ("Shutdown", format!("shut down: {}", stopping.why)),
+            (None, Some(0)) => ("Completed", "the workload ended with exit code 0".to_owned()),
+            (None, Some(code)) => ("Error", format!("the workload ended with exit code {code}")),
+            (None, None) => vmm_death(exit, said),
+        };
+        let message = match &seen.last {
+            Some(GuestState::Failed { message }) if stopping.is_none() => {
+                format!("the workload could not be started: {message}")
+            }
+            _ => message,
+        };
+        LastExit { code, reason: reason.to_owned(), message, finished_at: self.world.clock.now() }
+    }
+
+    /// Tap, folder, disk, then the reservation that said they may exist.
+    async fn tear_down(&mut self, record: &VmRecord) -> Result<(), StepError> {
+        let world = self.world.clone();
+        if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
+            world.network.detach(nic).await?;
+        }
+        world.driver.cleanup(&world.vm_dir(self.uid)).await?;
+        world.store.release_vm(&self.key, self.uid).await?;
+        self.advance();
+        Ok(())
+    }
+
+    async fn remove(&mut self) -> Result<(), StepError> {
+        self.share = None;
+        self.world.store.remove_vm(&self.key, self.uid).await?;
+        self.event("Deleted", "the VM and everything that it held are gone");
+        self.world.collector.notify_one();
+        Ok(())
+    }
+
+    /// Publishes unless the spec moved on.
+    fn publish(
+        &self,
+        record: &VmRecord,
+        update: VmUpdate,
+    ) -> impl Future<Output = Result<(), StepError>> + Send + use<> {
+        let (store, key, uid) = (self.world.store.clone(), self.key.clone(), self.uid);
+        let update = VmUpdate { generation: Some(record.object.metadata.generation), ..update };
+        async move { Ok(store.publish_vm(&key, uid, update).await?) }
+    }
+
+    fn event(&self, reason: &str, message: &str) {
+        self.world.event(&self.key, self.uid, Severity::Normal, reason, message);
+    }
+}
+
+fn vmm_death(exit: Option<&VmmExit>, said: &str) -> (&'static str, String) {
+    if said.contains("Kernel panic") {
+        return ("GuestPanic", format!("the guest's kernel panicked: {said}"));
+    }
+    let how = match exit {
+        Some(VmmExit { signal: Some(signal), .. }) => format!("signal {signal} ended the VMM"),
+        Some(VmmExit { code: Some(0), .. }) => "the VM powered off".to_owned(),
+        Some(VmmExit { code: Some(code), .. }) => format!("the VMM ended with code {code}"),
+        _ => "the VMM is gone".to_owned(),
+    };
+    let message = if said.is_empty() { how } else { format!("{how}: {said}") };
+    ("VmmFailed", message)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Why a step did not get done.
+pub(super) enum StepError {
+    /// What it was based on has changed: decide anew.
+    Stale,
+    /// It failed.
+    Failed { reason: String, message: String, transient: bool },
+}
+
+impl StepError {
+    fn failed(reason: &str, message: String, transient: bool) -> Self {
+        StepError::Failed { reason: reason.to_owned(), message, transient }
+    }
+}
+
+impl From<ImageError> for StepError {
+    fn from(error: ImageError) -> Self {
+        StepError::failed(error.reason, error.message, error.transient)
+    }
+}
+
+impl From<DriverError> for StepError {
+    fn from(error: DriverError) -> Self {
+        StepError::failed(error.reason, error.message, error.transient)
+    }
+}
+
+impl From<NetworkError> for StepError {
+    fn from(error: NetworkError) -> Self {
+        StepError::failed(error.reason, error.message, error.transient)
+    }
+}
+
+impl From<ReserveError> for StepError {
+    fn from(error: ReserveError) -> Self {
+        match error {
+            ReserveError::Stale | ReserveError::ImageNotReady { .. } => StepError::Stale,
+            error => StepError::failed(error.reason(), error.to_string(), error.transient()),
+        }
+    }
+}
+
+impl From<StoreError> for StepError {
+    fn from(error: StoreError) -> Self {
+        StepError::failed("StoreFailed", error.to_string(), true)
+    }
+}
+
+impl From<PublishError> for StepError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Stale => StepError::Stale,
+            PublishError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReleaseError> for StepError {
+    fn from(error: ReleaseError) -> Self {
+        match error {
+            ReleaseError::Store(error) => error.into(),
+            error => StepError::failed("NotReleased", error.to_string(), true),
+        }
+    }
+}
+
+impl From<RemoveError> for StepError {
+    fn from(error: RemoveError) -> Self {
+        match error {
+            RemoveError::Stale => StepError::Stale,
+            RemoveError::Store(error) => error.into(),
+            error => StepError::failed("NotRemoved", error.to_string(), true),
+        }
+    }
+}

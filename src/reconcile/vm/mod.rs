@@ -1,0 +1,337 @@
+//! A VM's reconcile task: observe, plan, publish, act.
+
+mod act;
+mod guest_config;
+mod link;
+mod plan;
+mod state;
+mod status;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use vmlet_wire::GuestState;
+
+use self::link::Link;
+use self::plan::{Rules, Step, plan};
+use self::state::{Failure, Guest, ImageView, Observed};
+use super::backoff::Backoff;
+use super::pulls::Share;
+use super::task::{Outcome, Reconciler, Wake};
+use super::world::World;
+use crate::agent::LogSink;
+use crate::hypervisor::VmmExit;
+use crate::object::{Kind, ObjectKey, Timings, Uid};
+use crate::store::{DiskState, PinnedImage, Run, Severity, VmRecord, VmUpdate};
+
+/// How long the gate must have stayed unused before a run counts as a success.
+const STEADY_SECONDS: i64 = 600;
+
+/// What a VM's task remembers between looks. All of it can be lost: a new task finds its way by
+/// the record alone.
+pub(super) struct VmTask {
+    world: Arc<World>,
+    key: ObjectKey,
+    uid: Uid,
+    backoff: Backoff,
+    failure: Option<Failure>,
+    share: Option<Share>,
+    permit: Option<OwnedSemaphorePermit>,
+    queue: Option<BoxFuture<'static, OwnedSemaphorePermit>>,
+    process: Option<Process>,
+    asked: bool,
+    ready: bool,
+    timings: Timings,
+    waiting_since: Option<Instant>,
+    released_at: Option<Instant>,
+}
+
+/// The watch over a recorded process.
+struct Process {
+    pid: u32,
+    link: Link,
+    waiting: BoxFuture<'static, VmmExit>,
+    exit: Option<VmmExit>,
+    /// Whether the guest has ever been heard of.
+    ever: bool,
+    /// When the watch began.
+    since: Timestamp,
+}
+
+impl VmTask {
+    pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
+        let timings =
+            world.store.vm(&key).map(|record| record.object.status.timings.clone()).unwrap_or_default();
+        VmTask {
+            backoff: Backoff::new(world.settings.backoff),
+            world,
+            key,
+            uid,
+            failure: None,
+            share: None,
+            permit: None,
+            queue: None,
+            process: None,
+            asked: false,
+            ready: false,
+            timings,
+            waiting_since: None,
+            released_at: None,
+        }
+    }
+
+    /// Looks at everything that the decision depends on.
+    fn observe(&mut self, record: &VmRecord, now: Timestamp) -> Observed {
+        // Deletion opens the gate as an edit does.
+        let deleted = record.object.metadata.deletion_timestamp.is_some();
+        if self.backoff.observe((record.object.metadata.generation, deleted)) {
+            self.failure = None;
+        }
+        self.watch_process(record);
+        let image = self.image(record);
+        let (guest, last) = self.guest(now);
+        Observed {
+            exit: self.process.as_mut().and_then(Process::poll_exit),
+            guest,
+            last,
+            image,
+            permit: self.permit.is_some(),
+            asked: self.asked,
+            failure: self.failure.clone(),
+            closed_until: self.backoff.closed_until(now),
+            default_network: self.world.default_network(),
+        }
+    }
+
+    /// Follows the recorded process: its exit and its guest.
+    fn watch_process(&mut self, record: &VmRecord) {
+        let Run::Up { process, .. } = &record.run else {
+            self.process = None;
+            return;
+        };
+        if self.process.as_ref().is_some_and(|watched| watched.pid == process.pid) {
+            return;
+        }
+        let (driver, dir) = (self.world.driver.clone(), self.world.vm_dir(self.uid));
+        let logs = LogSink::new(dir.join(crate::agent::LOG_FILE), self.world.settings.log_limit);
+        let link = Link::start(driver.clone(), dir.clone(), logs, self.world.clock);
+        let booted = record.object.status.conditions.iter().find(|condition| condition.kind == "Booted");
+        let adopted = self.released_at.is_none() && booted.is_some_and(|booted| booted.status == true.into());
+        let identity = process.clone();
+        let waiting = async move { driver.exited(&dir, &identity).await }.boxed();
+        let since = self.world.clock.now();
+        self.process = Some(Process { pid: process.pid, link, waiting, exit: None, ever: adopted, since });
+    }
+
+    /// The guest as the link shows it, and the last state that it reported.
+    fn guest(&mut self, now: Timestamp) -> (Guest, Option<GuestState>) {
+        let Some(process) = self.process.as_mut() else {
+            self.world.set_agent(self.uid, None);
+            return (Guest::Silent { ever: false, since: now }, None);
+        };
+        let link::LinkState { up, last } = process.link.look();
+        process.ever |= last.is_some();
+        let (ever, since) = (process.ever, process.since);
+        let (agent, guest) = match up {
+            Some((agent, state, since)) => (Some(agent), Guest::Connected { state, since }),
+            None => (None, Guest::Silent { ever, since }),
+        };
+        self.world.set_agent(self.uid, agent);
+        if let Some(state) = &last {
+            self.heard_of(state);
+        }
+        (guest, last)
+    }
+
+    /// A guest that is heard of has booted: its permit is another's.
+    fn heard_of(&mut self, state: &GuestState) {
+        self.permit = None;
+        let Some(released) = self.released_at else { return };
+        let passed = u64::try_from(released.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let boot = *self.timings.boot_ms.get_or_insert(passed);
+        if *state == GuestState::Ready {
+            self.timings.workload_ms.get_or_insert(passed.saturating_sub(boot));
+        }
+    }
+
+    fn image(&mut self, record: &VmRecord) -> ImageView {
+        let spec = &record.object.spec.image;
+        let (pin, direct) = match (&spec.oci, &spec.name) {
+            (Some(reference), _) => match record.image.as_ref().filter(|pin| pin.reference == *reference) {
+                Some(pin) => (pin.clone(), true),
+                None => return ImageView::Unresolved { reference: reference.clone() },
+            },
+            (None, Some(name)) => match self.named_image(name) {
+                Ok(pin) => (pin, false),
+                Err((reason, message)) => return ImageView::Waiting { reason, message },
+            },
+            (None, None) => {
+                let message = "spec.image names nothing".to_owned();
+                return ImageView::Waiting { reason: "InvalidSpec".to_owned(), message };
+            }
+        };
+        let disk = match self.world.store.disk(&pin.digest).map(|disk| disk.state) {
+            Some(DiskState::Ready { config, .. }) => Some(config),
+            _ => None,
+        };
+        if disk.is_some() || self.share.as_ref().is_some_and(|share| *share.digest() != pin.digest) {
+            self.share = None;
+        }
+        ImageView::Known { disk, pull: self.share.as_ref().map(Share::state), pin, direct }
+    }
+
+    /// The digest of an `Image` object whose disk is ready, or why there is none.
+    fn named_image(&self, name: &str) -> Result<PinnedImage, (String, String)> {
+        let refuse = |reason: &str, message: String| Err((reason.to_owned(), message));
+        let key = ObjectKey::new(Kind::Image, &self.key.namespace, name);
+        let Some(image) = self.world.store.image(&key) else {
+            return refuse(
+                "ImageNotFound",
+                format!("{key} does not exist; declare it, or name an image that exists"),
+            );
+        };
+        if image.object.metadata.deletion_timestamp.is_some() {
+            return refuse("ImageTerminating", format!("{key} is being deleted"));
+        }
+        let current =
+            image.image.as_ref().filter(|pin| pin.reference == image.object.spec.source.oci.reference);
+        let ready =
+            current.filter(|pin| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready()));
+        match ready {
+            Some(pin) => Ok(pin.clone()),
+            None => {
+                let status = &image.object.status;
+                let why = status.conditions.iter().find(|condition| condition.kind == "Ready");
+                let message = why.map_or("it has not been looked at yet", |why| why.message.as_str());
+                let phase = if status.phase == "Failed" || status.phase == "Backoff" {
+                    "ImageFailed"
+                } else {
+                    "Pulling"
+                };
+                refuse(phase, format!("{key} is not ready: {message}"))
+            }
+        }
+    }
+
+    /// Announces what people wait for.
+    fn announce(&mut self, ready: bool) {
+        if ready && !self.ready {
+            self.world.event(&self.key, self.uid, Severity::Normal, "Ready", "the workload runs");
+        }
+        self.ready = ready;
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        let now = self.world.clock.now();
+        self.backoff.fail(now);
+        self.world.event(&self.key, self.uid, Severity::Warning, &failure.reason, &failure.message);
+        tracing::warn!(vm = %self.key, reason = failure.reason, "{}", failure.message);
+        self.failure = Some(failure);
+    }
+
+    fn succeed(&mut self) {
+        self.failure = None;
+    }
+
+    /// A success that also ends the row of failures: the step is not part of a crash loop.
+    fn advance(&mut self) {
+        self.failure = None;
+        self.backoff.reset();
+    }
+
+    /// A run that lasted forgets the failures before it.
+    fn steady(&mut self, record: &VmRecord, now: Timestamp) {
+        if let Run::Up { since, .. } = record.run
+            && now.duration_since(since).as_secs() >= STEADY_SECONDS
+        {
+            self.backoff.reset();
+        }
+    }
+}
+
+impl Process {
+    /// The end of the process, if it has come.
+    fn poll_exit(&mut self) -> Option<VmmExit> {
+        if self.exit.is_none() {
+            self.exit = (&mut self.waiting).now_or_never();
+        }
+        self.exit.clone()
+    }
+
+    /// Waits for the end of a process that was killed.
+    async fn ended(&mut self) {
+        if self.exit.is_none() {
+            self.exit = Some((&mut self.waiting).await);
+        }
+    }
+
+    async fn changed(&mut self) {
+        if self.exit.is_some() {
+            return self.link.changed().await;
+        }
+        tokio::select! {
+            exit = &mut self.waiting => self.exit = Some(exit),
+            () = self.link.changed() => {}
+        }
+    }
+}
+
+#[async_trait]
+impl Reconciler for VmTask {
+    async fn reconcile(&mut self, wake: &mut Wake) -> Outcome {
+        let world = self.world.clone();
+        let Some(record) =
+            world.store.vm(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
+        else {
+            world.set_agent(self.uid, None);
+            return Outcome::Gone;
+        };
+        let now = world.clock.now();
+        self.steady(&record, now);
+        let seen = self.observe(&record, now);
+        let rules = Rules { boot_timeout: world.settings.boot_timeout };
+        let plan = plan(&record, &seen, rules, now);
+        let extras = status::Extras { driver: world.driver.name(), timings: &self.timings };
+        let status = status::status(&record, &seen, &plan, &extras, now);
+        self.announce(status.conditions.iter().any(|c| c.kind == "Ready" && c.status == true.into()));
+        let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
+        if let Err(error) = world.store.publish_vm(&self.key, self.uid, update).await {
+            tracing::debug!(vm = %self.key, %error, "status not published");
+        }
+        match plan.step {
+            Step::Wait(until) => Outcome::Wait(until),
+            step => {
+                self.act(&record, &seen, step, wake).await;
+                Outcome::Again
+            }
+        }
+    }
+
+    async fn changed(&mut self) {
+        let VmTask { process, share, queue, permit, .. } = self;
+        tokio::select! {
+            () = or_never(process.as_mut().map(Process::changed)) => {}
+            () = or_never(share.as_mut().map(Share::changed)) => {}
+            granted = or_never(queue.as_mut()) => {
+                *queue = None;
+                *permit = Some(granted);
+            }
+        }
+    }
+}
+
+/// The future's output, or never if there is none.
+async fn or_never<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,420 @@
+//! What to do next for a VM: a pure function of the record, what is seen, and the time.
+//!
+//! ```text
+//!            ┌────────────────── spec changed, run policy ──────────────────┐
+//!            ▼                                                              │
+//!  (new) ─▶ Idle ─▶ resolve, pull ─▶ reserve ─▶ permit ─▶ boot ─▶ Up ─▶ (exit) ─▶ Ended
+//!            │                                                    │
+//!            │ deleted                     edit, delete, halt ─▶ stopping ─▶ kill
+//!            ▼                                                    │
+//!        tear down ─▶ (record removed) ◀──────────────────────────┘
+//! ```
+
+use std::mem::discriminant;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use vmlet_wire::GuestState;
+
+use super::state::{Failure, Guest, ImageView, Observed};
+use crate::object::{Effect, FieldChange, NetworkMode, RunPolicy, VmSpec, vm_changes};
+use crate::reconcile::pulls::PullState;
+use crate::store::{PinnedImage, Reservation, Run, VmRecord};
+
+/// What a guest gets beyond its grace period: it kills its own workload first, then powers off.
+const STOP_MARGIN: SignedDuration = SignedDuration::from_secs(5);
+/// How long the link to an adopted guest may take, before its shutdown is asked for without it.
+const LINK_UP: SignedDuration = SignedDuration::from_secs(3);
+/// How long a guest may take to power off after its workload ended.
+const POWER_OFF: SignedDuration = SignedDuration::from_secs(30);
+
+/// One step, and what to tell people while it is not done.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::reconcile) struct Plan {
+    pub step: Step,
+    /// One word for the status.
+    pub phase: &'static str,
+    /// Why the VM is not Ready, in one CamelCase word.
+    pub reason: String,
+    /// The same in a sentence.
+    pub message: String,
+}
+
+/// The steps.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::reconcile) enum Step {
+    /// Nothing before a wake-up or this time.
+    Wait(Option<Timestamp>),
+    /// Ask the registry for the digest of the spec's reference.
+    Resolve(String),
+    /// Record the digest that the VM is to run. It keeps the base disk from now on.
+    Pin(PinnedImage),
+    /// Take a share in the digest's pull.
+    Pull(PinnedImage),
+    /// Discard what the present reservation made and the new one does not fit, then claim anew.
+    Reserve { discard_disk: bool },
+    /// Get in line for a boot permit.
+    Queue,
+    /// Make the devices, start the VMM.
+    Boot,
+    /// Record that the VM is stopping, and why.
+    Stop { why: String },
+    /// Ask the guest to shut down.
+    Ask,
+    /// Kill the VMM.
+    Kill { why: String },
+    /// Record the end of the process. `rerun`: whether it is to be started again.
+    RecordExit { rerun: bool, failed: bool },
+    /// Remove tap, folder and disk, then the reservation.
+    TearDown,
+    /// Remove the record.
+    Remove,
+}
+
+/// The settings that decisions depend on.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::reconcile) struct Rules {
+    /// How long a boot may take until the guest is heard of.
+    pub boot_timeout: Duration,
+}
+
+/// Decides. A step that has just failed is not taken again before its time, whatever asks for it.
+pub(in crate::reconcile) fn plan(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
+    let plan = decide(record, seen, rules, now);
+    match (&seen.failure, seen.closed_until) {
+        (Some(failure), Some(until)) if failure.step == discriminant(&plan.step) => Plan {
+            step: Step::Wait(Some(until)),
+            reason: failure.reason.clone(),
+            message: failure.message.clone(),
+            ..plan
+        },
+        _ => plan,
+    }
+}
+
+fn decide(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
+    let deleted = record.object.metadata.deletion_timestamp.is_some();
+    match &record.run {
+        Run::Up { .. } if seen.exit.is_some() => record_exit(record, seen),
+        Run::Up { spec, stopping: None, .. } => running(record, seen, rules, spec, now),
+        Run::Up { stopping: Some(stopping), .. } => {
+            let phase = if deleted { "Terminating" } else { "Stopping" };
+            stopping_plan(record, seen, stopping.since, now).told(phase, "Stopping", &stopping.why)
+        }
+        Run::Idle | Run::Ended { .. } if deleted => {
+            let plan = gated(seen).unwrap_or_else(|| {
+                let held = record.reservation.is_some();
+                Plan::new(if held { Step::TearDown } else { Step::Remove })
+            });
+            plan.named("Terminating", "Deleted", "what the VM held is being removed")
+        }
+        Run::Ended { spec } if !reruns(record, spec) => ended(record),
+        Run::Idle | Run::Ended { .. } => starting(record, seen),
+    }
+}
+
+impl Plan {
+    fn new(step: Step) -> Self {
+        Plan { step, phase: "", reason: String::new(), message: String::new() }
+    }
+
+    fn wait(until: Option<Timestamp>) -> Self {
+        Plan::new(Step::Wait(until))
+    }
+
+    /// With phase, reason and message, whatever they were.
+    fn told(self, phase: &'static str, reason: &str, message: &str) -> Self {
+        Plan { step: self.step, phase, reason: reason.to_owned(), message: message.to_owned() }
+    }
+
+    /// With phase, reason and message, unless they are set.
+    fn named(self, phase: &'static str, reason: &str, message: &str) -> Self {
+        if self.reason.is_empty() { self.told(phase, reason, message) } else { Plan { phase, ..self } }
+    }
+}
+
+/// The wait that a failed step asks for.
+fn gated(seen: &Observed) -> Option<Plan> {
+    let failure = seen.failure.as_ref()?;
+    let Failure { reason, message, transient, .. } = failure;
+    match (transient, seen.closed_until) {
+        (false, _) => Some(Plan::wait(None).told("Failed", reason, message)),
+        (true, Some(until)) => Some(Plan::wait(Some(until)).told("Backoff", reason, message)),
+        (true, None) => None,
+    }
+}
+
+fn starting(record: &VmRecord, seen: &Observed) -> Plan {
+    let spec = &record.object.spec;
+    if spec.run_policy == RunPolicy::Halted {
+        return Plan::wait(None).told("Stopped", "Halted", "runPolicy is Halted");
+    }
+    if let Some(plan) = gated(seen) {
+        return plan;
+    }
+    let pin = match image(record, seen) {
+        Ok(pin) => pin,
+        Err(plan) => return plan,
+    };
+    match record.reservation.as_ref().map(|held| misfit(held, spec, &pin, seen.default_network)) {
+        Some(None) => {}
+        Some(Some(Misfit { disk })) => {
+            return Plan::new(Step::Reserve { discard_disk: disk }).told(
+                "Pending",
+                "Reserving",
+                "claims change",
+            );
+        }
+        None => {
+            return Plan::new(Step::Reserve { discard_disk: false }).told(
+                "Pending",
+                "Reserving",
+                "claims are made",
+            );
+        }
+    }
+    if seen.permit {
+        Plan::new(Step::Boot).told("Starting", "Booting", "the VM is being started")
+    } else {
+        let message = "waiting for a boot permit: as many VMs as allowed are booting";
+        Plan::new(Step::Queue).told("Pending", "WaitingForBoot", message)
+    }
+}
+
+/// The pinned image when its disk is ready, else the plan to get it.
+fn image(record: &VmRecord, seen: &Observed) -> Result<PinnedImage, Plan> {
+    match &seen.image {
+        ImageView::Unresolved { reference } => {
+            let message = format!("asking the registry for {reference}");
+            Err(Plan::new(Step::Resolve(reference.clone())).told("Pending", "Resolving", &message))
+        }
+        ImageView::Waiting { reason, message } => {
+            let phase = if reason == "Pulling" { "Pulling" } else { "Pending" };
+            Err(Plan::wait(None).told(phase, reason, message))
+        }
+        ImageView::Known { pin, .. } if record.image.as_ref() != Some(pin) => {
+            Err(Plan::new(Step::Pin(pin.clone())).told("Pending", "Resolving", "the image's digest is known"))
+        }
+        ImageView::Known { pin, disk: Some(_), .. } => Ok(pin.clone()),
+        ImageView::Known { pin, disk: None, pull: Some(PullState::Done), .. }
+        | ImageView::Known { pin, disk: None, pull: None, direct: true } => Err(Plan::new(Step::Pull(
+            pin.clone(),
+        ))
+        .told("Pulling", "Pulling", "the image is about to be pulled")),
+        ImageView::Known { pull: None, .. } => {
+            let message = "its Image object is being pulled";
+            Err(Plan::wait(None).told("Pulling", "Pulling", message))
+        }
+        ImageView::Known { pin, pull: Some(pull), .. } => Err(pulling(pin, pull)),
+    }
+}
+
+fn pulling(pin: &PinnedImage, pull: &PullState) -> Plan {
+    let reference = &pin.reference;
+    match pull {
+        PullState::Queued | PullState::Done => {
+            let message = format!("{reference} waits for other pulls: as many as allowed are under way");
+            Plan::wait(None).told("Pulling", "WaitingForPull", &message)
+        }
+        PullState::Running(progress) => {
+            let message = format!("{reference} is being pulled ({progress})");
+            Plan::wait(None).told("Pulling", "Pulling", &message)
+        }
+        PullState::Failed { reason, message, attempt, retry } => {
+            let message = format!("{message} (attempt {attempt})");
+            let phase = if retry.is_some() { "Backoff" } else { "Failed" };
+            Plan::wait(None).told(phase, reason, &message)
+        }
+    }
+}
+
+/// How a reservation does not fit a spec.
+#[derive(Debug, PartialEq)]
+struct Misfit {
+    /// The private disk belongs to another image or has another size.
+    disk: bool,
+}
+
+fn misfit(held: &Reservation, spec: &VmSpec, pin: &PinnedImage, default: NetworkMode) -> Option<Misfit> {
+    let disk = held.image != pin.digest || held.disk != spec.root_disk.size;
+    let mode = spec.network.mode.unwrap_or(default);
+    let nic = match (&held.nic, mode) {
+        (None, mode) => mode == NetworkMode::None,
+        (Some(nic), NetworkMode::Bridge) => {
+            let fixed = spec.network.address;
+            held.address().is_some_and(|address| fixed.is_none_or(|fixed| fixed == address))
+                && nic.ports == spec.network.ports
+        }
+        (Some(nic), NetworkMode::User) => held.address().is_none() && nic.ports == spec.network.ports,
+        (Some(_), NetworkMode::None) => false,
+    };
+    (disk || !nic || held.memory != spec.memory).then_some(Misfit { disk })
+}
+
+fn running(record: &VmRecord, seen: &Observed, rules: Rules, started: &VmSpec, now: Timestamp) -> Plan {
+    let wanted = &record.object.spec;
+    let stop = |why: String| Plan::new(Step::Stop { why: why.clone() }).told("Stopping", "Stopping", &why);
+    if record.object.metadata.deletion_timestamp.is_some() {
+        return Plan { phase: "Terminating", ..stop("the VM is deleted".to_owned()) };
+    }
+    if wanted.run_policy == RunPolicy::Halted {
+        return stop("runPolicy is Halted".to_owned());
+    }
+    let changes = restarting(started, wanted);
+    if !changes.is_empty() {
+        let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        return stop(shown.join(", "));
+    }
+    if let Some(plan) = new_image(record, seen) {
+        return plan;
+    }
+    guest(seen, rules, now)
+}
+
+/// An image of another digest is fetched while the VM runs; the VM moves when its disk is ready.
+fn new_image(record: &VmRecord, seen: &Observed) -> Option<Plan> {
+    if matches!(seen.image, ImageView::Waiting { .. }) {
+        return None;
+    }
+    match image(record, seen) {
+        Ok(pin) => {
+            let held = &record.reservation.as_ref()?.image;
+            (*held != pin.digest).then(|| {
+                let why = format!("image changed to {} ({})", pin.reference, pin.digest);
+                Plan::new(Step::Stop { why: why.clone() }).told("Stopping", "Stopping", &why)
+            })
+        }
+        Err(Plan { step: Step::Wait(_), .. }) => None,
+        Err(plan) => {
+            gated(seen).is_none().then(|| plan.told("Running", "ImageChanging", "the new image is fetched"))
+        }
+    }
+}
+
+fn guest(seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
+    let boot_timeout = SignedDuration::try_from(rules.boot_timeout).unwrap_or(SignedDuration::MAX);
+    let retry_image = seen.closed_until;
+    match &seen.guest {
+        Guest::Silent { ever: false, since } => {
+            let until = since.saturating_add(boot_timeout).unwrap_or(Timestamp::MAX);
+            if now >= until {
+                let why = format!(
+                    "the guest was not heard of within {} s of its start",
+                    rules.boot_timeout.as_secs()
+                );
+                return Plan::new(Step::Kill { why: why.clone() }).told("Starting", "BootTimeout", &why);
+            }
+            Plan::wait(Some(until)).told("Starting", "Booting", "the guest's kernel is starting")
+        }
+        Guest::Silent { ever: true, .. } => Plan::wait(retry_image).told(
+            "Running",
+            "AgentLost",
+            "the link to the guest is down; it is tried again",
+        ),
+        Guest::Connected { state, since } => match state {
+            GuestState::Starting => Plan::wait(retry_image).told(
+                "Starting",
+                "WorkloadStarting",
+                "the guest prepares its workload",
+            ),
+            GuestState::Running { .. } => Plan::wait(retry_image).told(
+                "Running",
+                "InitStarting",
+                "the init system has not reached its default target yet",
+            ),
+            GuestState::Ready => Plan::wait(retry_image).told("Running", "Ready", "the workload runs"),
+            GuestState::Exited { .. } | GuestState::Failed { .. } => power_off(state, *since, now),
+        },
+    }
+}
+
+fn power_off(state: &GuestState, since: Timestamp, now: Timestamp) -> Plan {
+    let until = since.saturating_add(POWER_OFF).unwrap_or(Timestamp::MAX);
+    let step = if now >= until {
+        Step::Kill { why: "the guest did not power off after its workload ended".to_owned() }
+    } else {
+        Step::Wait(Some(until))
+    };
+    let message = match state {
+        GuestState::Failed { message } => format!("the workload could not be started: {message}"),
+        GuestState::Exited { code } => format!("the workload ended with exit code {code}"),
+        _ => "the workload ended".to_owned(),
+    };
+    Plan::new(step).told("Stopping", "WorkloadEnded", &message)
+}
+
+fn stopping_plan(record: &VmRecord, seen: &Observed, since: Timestamp, now: Timestamp) -> Plan {
+    let grace = record.object.spec.termination_grace_period_seconds;
+    let unheard = matches!(seen.guest, Guest::Silent { ever: false, .. });
+    if grace == 0 || unheard {
+        let why = if unheard { "the guest was never heard of" } else { "the grace period is 0" };
+        return Plan::new(Step::Kill { why: why.to_owned() });
+    }
+    let allowed = SignedDuration::from_secs(i64::from(grace)).saturating_add(STOP_MARGIN);
+    let deadline = since.saturating_add(allowed).unwrap_or(Timestamp::MAX);
+    if now >= deadline {
+        return Plan::new(Step::Kill { why: format!("it did not shut down within {grace} s") });
+    }
+    match seen.guest {
+        _ if seen.asked => Plan::wait(Some(deadline)),
+        Guest::Silent { since, .. } if now < since.saturating_add(LINK_UP).unwrap_or(Timestamp::MAX) => {
+            Plan::wait(since.saturating_add(LINK_UP).ok())
+        }
+        _ => Plan::new(Step::Ask),
+    }
+}
+
+fn record_exit(record: &VmRecord, seen: &Observed) -> Plan {
+    let Run::Up { stopping, .. } = &record.run else {
+        return Plan::wait(None);
+    };
+    let code = workload_code(seen);
+    // A workload that was never seen to start was not run: its run policy does not apply yet.
+    let started = match &seen.last {
+        Some(state) => *state != GuestState::Starting,
+        None => matches!(seen.guest, Guest::Silent { ever: true, .. }),
+    };
+    let rerun = stopping.is_some()
+        || !started && code.is_none()
+        || match record.object.spec.run_policy {
+            RunPolicy::Always | RunPolicy::Halted => true,
+            RunPolicy::RerunOnFailure => code != Some(0),
+            RunPolicy::Once => false,
+        };
+    let failed = stopping.is_none() && rerun;
+    Plan::new(Step::RecordExit { rerun, failed }).told("Stopping", "Exited", "the VM has stopped")
+}
+
+/// The workload's exit code, from the link or else from the guest's last console line.
+pub(super) fn workload_code(seen: &Observed) -> Option<i32> {
+    match &seen.last {
+        Some(GuestState::Exited { code }) => Some(*code),
+        _ => seen.exit.as_ref().and_then(|exit| exit.workload),
+    }
+}
+
+/// Whether an ended VM is started again.
+fn reruns(record: &VmRecord, ended: &VmSpec) -> bool {
+    let wanted = &record.object.spec;
+    let code = record.last_exit.as_ref().and_then(|exit| exit.code);
+    let policy = match wanted.run_policy {
+        RunPolicy::Always => true,
+        RunPolicy::RerunOnFailure => code != Some(0),
+        RunPolicy::Once | RunPolicy::Halted => false,
+    };
+    policy || vm_changes(ended, wanted).iter().any(|change| change.effect >= Effect::Restart)
+}
+
+fn ended(record: &VmRecord) -> Plan {
+    let exit = record.last_exit.as_ref();
+    let message = exit.map_or_else(|| "the workload ended".to_owned(), |exit| exit.message.clone());
+    let reason = exit.map_or("Completed", |exit| exit.reason.as_str());
+    Plan::wait(None).told("Stopped", reason, &message)
+}
+
+/// The changes that need a stop. An image's change is seen by its digest instead.
+pub(in crate::reconcile) fn restarting(started: &VmSpec, wanted: &VmSpec) -> Vec<FieldChange> {
+    let mut changes = vm_changes(started, wanted);
+    changes.retain(|change| change.effect >= Effect::Restart && change.field != "image");
+    changes
+}

@@ -1,0 +1,77 @@
+//! What a VM's task sees of the world before it decides: data only.
+
+use std::mem::Discriminant;
+
+use jiff::Timestamp;
+use vmlet_wire::GuestState;
+
+use super::plan::Step;
+use crate::hypervisor::VmmExit;
+use crate::image::ImageConfig;
+use crate::object::NetworkMode;
+use crate::reconcile::pulls::PullState;
+use crate::store::PinnedImage;
+
+/// The observed half of a decision; the recorded half is the store's record.
+#[derive(Clone, Debug)]
+pub(in crate::reconcile) struct Observed {
+    /// The end of the recorded process, if it has ended.
+    pub exit: Option<VmmExit>,
+    /// The guest's end of the link.
+    pub guest: Guest,
+    /// The last state that this process's guest reported, link or not.
+    pub last: Option<GuestState>,
+    /// The image that the spec asks for.
+    pub image: ImageView,
+    /// Whether this VM holds one of the boot permits.
+    pub permit: bool,
+    /// Whether this daemon has asked the guest to shut down.
+    pub asked: bool,
+    /// The last failed step, until a step succeeds or the spec changes.
+    pub failure: Option<Failure>,
+    /// When the gate of the backoff opens, if it is closed.
+    pub closed_until: Option<Timestamp>,
+    /// The network of VMs that ask for none in particular.
+    pub default_network: NetworkMode,
+}
+
+/// The guest, as far as the link tells.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::reconcile) enum Guest {
+    /// No link. `ever`: there was one to this process, perhaps to an earlier daemon. `since`: when
+    /// this daemon began to watch the process.
+    Silent { ever: bool, since: Timestamp },
+    /// The link is up. `since`: when this state was first seen.
+    Connected { state: GuestState, since: Timestamp },
+}
+
+/// The image that the spec asks for.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one exists at a time, for one decision")]
+pub(in crate::reconcile) enum ImageView {
+    /// The spec's own reference has no digest yet.
+    Unresolved { reference: String },
+    /// The named `Image` object is not there or not ready.
+    Waiting { reason: String, message: String },
+    /// The digest is known.
+    Known {
+        pin: PinnedImage,
+        /// The image's config, when the base disk is ready.
+        disk: Option<ImageConfig>,
+        /// The pull that this VM shares in.
+        pull: Option<PullState>,
+        /// Whether this VM pulls by itself: its spec has a reference, not an `Image`'s name.
+        direct: bool,
+    },
+}
+
+/// A step that failed.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::reconcile) struct Failure {
+    pub reason: String,
+    pub message: String,
+    /// Whether the same step may succeed without a change of the spec.
+    pub transient: bool,
+    /// Which step it was.
+    pub step: Discriminant<Step>,
+}

@@ -1,0 +1,347 @@
+//! Decisions by value: what the record says, what is seen, and the step that must follow.
+
+use std::mem::discriminant;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+use serde_json::json;
+use vmlet_wire::GuestState;
+
+use super::plan::{Plan, Rules, Step, plan};
+use super::state::{Failure, Guest, ImageView, Observed};
+use crate::hypervisor::{ProcessIdentity, VmmExit};
+use crate::image::ImageConfig;
+use crate::object::{LastExit, NetworkMode, Quantity, RunPolicy, Uid, Vm, VmSpec};
+use crate::reconcile::pulls::PullState;
+use crate::store::{Origin, PinnedImage, Reservation, Run, Stopping, VmRecord};
+
+const RULES: Rules = Rules { boot_timeout: Duration::from_secs(60) };
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + second).unwrap()
+}
+
+fn pin(digit: char) -> PinnedImage {
+    let digest = format!("sha256:{}", digit.to_string().repeat(64)).parse().unwrap();
+    PinnedImage { reference: "127.0.0.1:5055/debian:12".to_owned(), digest }
+}
+
+fn record() -> VmRecord {
+    let mut object: Vm = serde_json::from_value(json!({
+        "apiVersion": "vmlet.dev/v1alpha1", "kind": "VM", "metadata": {"name": "web"},
+        "spec": {"image": {"oci": "127.0.0.1:5055/debian:12"}, "network": {"mode": "none"}}
+    }))
+    .unwrap();
+    object.metadata.uid = Some(Uid::nil());
+    object.metadata.generation = 1;
+    VmRecord {
+        object,
+        origin: Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 },
+        problem: None,
+        reservation: None,
+        image: None,
+        run: Run::Idle,
+        starts: 0,
+        last_exit: None,
+    }
+}
+
+fn reserved() -> VmRecord {
+    let mut record = record();
+    record.image = Some(pin('a'));
+    record.reservation = Some(Reservation {
+        image: pin('a').digest,
+        nic: None,
+        vmm_user: None,
+        memory: record.object.spec.memory,
+        disk: record.object.spec.root_disk.size,
+    });
+    record
+}
+
+fn up() -> VmRecord {
+    let mut record = reserved();
+    record.run = Run::Up {
+        process: ProcessIdentity { pid: 7, start_time: 1, boot_id: "b".to_owned() },
+        spec: Box::new(record.object.spec.clone()),
+        since: at(0),
+        stopping: None,
+    };
+    record
+}
+
+fn stopping(mut record: VmRecord) -> VmRecord {
+    if let Run::Up { stopping, .. } = &mut record.run {
+        *stopping = Some(Stopping { since: at(0), why: "test".to_owned() });
+    }
+    record
+}
+
+fn deleted(mut record: VmRecord) -> VmRecord {
+    record.object.metadata.deletion_timestamp = Some(at(0));
+    record
+}
+
+fn edited(mut record: VmRecord, edit: impl FnOnce(&mut VmSpec)) -> VmRecord {
+    edit(&mut record.object.spec);
+    record.object.metadata.generation += 1;
+    record
+}
+
+fn known(pin: PinnedImage) -> ImageView {
+    ImageView::Known { pin, disk: Some(ImageConfig::default()), pull: None, direct: true }
+}
+
+fn seen() -> Observed {
+    Observed {
+        exit: None,
+        guest: Guest::Silent { ever: false, since: at(0) },
+        last: None,
+        image: known(pin('a')),
+        permit: false,
+        asked: false,
+        failure: None,
+        closed_until: None,
+        default_network: NetworkMode::Bridge,
+    }
+}
+
+fn ready() -> Observed {
+    let guest = Guest::Connected { state: GuestState::Ready, since: at(1) };
+    Observed { guest, last: Some(GuestState::Ready), ..seen() }
+}
+
+fn exited(last: Option<GuestState>, workload: Option<i32>) -> Observed {
+    let exit = VmmExit { code: Some(0), signal: None, workload, message: String::new() };
+    Observed { exit: Some(exit), guest: Guest::Silent { ever: true, since: at(0) }, last, ..seen() }
+}
+
+fn decide(record: &VmRecord, seen: &Observed) -> Plan {
+    plan(record, seen, RULES, at(10))
+}
+
+#[test]
+fn a_vm_is_brought_up_step_by_step() {
+    let unresolved = ImageView::Unresolved { reference: "r".to_owned() };
+    let missing = ImageView::Known { pin: pin('a'), disk: None, pull: None, direct: true };
+    let pulled = Some(PullState::Queued);
+    let queued = ImageView::Known { pin: pin('a'), disk: None, pull: pulled, direct: true };
+    let mut pinned = record();
+    pinned.image = Some(pin('a'));
+    let look = |image: ImageView| Observed { image, ..seen() };
+    assert_eq!(decide(&record(), &look(unresolved)).step, Step::Resolve("r".to_owned()));
+    assert_eq!(decide(&record(), &seen()).step, Step::Pin(pin('a')));
+    assert_eq!(decide(&pinned, &look(missing)).step, Step::Pull(pin('a')));
+    assert_eq!(decide(&pinned, &look(queued)).step, Step::Wait(None));
+    assert_eq!(decide(&pinned, &seen()).step, Step::Reserve { discard_disk: false });
+    assert_eq!(decide(&reserved(), &seen()).step, Step::Queue);
+    assert_eq!(decide(&reserved(), &Observed { permit: true, ..seen() }).step, Step::Boot);
+    assert_eq!(decide(&up(), &seen()).step, Step::Wait(Some(at(60))));
+    assert_eq!(decide(&up(), &ready()).step, Step::Wait(None));
+}
+
+#[test]
+fn an_edit_stops_the_vm_once_and_says_why() {
+    let bigger = edited(up(), |spec| spec.memory = Quantity::mebibytes(512));
+    let Step::Stop { why } = decide(&bigger, &ready()).step else { panic!("no stop") };
+    assert_eq!(why, "memory 256Mi → 512Mi (restart)");
+    let asked = Observed { asked: true, ..ready() };
+    assert_eq!(decide(&stopping(bigger.clone()), &ready()).step, Step::Ask);
+    assert_eq!(decide(&stopping(bigger), &asked).step, Step::Wait(Some(at(35))));
+    let live = edited(up(), |spec| spec.termination_grace_period_seconds = 1);
+    assert_eq!(decide(&live, &ready()).step, Step::Wait(None));
+}
+
+#[test]
+fn a_shutdown_that_takes_too_long_ends_in_a_kill() {
+    let record = edited(stopping(up()), |spec| spec.termination_grace_period_seconds = 5);
+    let asked = Observed { asked: true, ..ready() };
+    assert_eq!(plan(&record, &asked, RULES, at(9)).step, Step::Wait(Some(at(10))));
+    assert!(matches!(plan(&record, &asked, RULES, at(10)).step, Step::Kill { .. }));
+    let impatient = edited(stopping(up()), |spec| spec.termination_grace_period_seconds = 0);
+    assert!(matches!(plan(&impatient, &ready(), RULES, at(0)).step, Step::Kill { .. }));
+}
+
+#[test]
+fn a_guest_that_was_never_heard_of_is_killed_not_asked() {
+    assert!(matches!(decide(&stopping(up()), &seen()).step, Step::Kill { .. }));
+    assert!(matches!(plan(&up(), &seen(), RULES, at(61)).step, Step::Kill { .. }));
+}
+
+#[test]
+fn an_adopted_guest_gets_a_moment_to_link_up_before_the_power_button() {
+    let lost = Observed { guest: Guest::Silent { ever: true, since: at(0) }, ..seen() };
+    assert_eq!(plan(&stopping(up()), &lost, RULES, at(1)).step, Step::Wait(Some(at(3))));
+    assert_eq!(plan(&stopping(up()), &lost, RULES, at(3)).step, Step::Ask);
+}
+
+#[test]
+fn run_policies_decide_over_the_end() {
+    let ended = |policy, code| {
+        let record = edited(up(), |spec| spec.run_policy = policy);
+        let last = Some(GuestState::Exited { code });
+        match decide(&record, &exited(last, None)).step {
+            Step::RecordExit { rerun, failed } => (rerun, failed),
+            step => panic!("{step:?}"),
+        }
+    };
+    assert_eq!(ended(RunPolicy::Always, 0), (true, true));
+    assert_eq!(ended(RunPolicy::RerunOnFailure, 0), (false, false));
+    assert_eq!(ended(RunPolicy::RerunOnFailure, 3), (true, true));
+    assert_eq!(ended(RunPolicy::Once, 3), (false, false));
+    let once = edited(up(), |spec| spec.run_policy = RunPolicy::Once);
+    let never_began = Observed { guest: Guest::Silent { ever: false, since: at(0) }, ..exited(None, None) };
+    assert_eq!(decide(&once, &never_began).step, Step::RecordExit { rerun: true, failed: true });
+    let adopted = exited(None, Some(0));
+    assert_eq!(decide(&once, &adopted).step, Step::RecordExit { rerun: false, failed: false });
+}
+
+#[test]
+fn an_ended_vm_runs_again_only_for_a_new_spec_or_policy() {
+    let mut ended = reserved();
+    ended.object.spec.run_policy = RunPolicy::Once;
+    ended.run = Run::Ended { spec: Box::new(ended.object.spec.clone()) };
+    ended.last_exit = Some(LastExit {
+        code: Some(1),
+        reason: "Error".to_owned(),
+        message: "it failed".to_owned(),
+        finished_at: at(0),
+    });
+    let step = |record: &VmRecord| decide(record, &seen()).step;
+    assert_eq!(step(&ended), Step::Wait(None));
+    assert_eq!(
+        step(&edited(ended.clone(), |spec| spec.termination_grace_period_seconds = 1)),
+        Step::Wait(None)
+    );
+    assert_eq!(step(&edited(ended.clone(), |spec| spec.cpus = 2)), Step::Queue);
+    assert_eq!(step(&edited(ended.clone(), |spec| spec.run_policy = RunPolicy::RerunOnFailure)), Step::Queue);
+    assert_eq!(step(&edited(ended, |spec| spec.run_policy = RunPolicy::Halted)), Step::Wait(None));
+}
+
+#[test]
+fn deletion_goes_one_way_stop_tear_down_remove() {
+    assert!(matches!(decide(&deleted(up()), &ready()).step, Step::Stop { .. }));
+    assert_eq!(decide(&deleted(reserved()), &seen()).step, Step::TearDown);
+    assert_eq!(decide(&deleted(record()), &seen()).step, Step::Remove);
+}
+
+#[test]
+fn a_new_image_is_ready_before_the_vm_stops_for_it() {
+    let mut record = up();
+    let missing = ImageView::Known { pin: pin('b'), disk: None, pull: None, direct: true };
+    let look = |image| Observed { image, ..ready() };
+    assert_eq!(decide(&record, &look(known(pin('b')))).step, Step::Pin(pin('b')));
+    record.image = Some(pin('b'));
+    assert_eq!(decide(&record, &look(missing)).step, Step::Pull(pin('b')));
+    assert!(matches!(decide(&record, &look(known(pin('b')))).step, Step::Stop { .. }));
+    record.run = Run::Idle;
+    assert_eq!(decide(&record, &look(known(pin('b')))).step, Step::Reserve { discard_disk: true });
+}
+
+#[test]
+fn a_closed_gate_holds_the_failed_step_but_not_a_deletion() {
+    let failure = |step: &Step| Failure {
+        reason: "X".to_owned(),
+        message: "x".to_owned(),
+        transient: true,
+        step: discriminant(step),
+    };
+    let gated =
+        Observed { failure: Some(failure(&Step::Boot)), closed_until: Some(at(20)), permit: true, ..seen() };
+    let waiting = decide(&reserved(), &gated);
+    assert_eq!(
+        (waiting.step, waiting.phase, waiting.reason.as_str()),
+        (Step::Wait(Some(at(20))), "Backoff", "X")
+    );
+    // A crash loop's gate does not delay the record of the next exit, nor a stop.
+    let exit =
+        Observed { failure: Some(failure(&Step::Boot)), closed_until: Some(at(20)), ..exited(None, None) };
+    assert!(matches!(decide(&up(), &exit).step, Step::RecordExit { .. }));
+    let stalled = Failure { transient: false, ..failure(&Step::Boot) };
+    let stalled = Observed { failure: Some(stalled), closed_until: None, permit: true, ..seen() };
+    assert_eq!(
+        (decide(&reserved(), &stalled).step, decide(&reserved(), &stalled).phase),
+        (Step::Wait(None), "Failed")
+    );
+}
+
+fn any_record() -> impl Strategy<Value = VmRecord> {
+    let policies = [RunPolicy::Always, RunPolicy::RerunOnFailure, RunPolicy::Once, RunPolicy::Halted];
+    (0..4_usize, any::<bool>(), any::<bool>(), prop::sample::select(policies.to_vec()), 0..40_u32).prop_map(
+        |(stage, gone, stop, policy, grace)| {
+            let record = match stage {
+                0 => record(),
+                1 => reserved(),
+                _ => up(),
+            };
+            let record = if stop { stopping(record) } else { record };
+            let record = edited(record, |spec| {
+                spec.run_policy = policy;
+                spec.termination_grace_period_seconds = grace;
+            });
+            if gone { deleted(record) } else { record }
+        },
+    )
+}
+
+fn any_sight() -> impl Strategy<Value = Observed> {
+    let guests = [
+        Guest::Silent { ever: false, since: at(0) },
+        Guest::Silent { ever: true, since: at(0) },
+        Guest::Connected { state: GuestState::Ready, since: at(0) },
+        Guest::Connected { state: GuestState::Exited { code: 1 }, since: at(0) },
+    ];
+    let images = [
+        ImageView::Unresolved { reference: "r".to_owned() },
+        ImageView::Waiting { reason: "ImageNotFound".to_owned(), message: String::new() },
+        ImageView::Known { pin: pin('a'), disk: None, pull: None, direct: true },
+        known(pin('a')),
+        known(pin('b')),
+    ];
+    (prop::sample::select(guests.to_vec()), prop::sample::select(images.to_vec()), any::<[bool; 4]>())
+        .prop_map(|(guest, image, [exit, permit, asked, closed])| {
+            let base = if exit { exited(None, Some(1)) } else { seen() };
+            let failed = Failure {
+                reason: "X".to_owned(),
+                message: String::new(),
+                transient: true,
+                step: discriminant(&Step::Boot),
+            };
+            let failure = closed.then_some(failed);
+            let closed_until = closed.then_some(at(5000));
+            Observed { guest, image, permit, asked, failure, closed_until, ..base }
+        })
+}
+
+proptest! {
+    /// Whatever is recorded and seen: nothing boots that is deleted, halted, up, unreserved or behind
+    /// a closed gate, and nothing that is up loses its reservation or record.
+    #[test]
+    fn no_step_breaks_the_order_of_things(record in any_record(), seen in any_sight(), second in 0..100_i64) {
+        let now = at(second);
+        let step = plan(&record, &seen, RULES, now).step;
+        let is_up = matches!(record.run, Run::Up { .. });
+        let gone = record.object.metadata.deletion_timestamp.is_some();
+        match step {
+            Step::Boot | Step::Queue => {
+                prop_assert!(!gone && !is_up && record.reservation.is_some() && seen.closed_until.is_none());
+                prop_assert!(record.object.spec.run_policy != RunPolicy::Halted);
+                prop_assert_eq!(&record.reservation.unwrap().image, &record.image.unwrap().digest);
+            }
+            Step::TearDown | Step::Remove => prop_assert!(gone && !is_up),
+            Step::Reserve { .. } => prop_assert!(!gone && !is_up),
+            Step::Stop { .. } | Step::Ask | Step::Kill { .. } | Step::RecordExit { .. } => prop_assert!(is_up),
+            Step::Wait(Some(until)) => prop_assert!(until > now, "a wait that is over spins"),
+            Step::Wait(None) | Step::Resolve(_) | Step::Pin(_) | Step::Pull(_) => {}
+        }
+    }
+
+    /// A VM that is up and deleted is on its way down, or waits with a time limit.
+    #[test]
+    fn a_deletion_never_waits_for_ever(record in any_record(), seen in any_sight(), second in 0..100_i64) {
+        let record = deleted(record);
+        let step = plan(&record, &seen, RULES, at(second)).step;
+        prop_assert!(step != Step::Wait(None), "{step:?}");
+    }
+}

@@ -1,0 +1,306 @@
+//! Pulling from a registry that fails, lies and stalls.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::oci::{Image, Item, Layer, digest, noise, tar};
+use common::registry::{Reply, ScriptedRegistry};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use vmlet::image::{
+    Digest, ImageError, ImageStore, Images, Limits, Progress, Reference, Settings, StagedDisk,
+};
+
+/// Quick to give up, so that tests are quick.
+fn impatient() -> Settings {
+    Settings {
+        idle_timeout: Duration::from_millis(300),
+        backoff: Duration::from_millis(1),
+        backoff_max: Duration::from_millis(5),
+        ..Settings::default()
+    }
+}
+
+struct Setup {
+    state: TempDir,
+    store: ImageStore,
+    registry: ScriptedRegistry,
+    digest: Digest,
+}
+
+impl Setup {
+    async fn new(
+        image: &Image,
+        settings: Settings,
+        script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let registry = ScriptedRegistry::start(image, script).await;
+        Setup::with(image, settings, registry)
+    }
+
+    fn with(image: &Image, settings: Settings, registry: ScriptedRegistry) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(state.path(), settings).unwrap();
+        Setup { state, store, registry, digest: image.digest().parse().unwrap() }
+    }
+
+    fn reference(&self) -> Reference {
+        self.registry.reference().parse().unwrap()
+    }
+
+    async fn resolve(&self) -> Result<Digest, ImageError> {
+        limited(self.store.resolve(&self.reference())).await
+    }
+
+    async fn stage(&self) -> Result<StagedDisk, ImageError> {
+        let (progress, _) = watch::channel(Progress::default());
+        limited(self.store.stage(&self.reference(), &self.digest, &progress)).await
+    }
+}
+
+async fn limited<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it takes too long")
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).unwrap().next().is_none()
+}
+
+/// An image of one layer of 300 KB, and the digest of its blob.
+fn image() -> (Image, String) {
+    let layer = Layer::plain(&tar(&[Item::file("noise", noise(1, 300_000))]));
+    let blob = digest(&layer.blob);
+    (Image::new(vec![layer]), blob)
+}
+
+#[tokio::test]
+async fn broken_connections_are_resumed() {
+    let (image, blob) = image();
+    let wanted = blob.clone();
+    let setup = Setup::new(&image, impatient(), move |path, nth| match nth {
+        _ if path != wanted => Reply::Serve,
+        0..3 => Reply::Break(70_000),
+        _ => Reply::Serve,
+    })
+    .await;
+    let (progress, seen) = watch::channel(Progress::default());
+    limited(setup.store.stage(&setup.reference(), &setup.digest, &progress)).await.unwrap();
+    let asked = setup.registry.asked(&blob);
+    assert_eq!(asked.len(), 4);
+    assert_eq!(asked[0].range, None);
+    assert!(
+        asked[1..].iter().all(|asked| asked.range.as_deref().unwrap().starts_with("bytes=")),
+        "{asked:?}"
+    );
+    let seen = seen.borrow();
+    assert_eq!((seen.layers, seen.layers_done), (1, 1));
+    assert_eq!(
+        (seen.bytes, seen.bytes_done),
+        (image.blobs[&blob].len() as u64, image.blobs[&blob].len() as u64)
+    );
+}
+
+#[tokio::test]
+async fn a_registry_may_ignore_ranges() {
+    let (image, blob) = image();
+    let setup = Setup::new(&image, impatient(), move |path, nth| match nth {
+        0 if path == blob => Reply::Break(100_000),
+        _ => Reply::IgnoreRange,
+    })
+    .await;
+    setup.stage().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stalled_registry_is_asked_again() {
+    let (image, blob) = image();
+    let setup = Setup::new(&image, impatient(), move |path, nth| match nth {
+        0 if path == blob => Reply::Stall(100_000),
+        _ => Reply::Serve,
+    })
+    .await;
+    setup.stage().await.unwrap();
+}
+
+#[tokio::test]
+async fn overload_is_waited_for() {
+    let (image, _) = image();
+    let setup = Setup::new(&image, impatient(), |_, nth| match nth {
+        0 => Reply::Status(503),
+        1 => Reply::Throttle(3600),
+        _ => Reply::Serve,
+    })
+    .await;
+    assert_eq!(setup.resolve().await.unwrap(), setup.digest);
+    setup.stage().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_registry_is_given_up() {
+    let (image, blob) = image();
+    let wanted = blob.clone();
+    let setup = Setup::new(&image, impatient(), move |path, _| match path == wanted {
+        true => Reply::Break(10),
+        false => Reply::Serve,
+    })
+    .await;
+    let error = setup.stage().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("RegistryUnavailable", true), "{error}");
+    assert_eq!(setup.registry.asked(&blob).len(), 5);
+    assert!(is_empty(&setup.state.path().join("staging")));
+}
+
+#[tokio::test]
+async fn what_is_not_there_may_come() {
+    let (image, _) = image();
+    let setup = Setup::new(&image, impatient(), |_, _| Reply::Serve).await;
+    let reference = format!("{}x", setup.registry.reference()).parse().unwrap();
+    let error = limited(setup.store.resolve(&reference)).await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("NotFound", true));
+    assert!(error.message.contains("manifest unknown"), "{error}");
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_refused() {
+    let (image, blob) = image();
+    let mut wrong = image.blobs[&blob].clone();
+    // In the file's data: only the digest can tell.
+    wrong[100_000] ^= 1;
+    let setup = Setup::new(&image, impatient(), move |path, _| match path == blob {
+        true => Reply::Bytes(wrong.clone()),
+        false => Reply::Serve,
+    })
+    .await;
+    let error = setup.stage().await.unwrap_err();
+    assert_eq!(error.reason, "DigestMismatch", "{error}");
+    assert!(is_empty(&setup.state.path().join("staging")));
+}
+
+#[tokio::test]
+async fn a_wrong_manifest_is_refused() {
+    let (image, _) = image();
+    let other = Image::new(Vec::new());
+    let setup = Setup::new(&image, impatient(), move |path, _| match path.len() {
+        71 => Reply::Bytes(other.manifest.clone()),
+        _ => Reply::Serve,
+    })
+    .await;
+    assert_eq!(setup.stage().await.unwrap_err().reason, "DigestMismatch");
+}
+
+#[tokio::test]
+async fn sizes_must_be_right() {
+    for lie in [-1i64, 1] {
+        let mut layer = Layer::plain(&tar(&[Item::file("noise", noise(1, 300_000))]));
+        layer.size = layer.size.checked_add_signed(lie).unwrap();
+        let setup = Setup::new(&Image::new(vec![layer]), impatient(), |_, _| Reply::Serve).await;
+        let error = setup.stage().await.unwrap_err();
+        assert_eq!((error.reason, error.transient), ("InvalidImage", false), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn endless_bodies_end() {
+    let (image, blob) = image();
+    let setup = Setup::new(&image, impatient(), |_, _| Reply::Endless(vec![b' '; 100_000])).await;
+    let error = setup.resolve().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("LimitExceeded", false));
+    assert!(error.message.contains("manifest_bytes"), "{error}");
+
+    let setup = Setup::new(&image, impatient(), move |path, _| match path == blob {
+        true => Reply::Endless(vec![0; 100_000]),
+        false => Reply::Serve,
+    })
+    .await;
+    let error = setup.stage().await.unwrap_err();
+    assert!(["InvalidImage", "DigestMismatch"].contains(&error.reason), "{error}");
+}
+
+#[tokio::test]
+async fn limits_are_named() {
+    let (image, _) = image();
+    type Set = fn(&mut Limits);
+    let cases: [(&str, Set); 6] = [
+        ("compressed_bytes", |limits| limits.compressed_bytes = 1000),
+        ("unpacked_bytes", |limits| limits.unpacked_bytes = 1000),
+        ("disk_bytes", |limits| limits.disk_bytes = 128 << 10),
+        ("entries", |limits| limits.entries = 0),
+        ("layers", |limits| limits.layers = 0),
+        ("config_bytes", |limits| limits.config_bytes = 1),
+    ];
+    for (name, set) in cases {
+        let mut settings = impatient();
+        set(&mut settings.limits);
+        let setup = Setup::new(&image, settings, |_, _| Reply::Serve).await;
+        let error = setup.stage().await.unwrap_err();
+        assert_eq!((error.reason, error.transient), ("LimitExceeded", false), "{name}: {error}");
+        assert!(error.message.contains(name), "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_fetched_and_kept() {
+    let (image, _) = image();
+    let registry = ScriptedRegistry::start_private(&image, "secret").await;
+    let setup = Setup::with(&image, impatient(), registry);
+    assert_eq!(setup.resolve().await.unwrap(), setup.digest);
+    setup.stage().await.unwrap();
+    assert_eq!(setup.registry.asked("/token").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn different_images_are_pulled_at_once() {
+    // Each registry sends its blob only once the other was asked for its own.
+    let (left, left_blob) = image();
+    let layer = Layer::gzip(&tar(&[Item::file("other", noise(2, 1000))]));
+    let right_blob = digest(&layer.blob);
+    let right = Image::new(vec![layer]);
+    let barrier = Arc::new(std::sync::Barrier::new(2));
+    let script = |blob: String, barrier: Arc<std::sync::Barrier>| {
+        move |path: &str, _| {
+            if path == blob {
+                tokio::task::block_in_place(|| barrier.wait());
+            }
+            Reply::Serve
+        }
+    };
+    let (left_script, right_script) = (script(left_blob, barrier.clone()), script(right_blob, barrier));
+    let left_registry = ScriptedRegistry::start(&left, left_script).await;
+    let right_registry = ScriptedRegistry::start(&right, right_script).await;
+    let setup = Setup::with(&left, impatient(), left_registry);
+    let (progress, _) = watch::channel(Progress::default());
+    let (reference, digest) = (right_registry.reference().parse().unwrap(), right.digest().parse().unwrap());
+    let both = async { tokio::join!(setup.stage(), setup.store.stage(&reference, &digest, &progress)) };
+    let (one, other) = limited(both).await;
+    one.unwrap();
+    other.unwrap();
+}
+
+#[tokio::test]
+async fn a_dropped_pull_leaves_nothing() {
+    let (image, blob) = image();
+    let setup = Setup::new(&image, Settings::default(), move |path, _| match path == blob {
+        true => Reply::Stall(100_000),
+        false => Reply::Serve,
+    })
+    .await;
+    let (progress, mut seen) = watch::channel(Progress::default());
+    let reference = setup.reference();
+    {
+        let mut stage = std::pin::pin!(setup.store.stage(&reference, &setup.digest, &progress));
+        let under_way = seen.wait_for(|progress| progress.bytes_done >= 100_000);
+        tokio::select! {
+            _ = &mut stage => panic!("the pull cannot end"),
+            under_way = limited(under_way) => { under_way.unwrap(); }
+        }
+        assert!(!is_empty(&setup.state.path().join("staging")));
+    }
+    assert!(is_empty(&setup.state.path().join("staging")));
+    // The threads hold a sender each while they run.
+    drop(progress);
+    limited(async { while seen.changed().await.is_ok() {} }).await;
+}
