@@ -1,4 +1,5 @@
 //! The command line as its users meet it: the real binary against a real socket.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
