@@ -1,0 +1,336 @@
+//! The command line as its users meet it: the real binary against a real socket.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
+use std::time::Duration;
+
+use assert_cmd::Command;
+use insta::assert_snapshot;
+use jiff::Timestamp;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
+use vmlet::api::{Guests, bind, serve};
+use vmlet::manifest::decode;
+use vmlet::object::{Condition, ConditionStatus, Kind, ObjectKey, Uid, VmStatus};
+use vmlet::store::{Origin, Severity, Store, VmUpdate};
+
+const MANIFEST: &str = "\
+apiVersion: vmlet.dev/v1alpha1
+kind: Image
+metadata: {name: debian}
+spec: {source: {oci: {reference: 'debian:12'}}}
+---
+apiVersion: vmlet.dev/v1alpha1
+kind: VM
+metadata: {name: web, labels: {tier: front}}
+spec: {image: {name: debian}}
+---
+apiVersion: vmlet.dev/v1alpha1
+kind: VM
+metadata: {name: ci-1}
+spec: {image: {oci: 'alpine:3'}}
+";
+
+/// Every VM has the same scripted guest and folder.
+struct OneGuest {
+    agent: Agent,
+    dir: PathBuf,
+}
+
+impl Guests for OneGuest {
+    fn agent(&self, _: Uid) -> Option<Agent> {
+        Some(self.agent.clone())
+    }
+
+    fn vm_dir(&self, _: Uid) -> PathBuf {
+        self.dir.clone()
+    }
+}
+
+/// A daemon's API, served by this process.
+struct Daemon {
+    dir: TempDir,
+    runtime: Runtime,
+    store: Store,
+    _guest: FakeGuest,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = Runtime::new().unwrap();
+        let (store, _) = Store::in_memory();
+        let guest = FakeGuest::new(FakeScript::default());
+        runtime.block_on(async {
+            let log = LogSink::new(dir.path().join("fake.log"), 1 << 20);
+            let agent = Agent::connect(guest.connect(), log).await.unwrap();
+            let guests = Arc::new(OneGuest { agent, dir: dir.path().to_owned() });
+            let listener = bind(&dir.path().join("vmlet.sock")).await.unwrap();
+            tokio::spawn(serve(listener, store.clone(), guests, CancellationToken::new()));
+        });
+        let daemon = Daemon { dir, runtime, store, _guest: guest };
+        daemon.declare(MANIFEST);
+        daemon.ready("web");
+        daemon
+    }
+
+    fn declare(&self, yaml: &str) {
+        let decoded = decode(Path::new("all.yaml"), yaml.as_bytes());
+        assert_eq!(decoded.diagnostics, []);
+        for located in decoded.objects {
+            let origin =
+                Origin { source: "directory:/m".into(), path: "/m/all.yaml".into(), line: located.line };
+            let declared = self.store.declare(located.object, origin, false, Timestamp::now());
+            self.runtime.block_on(declared).unwrap();
+        }
+    }
+
+    fn ready(&self, name: &str) {
+        let key = ObjectKey::new(Kind::Vm, "default", name);
+        let record = self.store.vm(&key).unwrap();
+        let condition = Condition {
+            kind: "Ready".into(),
+            status: ConditionStatus::True,
+            observed_generation: 1,
+            last_transition_time: Timestamp::now(),
+            reason: "Running".into(),
+            message: "the workload runs".into(),
+        };
+        let status = VmStatus {
+            phase: "Running".into(),
+            conditions: vec![condition],
+            observed_generation: 1,
+            addresses: vec!["10.88.0.4".into()],
+            ..VmStatus::default()
+        };
+        let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
+        let uid = record.object.metadata.uid.unwrap();
+        self.runtime.block_on(self.store.publish_vm(&key, uid, update)).unwrap();
+    }
+
+    fn vmlet(&self, words: &[&str]) -> Command {
+        let mut command = vmlet(words);
+        command.env("VMLET_HOST", self.dir.path().join("vmlet.sock"));
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> (i32, String, String) {
+        outcome(&self.vmlet(words).output().unwrap())
+    }
+
+    /// The output of a verb that succeeds.
+    fn text(&self, words: &[&str]) -> String {
+        let (code, stdout, stderr) = self.run(words);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{words:?}");
+        stdout
+    }
+}
+
+fn vmlet(words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmlet"));
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.timeout(Duration::from_secs(30)).args(words);
+    command
+}
+
+fn outcome(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+/// The text with ages, uids and times made equal.
+fn steady(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let words: Vec<String> = line
+            .split(' ')
+            .map(|word| match word {
+                age if age.ends_with('s') && age[..age.len() - 1].parse::<u32>().is_ok() => "0s".to_owned(),
+                time if time.parse::<Timestamp>().is_ok() => "TIME".to_owned(),
+                uid if uid.parse::<Uid>().is_ok() => "UID".to_owned(),
+                other => other.to_owned(),
+            })
+            .collect();
+        lines.push(words.join(" "));
+    }
+    lines.join("\n")
+}
+
+#[test]
+fn help() {
+    for verb in ["", "get", "wait", "exec", "logs", "validate"] {
+        let words: Vec<&str> = [verb, "-h"].into_iter().filter(|word| !word.is_empty()).collect();
+        let (code, stdout, _) = outcome(&vmlet(&words).output().unwrap());
+        assert_eq!(code, 0);
+        assert_snapshot!(format!("help_{verb}"), stdout);
+    }
+}
+
+#[test]
+fn tables() {
+    let daemon = Daemon::start();
+    assert_snapshot!("get_vms", steady(&daemon.text(&["get", "vms"])));
+    assert_snapshot!("get_vms_wide", steady(&daemon.text(&["get", "vms", "-o", "wide"])));
+    assert_snapshot!("get_all", steady(&daemon.text(&["get", "all", "-A"])));
+    assert_eq!(daemon.text(&["get", "vms", "-o", "name", "-l", "tier=front"]), "vm/web\n");
+    let (code, stdout, stderr) = daemon.run(&["get", "vms", "-n", "other"]);
+    assert_eq!((code, stdout.as_str()), (0, ""));
+    assert_eq!(stderr, "No resources found in other namespace.\n");
+}
+
+#[test]
+fn objects() {
+    let daemon = Daemon::start();
+    let list: Value = serde_json::from_str(&daemon.text(&["get", "all", "-o", "json"])).unwrap();
+    assert_eq!((list["kind"].as_str(), list["items"].as_array().map(Vec::len)), (Some("List"), Some(3)));
+    let web: Value = serde_json::from_str(&daemon.text(&["get", "vm/web", "-o", "json"])).unwrap();
+    assert_eq!(web["metadata"]["name"], "web");
+    // What `get -o yaml` prints is a manifest.
+    let yaml = daemon.text(&["get", "vm", "web", "-o", "yaml"]);
+    assert_eq!(decode(Path::new("web.yaml"), yaml.as_bytes()).diagnostics, []);
+}
+
+#[test]
+fn one_missing_object_does_not_hide_the_others() {
+    let daemon = Daemon::start();
+    let (code, stdout, stderr) = daemon.run(&["get", "vm", "web", "nope"]);
+    assert_eq!(code, 1);
+    assert!(stdout.contains("web "), "{stdout}");
+    assert_eq!(
+        stderr,
+        "error: vms.vmlet.dev \"nope\" not found\nhint: `vmlet get all -A` shows what there is\n"
+    );
+}
+
+#[test]
+fn describe() {
+    let daemon = Daemon::start();
+    let key = ObjectKey::new(Kind::Vm, "default", "web");
+    let now = Timestamp::now();
+    daemon.store.record_event(&key, None, Severity::Normal, "Started", "hostile \x1b[2J text", now);
+    assert_snapshot!("describe_vm", steady(&daemon.text(&["describe", "vm/web"])));
+    assert_snapshot!("events", steady(&daemon.text(&["events", "--for", "vm/web"])));
+}
+
+#[test]
+fn deletion_is_refused_with_the_file() {
+    let daemon = Daemon::start();
+    let (code, _, stderr) = daemon.run(&["delete", "vm/web"]);
+    assert_eq!(code, 1);
+    assert_snapshot!("delete", stderr);
+}
+
+#[test]
+fn waiting() {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.text(&["wait", "--for", "condition=Ready", "vm/web"]), "vm/web condition met\n");
+    assert_eq!(daemon.text(&["wait", "--for", "delete", "vm/nope"]), "vm/nope deleted\n");
+    let (code, _, stderr) =
+        daemon.run(&["wait", "--for", "condition=Ready", "vm", "--all", "--timeout", "100ms"]);
+    assert_eq!(code, 1);
+    assert_snapshot!("wait_timed_out", stderr);
+    let (code, _, stderr) = daemon.run(&["wait", "--for", "condition=Ready", "vm/nope"]);
+    assert_eq!((code, stderr.lines().next()), (1, Some("error: vm/nope not found")));
+    assert_eq!(daemon.run(&["wait", "--for", "Ready", "vm/web"]).0, 2);
+    assert_eq!(daemon.run(&["wait", "--for", "delete", "vm"]).0, 2);
+    // The condition comes while it is waited for.
+    std::thread::scope(|scope| {
+        let wait = scope.spawn(|| daemon.text(&["wait", "--for", "condition=Ready", "vm", "--all"]));
+        daemon.ready("ci-1");
+        let met = wait.join().unwrap();
+        assert!(met.contains("vm/ci-1 condition met") && met.contains("vm/web condition met"), "{met}");
+    });
+}
+
+#[test]
+fn commands_in_vms() {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.run(&["exec", "web", "--", "exit", "3"]).0, 3);
+    assert_eq!(daemon.run(&["exec", "vm/web", "--", "exit", "0"]).0, 0);
+    let input = "line\n".repeat(100_000);
+    let cat = daemon.vmlet(&["exec", "-i", "web", "--", "cat"]).write_stdin(input.clone()).output().unwrap();
+    assert_eq!(cat.status.code(), Some(0));
+    assert!(cat.stdout == input.as_bytes(), "all of the input comes back");
+    let (code, _, stderr) = daemon.run(&["exec", "web", "--", "unknown"]);
+    assert_eq!(code, 1);
+    assert!(stderr.starts_with("error: "), "{stderr}");
+}
+
+#[test]
+fn logs() {
+    let daemon = Daemon::start();
+    let (code, _, stderr) = daemon.run(&["logs", "web"]);
+    assert_eq!(code, 1);
+    assert_eq!(stderr, "error: vm/web has no workload.log (yet): it is Running\n");
+    std::fs::write(daemon.dir.path().join("workload.log"), "one\ntwo\nthree\n").unwrap();
+    assert_eq!(daemon.text(&["logs", "web"]), "one\ntwo\nthree\n");
+    assert_eq!(daemon.text(&["logs", "--tail", "1", "vm/web"]), "three\n");
+    std::fs::write(daemon.dir.path().join("console.log"), "booting\n").unwrap();
+    assert_eq!(daemon.text(&["console", "web"]), "booting\n");
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let daemon = Daemon::start();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vmlet"));
+    command.args(["get", "vms"]).env("VMLET_HOST", daemon.dir.path().join("vmlet.sock")).stdout(writer);
+    let output = command.stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!(outcome(&output), (0, String::new(), String::new()));
+}
+
+#[test]
+fn no_daemon_and_wrong_use() {
+    let (code, _, stderr) =
+        outcome(&vmlet(&["get", "vms", "--socket", "/nonexistent/sock"]).output().unwrap());
+    assert_eq!(code, 1);
+    assert_snapshot!("no_daemon", stderr);
+    let (code, _, stderr) = outcome(&vmlet(&["get", "pods"]).output().unwrap());
+    assert_eq!((code, stderr.lines().next().unwrap().starts_with("error: unknown kind")), (2, true));
+    assert_eq!(outcome(&vmlet(&["frobnicate"]).output().unwrap()).0, 2);
+}
+
+#[test]
+fn validate() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("good.yaml"), MANIFEST).unwrap();
+    let run = |words: &[&str]| outcome(&vmlet(words).current_dir(dir.path()).output().unwrap());
+    let (code, stdout, _) = run(&["validate", "good.yaml"]);
+    assert_eq!((code, stdout.as_str()), (0, "3 objects in 1 file are valid\n"));
+    assert_eq!(run(&["validate", "."]).0, 0);
+    let bad = "apiVersion: vmlet.dev/v1alpha1\nkind: VM\nmetadata: {name: web}\nspec:\n  image: {oci: a}\n  memroy: 256Mi\n";
+    std::fs::write(dir.path().join("bad.yaml"), bad).unwrap();
+    let (code, stdout, stderr) = run(&["validate", "bad.yaml"]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert_snapshot!("validate", stderr);
+    let (code, stdout, _) = run(&["validate", "-o", "json", "."]);
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, report["valid"].as_bool()), (1, Some(false)));
+    assert_eq!(report["diagnostics"][0]["field"], "spec.memroy");
+    std::fs::write(dir.path().join("bad.yaml"), MANIFEST).unwrap();
+    let (code, _, stderr) = run(&["validate", "good.yaml", "bad.yaml"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("vm/web is declared already at good.yaml:"), "{stderr}");
+    assert_eq!(run(&["validate", "absent.yaml"]).0, 1);
+}
+
+#[test]
+fn documents_for_other_tools() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, stdout, _) = outcome(&vmlet(&["completions", shell]).output().unwrap());
+        assert!(code == 0 && stdout.contains("validate"), "{shell}");
+    }
+    let (_, crd, _) = outcome(&vmlet(&["schema", "--crd", "vm"]).output().unwrap());
+    let crd: Value = serde_json::from_str(&crd).unwrap();
+    assert_eq!(crd["kind"], "CustomResourceDefinition");
+    let (code, findings, _) = outcome(&vmlet(&["doctor", "-o", "json"]).output().unwrap());
+    let findings: Value = serde_json::from_str(&findings).unwrap();
+    let failed = findings.as_array().unwrap().iter().any(|finding| finding["status"] == "Fail");
+    assert_eq!(code, i32::from(failed));
+}
