@@ -67,7 +67,9 @@ async fn a_workload_is_looked_into_and_shut_down() {
     let argv = ["sh", "-c", "echo $((6 * 7))"].map(str::to_owned).to_vec();
     let mut session = agent.exec(ExecRequest { argv, ..ExecRequest::default() }).await.expect("it starts");
     let mut output = Vec::new();
-    while let Some(part) = session.output.recv().await {
+    while let Some(part) =
+        tokio::time::timeout(LIMIT, session.output.recv()).await.expect("the process ends in time")
+    {
         match part {
             ExecOutput::Stdout(bytes) => output.extend(bytes),
             ExecOutput::Exit(code) => assert_eq!(code, 0),
