@@ -207,6 +207,9 @@ impl Waiting {
         let replaced = pending.uid.as_ref().is_some_and(|earlier| *earlier != uid);
         pending.uid = Some(uid);
         let (text, sign) = doing(object);
+        // Off a terminal a line for each new thing that it does, not for each percent of it.
+        let steps = |text: &str| text.replace(|digit: char| digit.is_ascii_digit(), "");
+        let news = steps(&pending.doing) != steps(&text);
         pending.doing.clone_from(&text);
         match &self.goal {
             Goal::Delete if replaced => return self.finish(key, "deleted"),
@@ -215,8 +218,10 @@ impl Waiting {
             }
             _ => {}
         }
-        if let Some(board) = &mut self.board {
-            board.set(&key.to_string(), format!("{key}  {text}"), sign);
+        match &mut self.board {
+            Some(board) => board.set(&key.to_string(), format!("{key}  {text}"), sign),
+            None if news => writeln!(io::stderr(), "{key}  {text}")?,
+            None => {}
         }
         Ok(())
     }
