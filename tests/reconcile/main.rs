@@ -301,10 +301,15 @@ async fn a_killed_engine_is_followed_by_one_that_adopts_what_runs() {
     let before: Vec<Run> = ["a", "b", "c"].map(|name| rig.vm(name).run.clone()).to_vec();
     rig.kill().await;
     rig.crash("c");
+    let mut changes = rig.store.watch(None).unwrap();
     rig.start();
     rig.until(&vm_key("c"), |record| matches!(record, Some(Record::Vm(vm)) if vm.starts == 2)).await;
     rig.ready(&vm_key("c")).await;
     assert_eq!([rig.vm("a").run.clone(), rig.vm("b").run.clone()].as_slice(), &before[..2]);
+    let flaps = |record: &Record| record.key() == vm_key("a") && !is_ready(record);
+    while let Ok(Ok(change)) = tokio::time::timeout(SECOND, changes.next()).await {
+        assert!(!flaps(&change.record), "an adopted VM stays Ready: {:#?}", change.record);
+    }
     assert_eq!(rig.driver.violations(), Vec::<String>::new());
 }
 

@@ -68,8 +68,7 @@ struct Process {
 
 impl VmTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
-        let timings =
-            world.store.vm(&key).map(|record| record.object.status.timings.clone()).unwrap_or_default();
+        let status = world.store.vm(&key).map(|record| record.object.status.clone()).unwrap_or_default();
         VmTask {
             backoff: Backoff::new(world.settings.backoff),
             world,
@@ -81,8 +80,8 @@ impl VmTask {
             queue: None,
             process: None,
             asked: false,
-            ready: false,
-            timings,
+            ready: status::was_ready(&status),
+            timings: status.timings,
             waiting_since: None,
             released_at: None,
         }
@@ -301,7 +300,7 @@ impl Reconciler for VmTask {
         let plan = plan(&record, &seen, rules, now);
         let extras = status::Extras { driver: world.driver.name(), timings: &self.timings };
         let status = status::status(&record, &seen, &plan, &extras, now);
-        self.announce(status.conditions.iter().any(|c| c.kind == "Ready" && c.status == true.into()));
+        self.announce(status::was_ready(&status));
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
         if let Err(error) = world.store.publish_vm(&self.key, self.uid, update).await {
             tracing::debug!(vm = %self.key, %error, "status not published");

@@ -306,6 +306,10 @@ fn guest(seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
             }
             Plan::wait(Some(until)).told("Starting", "Booting", "the guest's kernel is starting")
         }
+        Guest::Silent { ever: true, since } if links_up(*since, now) => {
+            let message = "the link to the guest is being made anew";
+            Plan::wait(since.saturating_add(LINK_UP).ok()).told("Running", "Adopting", message)
+        }
         Guest::Silent { ever: true, .. } => Plan::wait(retry_image).told(
             "Running",
             "AgentLost",
@@ -357,11 +361,14 @@ fn stopping_plan(record: &VmRecord, seen: &Observed, since: Timestamp, now: Time
     }
     match seen.guest {
         _ if seen.asked => Plan::wait(Some(deadline)),
-        Guest::Silent { since, .. } if now < since.saturating_add(LINK_UP).unwrap_or(Timestamp::MAX) => {
-            Plan::wait(since.saturating_add(LINK_UP).ok())
-        }
+        Guest::Silent { since, .. } if links_up(since, now) => Plan::wait(since.saturating_add(LINK_UP).ok()),
         _ => Plan::new(Step::Ask),
     }
+}
+
+/// Whether the link to an adopted guest may still be on its way: what was last said of it holds.
+pub(super) fn links_up(since: Timestamp, now: Timestamp) -> bool {
+    now < since.saturating_add(LINK_UP).unwrap_or(Timestamp::MAX)
 }
 
 fn record_exit(record: &VmRecord, seen: &Observed) -> Plan {

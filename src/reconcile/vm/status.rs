@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use vmlet_wire::GuestState;
 
-use super::plan::{Plan, Step};
+use super::plan::{Plan, Step, links_up};
 use super::state::{Guest, ImageView, Observed};
 use crate::object::{PortStatus, Timings, VmImageStatus, VmStatus};
 use crate::reconcile::conditions::Conditions;
@@ -29,8 +29,12 @@ pub(in crate::reconcile) fn status(
         _ => None,
     };
     let connected = matches!(seen.guest, Guest::Connected { .. });
+    let guest_ready = match &seen.guest {
+        Guest::Connected { state, .. } => *state == GuestState::Ready,
+        Guest::Silent { ever, since } => *ever && links_up(*since, now) && was_ready(&record.object.status),
+    };
     let ready = up.is_some_and(|(_, _, stopping)| stopping.is_none())
-        && matches!(&seen.guest, Guest::Connected { state: GuestState::Ready, .. })
+        && guest_ready
         && !matches!(plan.step, Step::Stop { .. });
     VmStatus {
         phase: plan.phase.to_owned(),
@@ -107,6 +111,11 @@ fn conditions(
     list.set_if(stalled, "Stalled", &plan.reason, &plan.message);
     list.problem(record.problem.as_ref());
     list.finish()
+}
+
+/// What the last status said, perhaps an earlier daemon's.
+pub(super) fn was_ready(status: &VmStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == true.into())
 }
 
 fn failure(seen: &Observed) -> (&str, &str) {
