@@ -143,6 +143,10 @@ fn outcome(output: &Output) -> (i32, String, String) {
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
+fn seconds(age: &str) -> Option<u32> {
+    age.strip_suffix('s')?.parse().ok()
+}
+
 /// The text with ages, uids and times made equal.
 fn steady(text: &str) -> String {
     let mut lines = Vec::new();
@@ -150,7 +154,8 @@ fn steady(text: &str) -> String {
         let words: Vec<String> = line
             .split(' ')
             .map(|word| match word {
-                age if age.ends_with('s') && age[..age.len() - 1].parse::<u32>().is_ok() => "0s".to_owned(),
+                age if seconds(age).is_some() => "0s".to_owned(),
+                age if age.strip_prefix('(').and_then(seconds).is_some() => "(0s".to_owned(),
                 time if time.parse::<Timestamp>().is_ok() => "TIME".to_owned(),
                 uid if uid.parse::<Uid>().is_ok() => "UID".to_owned(),
                 other => other.to_owned(),
