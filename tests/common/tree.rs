@@ -151,7 +151,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.folder.path()).status();
+        // Lazy: a process that another test is just starting may still hold copies of our files.
+        let _ = Command::new("umount").arg("--lazy").arg(self.folder.path()).status();
     }
 }
 

@@ -14,6 +14,8 @@ mod archive;
 mod inflate;
 mod pax;
 mod sparse;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use apply::{Tree, on_disk};
 pub(crate) use inflate::{Budget, inflate};

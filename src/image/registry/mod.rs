@@ -205,12 +205,13 @@ impl Registry {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
             let response = self.send(request, &url).await?;
-            if response.status() == StatusCode::UNAUTHORIZED && !renewed {
-                if let Some(challenge) = auth::challenge(response.headers()) {
-                    token = Some(self.fetch_token(registry, repository, &challenge).await?);
-                    renewed = true;
-                    continue;
-                }
+            if response.status() == StatusCode::UNAUTHORIZED
+                && !renewed
+                && let Some(challenge) = auth::challenge(response.headers())
+            {
+                token = Some(self.fetch_token(registry, repository, &challenge).await?);
+                renewed = true;
+                continue;
             }
             return self.accept(response, &url, reference).await;
         }
