@@ -1,6 +1,8 @@
+mod alloc;
 mod model;
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -10,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::hash::half_md4;
 use super::layout::has_superblock;
-use super::{Builder, Error, FileType, Limits, Meta, Special, format_empty};
+use super::{Builder, Error, FileType, Limits, Meta, Special, Time, format_empty};
 use support::{LIMITS, TestDisk, UUID, acl, noise, run};
 
 fn meta(mode: u16) -> Meta {
@@ -95,6 +97,29 @@ fn large_directories_are_indexed_in_two_levels() {
     assert!(fs::symlink_metadata(dir.join("absent")).is_err());
 }
 
+/// Of two names with one hash, the second in the next block of the index: the kernel must find both.
+#[test]
+fn equal_hashes_may_span_blocks_of_an_index() {
+    let mut by_hash = BTreeMap::<u32, Vec<String>>::new();
+    for number in 0..300_000 {
+        let name = format!("{number:08}");
+        by_hash.entry(half_md4(name.as_bytes(), &UUID).0).or_default().push(name);
+    }
+    // An entry takes 16 bytes; 255 fit a block.
+    let before = |hash: u32| by_hash.range(..hash).filter(|(_, names)| names.len() == 1).take(254);
+    let pair = by_hash.iter().find(|&(&hash, names)| names.len() == 2 && before(hash).count() == 254);
+    let (&hash, pair) = pair.unwrap();
+    let (disk, _) = TestDisk::build(|builder| {
+        for name in before(hash).flat_map(|(_, names)| names).chain(pair) {
+            put(builder, name.as_bytes(), b"");
+        }
+    });
+    let htree = run(Command::new("debugfs").args(["-R", "htree_dump /"]).arg(disk.path()));
+    assert!(htree.contains(&format!("Entry #1: Hash {:#010x}, block 2", hash | 1)), "{htree}");
+    let mounted = disk.mount("ro,loop");
+    assert!(pair.iter().all(|name| mounted.path().join(name).exists()));
+}
+
 #[test]
 fn subdirectories_beyond_65000_are_not_counted() {
     let (disk, summary) = TestDisk::build(|builder| {
@@ -129,6 +154,40 @@ fn sparse_files_have_deep_trees_and_are_longer_than_32_bits() {
         file.read_exact_at(&mut word, number * 5 * 1024 * 1024).unwrap();
         assert_eq!(u64::from_le_bytes(word), number);
     }
+}
+
+#[test]
+fn a_file_can_have_all_the_blocks_that_ext4_counts() {
+    let (disk, summary) = TestDisk::build(|builder| {
+        let mut file = builder.create(builder.root(), b"long", meta(0o600)).unwrap();
+        file.seek_hole((1 << 44) - 8195).unwrap();
+        file.append(b"end").unwrap();
+        file.seek_hole(4096).unwrap();
+        assert!(matches!(file.append(b"x"), Err(Error::FileTooBig)));
+        file.finish().unwrap();
+    });
+    assert!(summary.used_bytes < 4 << 20);
+    let mounted = disk.mount("ro,loop");
+    let file = fs::File::open(mounted.path().join("long")).unwrap();
+    assert_eq!((file.metadata().unwrap().len(), file.metadata().unwrap().blocks()), ((1 << 44) - 4096, 8));
+    let mut end = [1; 8];
+    file.read_exact_at(&mut end, (1 << 44) - 8200).unwrap();
+    assert_eq!(&end, b"\0\0\0\0\0end");
+}
+
+#[test]
+fn times_outside_ext4_become_the_nearest() {
+    let times = [i64::MIN, -(1 << 31), -1, 0, 1 << 31, 10_737_418_239, i64::MAX];
+    let (disk, _) = TestDisk::build(|builder| {
+        for (index, sec) in times.into_iter().enumerate() {
+            let meta = Meta { mtime: Time { sec, nsec: 5 }, ..Meta::default() };
+            builder.mkdir(builder.root(), format!("{index}").as_bytes(), meta).unwrap();
+        }
+    });
+    let mounted = disk.mount("ro,loop");
+    let seen = |index| fs::metadata(mounted.path().join(format!("{index}"))).unwrap().mtime();
+    let expected = [-(1 << 31), -(1 << 31), -1, 0, 1 << 31, 10_737_418_239, 10_737_418_239];
+    assert_eq!([0, 1, 2, 3, 4, 5, 6].map(seen), expected);
 }
 
 #[test]
@@ -246,12 +305,12 @@ fn limits_hold() {
     put(&mut builder, b"leaves no room for inodes", &noise(15 << 20, 1));
     assert!(matches!(builder.finish(), Err(Error::Full { .. })));
 
-    let mut builder = disk.builder();
+    let limits = Limits { max_inodes: 10_000, ..LIMITS };
+    let mut builder = Builder::new(disk.create(), UUID, limits).unwrap();
     let big = Meta { xattrs: vec![(b"user.x".to_vec(), vec![1; 4000])], ..Meta::default() };
-    let error = (0..LIMITS.max_inodes).find_map(|number| {
-        builder.mkdir(builder.root(), &number.to_le_bytes().map(|b| b | 0x80), big.clone()).err()
-    });
-    assert!(matches!(error, Some(Error::TooMuchMetadata { .. } | Error::Exists { .. })));
+    let mut mkdir = |number| builder.mkdir(builder.root(), format!("{number}").as_bytes(), big.clone());
+    let error = (0..10_000).find_map(|number| mkdir(number).err());
+    assert!(matches!(error, Some(Error::TooMuchMetadata { max_bytes: 16_777_216 })));
 }
 
 #[test]
