@@ -1,6 +1,9 @@
 //! Images from a real registry, as they come out in the base disk.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+// clippy.toml allows it in tests; helpers of tests are not recognised as such.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -84,6 +87,7 @@ fn everything() -> Vec<Layer> {
         Item::file("bin/su", noise(1, 70_000)).mode(0o4755),
         Item::file("bin/ping", "ping").xattr("security.capability", CAP_NET_RAW),
         Item::symlink("bin/sh", "su"),
+        Item::hardlink("bin/sh2", "bin/sh"),
         Item::hardlink("bin/su2", "bin/su"),
         Item::hardlink("bin/su3", "./bin/su2"),
         Item::dir("tmp").mode(0o1777),

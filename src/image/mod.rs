@@ -17,6 +17,8 @@ mod pull;
 mod reference;
 mod registry;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};

@@ -1,6 +1,6 @@
 //! Fixtures that the integration tests share.
-// Each test file is a crate of its own and uses a part of this.
-#![allow(dead_code)]
+// Each test file is a crate of its own, exports nothing, and uses a part of this.
+#![allow(dead_code, unreachable_pub)]
 
 pub(crate) mod oci;
 pub(crate) mod registry;

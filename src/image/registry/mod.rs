@@ -334,3 +334,36 @@ fn said(body: &[u8]) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_this_machine_and_where_configured() {
+        let configured = ["registry.lan:5000".to_owned(), "10.0.0.9".to_owned()];
+        let plain = |url: &str| is_plain(&configured, &url.parse().unwrap());
+        for url in
+            ["http://localhost:5000/", "http://127.9.9.9/", "http://[::1]:5000/", "http://registry.lan:5000/"]
+        {
+            assert!(plain(url), "{url}");
+        }
+        assert!(plain("http://10.0.0.9:5000/"), "without a port, any port is meant");
+        for url in [
+            "http://registry.lan/",
+            "http://registry.lan:5001/",
+            "http://localhost.evil.example/",
+            "http://10.0.0.8/",
+        ] {
+            assert!(!plain(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn errors_quote_the_registry_briefly() {
+        assert_eq!(said(br#"{"errors": [{"code": "DENIED", "message": "a\nb"}]}"#), ", DENIED a\\nb");
+        assert_eq!(said(br#"{"errors": [{"message": "only"}]}"#), ", only");
+        assert_eq!(said(b"<html>"), "");
+        assert_eq!(said(b"[]"), "");
+    }
+}
