@@ -1,9 +1,5 @@
 //! Images from a real registry, as they come out in the base disk.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-
-// clippy.toml allows it in tests; helpers of tests are not recognised as such.
-#![allow(clippy::unwrap_used)]
-
 mod common;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,9 +1,5 @@
 //! Pulling from a registry that fails, lies and stalls.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-
-// clippy.toml allows it in tests; helpers of tests are not recognised as such.
-#![allow(clippy::unwrap_used)]
-
 mod common;
 
 use std::path::Path;
