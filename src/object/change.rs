@@ -31,7 +31,7 @@ impl fmt::Display for Effect {
 
 /// The effect of each top-level field of a VM's spec. A field that is not listed is a bug that the
 /// tests catch.
-pub(super) const VM_EFFECTS: [(&str, Effect); 12] = [
+pub(super) const VM_EFFECTS: [(&str, Effect); 14] = [
     ("image", Effect::Recreate),
     ("cpus", Effect::Restart),
     ("memory", Effect::Restart),
@@ -44,6 +44,8 @@ pub(super) const VM_EFFECTS: [(&str, Effect); 12] = [
     ("network", Effect::Restart),
     ("runPolicy", Effect::Live),
     ("terminationGracePeriodSeconds", Effect::Live),
+    ("priority", Effect::Live),
+    ("dependsOn", Effect::Live),
 ];
 
 /// One changed field.

@@ -21,6 +21,7 @@
 //!
 //! Start reading at `state.rs`; `engine.rs` runs it.
 
+mod admission;
 mod backend;
 mod declare;
 mod disks;
@@ -44,6 +45,7 @@ mod state;
 mod tests;
 mod watch;
 
+pub use admission::{Resource, Standing};
 pub use error::{
     DeclareError, Expired, OpenError, PublishError, ReleaseError, RemoveError, RemoveImageError,
     ReserveError, StoreError,
