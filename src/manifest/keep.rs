@@ -4,6 +4,7 @@
 //! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
 
 use std::collections::HashSet;
+use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,9 +13,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
+use super::desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes};
 use super::source::Snapshot;
-use crate::object::{AnyObject, Kind, ObjectKey, strongest};
+use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
 use crate::store::{
     ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Watch,
 };
@@ -31,7 +32,13 @@ pub async fn keep(
     cancel: CancellationToken,
 ) {
     let source = format!("directory:{}", root.display());
-    let mut keeper = Keeper { store, source, guard: MassDeleteGuard::new(settings), said: HashSet::new() };
+    let mut keeper = Keeper {
+        store,
+        source,
+        guard: MassDeleteGuard::new(settings),
+        said: HashSet::new(),
+        saying: HashSet::new(),
+    };
     // The channel's first value is a placeholder, not a look at the folder.
     let mut seen = false;
     let mut deletions = keeper.watch();
@@ -81,8 +88,22 @@ struct Keeper {
     store: Store,
     source: String,
     guard: MassDeleteGuard,
-    /// Warnings that were logged, so that lasting trouble is logged once.
+    /// Warnings of the last look and of this one, so that lasting trouble is told once.
     said: HashSet<String>,
+    saying: HashSet<String>,
+}
+
+#[derive(Clone)]
+struct Declaration {
+    object: Box<AnyObject>,
+    origin: Origin,
+    take_over: bool,
+}
+
+/// A declaration that cannot be in force beside the others.
+struct Refused {
+    declaration: Declaration,
+    error: DependencyError,
 }
 
 impl Keeper {
@@ -94,29 +115,52 @@ impl Keeper {
         let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
-        let mut said = HashSet::new();
+        let (mut refused, mut problems) = (Vec::new(), Vec::new());
         for change in changes(&held, snapshot, &mut self.guard, Instant::now()) {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
-                    self.declare(*object, origin, take_over).await?;
+                    refused.extend(self.declare(Declaration { object, origin, take_over }).await?);
                 }
                 Change::Undeclare(key) => self.undeclare(&key).await?,
-                Change::Problem { key, problem } => self.problem(&key, problem).await?,
-                Change::Warning { key, reason, message } => {
-                    self.warn(key.as_ref(), reason, &message);
-                    said.insert(message);
-                }
+                Change::Problem { key, problem } => problems.push((key, problem)),
+                Change::Warning { key, reason, message } => self.warn(key.as_ref(), reason, &message),
             }
         }
-        self.said = said;
+        let refused = self.declare_again(refused).await?;
+        for (key, problem) in problems {
+            if !refused.iter().any(|refused| refused.declaration.object.key() == key) {
+                self.problem(&key, problem).await?;
+            }
+        }
+        for refused in refused {
+            self.refused(refused).await?;
+        }
+        self.said = mem::take(&mut self.saying);
         Ok(())
     }
 
-    async fn declare(&self, object: AnyObject, origin: Origin, take_over: bool) -> Result<(), StoreError> {
+    /// What was refused because of another declaration of this look may be right after it: the order
+    /// within a look does not matter.
+    async fn declare_again(&mut self, mut refused: Vec<Refused>) -> Result<Vec<Refused>, StoreError> {
+        loop {
+            let before = refused.len();
+            let mut again = Vec::new();
+            for Refused { declaration, .. } in refused {
+                again.extend(self.declare(declaration).await?);
+            }
+            if again.len() == before {
+                return Ok(again);
+            }
+            refused = again;
+        }
+    }
+
+    async fn declare(&mut self, declaration: Declaration) -> Result<Option<Refused>, StoreError> {
+        let Declaration { object, origin, take_over } = declaration.clone();
         let key = object.key();
         let place = origin.to_string();
-        match self.store.declare(object, origin, take_over, Timestamp::now()).await {
+        match self.store.declare(*object, origin, take_over, Timestamp::now()).await {
             Ok(Declared::Created { .. }) => self.event(&key, "Declared", &format!("declared at {place}")),
             Ok(Declared::Updated { changes, .. }) => {
                 let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
@@ -126,13 +170,26 @@ impl Keeper {
             }
             Ok(Declared::MetadataUpdated | Declared::Unchanged) => {}
             Err(error @ DeclareError::Conflict { .. }) => {
-                self.warn(Some(&key), "Conflict", &error.to_string())
+                self.warn(Some(&key), "Conflict", &format!("{place}: {error}"));
             }
             // Declared again when it is gone: that is a change this loop waits for.
             Err(DeclareError::Terminating) => {}
+            Err(DeclareError::Dependency(error)) => return Ok(Some(Refused { declaration, error })),
             Err(DeclareError::Store(error)) => return Err(error),
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// An object that exists keeps its last good spec, and says so; of another only an event can tell.
+    async fn refused(&mut self, refused: Refused) -> Result<(), StoreError> {
+        let Refused { declaration: Declaration { object, origin, .. }, error } = refused;
+        let key = object.key();
+        if self.store.record(&key).is_none() {
+            self.warn(Some(&key), error.reason(), &format!("{origin}: {error}; it is not created"));
+            return Ok(());
+        }
+        let message = format!("{origin}: {error}; the last spec stays");
+        self.problem(&key, Some(Problem { reason: error.reason().to_owned(), message })).await
     }
 
     async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
@@ -143,18 +200,24 @@ impl Keeper {
     }
 
     async fn problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<(), StoreError> {
-        let news = problem.clone();
-        if self.store.set_problem(key, problem).await? {
-            match news {
-                Some(Problem { reason, message }) => self.record(key, Severity::Warning, &reason, &message),
-                None => self.event(key, "ManifestGood", "its manifest is good again"),
-            }
+        let old = self.store.record(key).and_then(|record| record.problem().cloned());
+        if !self.store.set_problem(key, problem.clone()).await? {
+            return Ok(());
+        }
+        let is_news = |problem: &Problem| problem.reason == REDECLARED;
+        match problem {
+            Some(news) if is_news(&news) => self.event(key, REDECLARED, &news.message),
+            Some(Problem { reason, message }) => self.record(key, Severity::Warning, &reason, &message),
+            None if old.is_some_and(|old| is_news(&old)) => {}
+            None => self.event(key, "ManifestGood", "its manifest is good again"),
         }
         Ok(())
     }
 
-    fn warn(&self, key: Option<&ObjectKey>, reason: &str, message: &str) {
-        if self.said.contains(message) {
+    fn warn(&mut self, key: Option<&ObjectKey>, reason: &str, message: &str) {
+        let known = self.said.contains(message);
+        self.saying.insert(message.to_owned());
+        if known {
             return;
         }
         tracing::warn!(reason, "{message}");

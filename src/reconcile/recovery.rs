@@ -1,7 +1,8 @@
 //! What start-up does before any task runs: account for every artefact.
 //!
 //! Processes are adopted by their VMs' tasks, by the recorded identity. Here go the artefacts that
-//! no record claims: folders of VMs that are gone, base disks half installed or half removed.
+//! no record claims: folders of VMs that are gone, with the VMMs in them, base disks half installed or
+//! half removed.
 
 use std::collections::HashSet;
 
@@ -80,8 +81,10 @@ async fn remove_foreign_folders(world: &World) -> Result<(), RecoveryError> {
         let foreign = entry.file_name().to_str().is_none_or(|name| !known.contains(name));
         if foreign {
             let path = entry.path();
-            let removed = world.driver.cleanup(&path).await;
-            removed.map_err(|error| RecoveryError::of(path.display().to_string(), error))?;
+            let failed = |error| RecoveryError::of(path.display().to_string(), error);
+            // A store that was restored from an old export knows nothing of younger VMs that run.
+            world.driver.evict(&path).await.map_err(failed)?;
+            world.driver.cleanup(&path).await.map_err(failed)?;
         }
     }
     Ok(())

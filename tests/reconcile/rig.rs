@@ -49,7 +49,12 @@ impl Rig {
             subnet: Some("10.88.0.0/24".parse().unwrap()),
             resolvers: Vec::new(),
             vmm_users: Some(2_000_000..2_000_100),
-            capacity: Capacity { memory: Quantity::mebibytes(1 << 20), disk: Quantity::mebibytes(1 << 30) },
+            capacity: Capacity {
+                memory: Quantity::mebibytes(1 << 20),
+                cpus: 1 << 20,
+                disk: Quantity::mebibytes(1 << 30),
+            },
+            patience: Duration::from_secs(120),
             boot_timeout: Duration::from_secs(60),
             backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
             log_limit: 1 << 20,
