@@ -46,7 +46,7 @@ impl Rig {
             vms: dir.path().join("vms"),
             max_pulls: 4,
             max_boots: 8,
-            subnet: Some("10.88.0.0/24".parse().unwrap()),
+            subnet: Some("10.63.0.0/24".parse().unwrap()),
             resolvers: Vec::new(),
             vmm_users: Some(2_000_000..2_000_100),
             capacity: Capacity { memory: Quantity::mebibytes(1 << 20), disk: Quantity::mebibytes(1 << 30) },
