@@ -6,15 +6,16 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
 use super::source::Snapshot;
 use crate::object::{AnyObject, Kind, ObjectKey, strongest};
+use crate::reconcile::Clock;
 use crate::store::{
     ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Watch,
 };
@@ -28,23 +29,26 @@ pub async fn keep(
     root: &Path,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     settings: MassDeleteSettings,
+    clock: Clock,
     cancel: CancellationToken,
 ) {
     let source = format!("directory:{}", root.display());
-    let mut keeper = Keeper { store, source, guard: MassDeleteGuard::new(settings), said: HashSet::new() };
+    let mut keeper =
+        Keeper { store, source, guard: MassDeleteGuard::new(settings), said: HashSet::new(), clock };
     // The channel's first value is a placeholder, not a look at the folder.
     let mut seen = false;
     let mut deletions = keeper.watch();
     let mut retry = None;
     loop {
         tokio::select! {
+            biased;
             () = cancel.cancelled() => return,
             changed = snapshots.changed() => match changed {
                 Ok(()) => seen = true,
                 Err(_) => return,
             },
             () = deleted(&mut deletions) => {}
-            () = until(keeper.guard.due()) => {}
+            () = until(keeper.guard.due().map(Instant::from_std)) => {}
             () = until(retry) => {}
         }
         if !seen {
@@ -60,7 +64,7 @@ pub async fn keep(
 
 async fn until(instant: Option<Instant>) {
     match instant {
-        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
@@ -83,6 +87,7 @@ struct Keeper {
     guard: MassDeleteGuard,
     /// Warnings that were logged, so that lasting trouble is logged once.
     said: HashSet<String>,
+    clock: Clock,
 }
 
 impl Keeper {
@@ -95,7 +100,7 @@ impl Keeper {
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
         let mut said = HashSet::new();
-        for change in changes(&held, snapshot, &mut self.guard, Instant::now()) {
+        for change in changes(&held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
@@ -116,7 +121,7 @@ impl Keeper {
     async fn declare(&self, object: AnyObject, origin: Origin, take_over: bool) -> Result<(), StoreError> {
         let key = object.key();
         let place = origin.to_string();
-        match self.store.declare(object, origin, take_over, Timestamp::now()).await {
+        match self.store.declare(object, origin, take_over, self.clock.now()).await {
             Ok(Declared::Created { .. }) => self.event(&key, "Declared", &format!("declared at {place}")),
             Ok(Declared::Updated { changes, .. }) => {
                 let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
@@ -136,7 +141,7 @@ impl Keeper {
     }
 
     async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        if self.store.undeclare(key, &self.source, Timestamp::now()).await? {
+        if self.store.undeclare(key, &self.source, self.clock.now()).await? {
             self.event(key, "Undeclared", "its manifest is gone; it is deleted");
         }
         Ok(())
@@ -170,6 +175,6 @@ impl Keeper {
 
     fn record(&self, key: &ObjectKey, severity: Severity, reason: &str, message: &str) {
         let uid = self.store.record(key).and_then(|record| record.object().metadata().uid);
-        self.store.record_event(key, uid, severity, reason, message, Timestamp::now());
+        self.store.record_event(key, uid, severity, reason, message, self.clock.now());
     }
 }
