@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::backoff::BackoffPolicy;
 pub use self::clock::Clock;
 pub use self::recovery::RecoveryError;
+pub use self::vm::{due_stop, reruns, restarting};
 pub use self::world::{Parts, Settings};
 
 use self::world::World;
