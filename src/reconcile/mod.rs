@@ -34,6 +34,7 @@ pub use self::backoff::BackoffPolicy;
 pub use self::clock::Clock;
 pub use self::entropy::Entropy;
 pub use self::recovery::RecoveryError;
+pub use self::vm::{due_stop, reruns, restarting};
 pub use self::world::{Parts, Settings};
 
 use self::world::World;

@@ -4,11 +4,14 @@ mod act;
 mod guest_config;
 mod link;
 mod plan;
+mod rules;
 mod state;
 mod status;
 
 #[cfg(test)]
 mod tests;
+
+pub use self::rules::{due_stop, reruns, restarting};
 
 use std::sync::Arc;
 
