@@ -4,7 +4,7 @@
 //! reports, and an audit of what no caller may do ([`FakeDriver::violations`]). The world survives the
 //! caller: a clone given to a "restarted daemon" still has the VMs of the one before, as a host would.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub enum Step {
     RemoveDisk,
     /// [`Driver::cleanup`].
     Cleanup,
+    /// [`Driver::exited`], which cannot fail, but panic.
+    Exited,
 }
 
 /// How a step fails.
@@ -86,8 +88,8 @@ struct World {
 #[derive(Default)]
 struct State {
     behaviour: Behaviour,
-    folders: HashMap<PathBuf, Folder>,
-    processes: HashMap<u32, Process>,
+    folders: BTreeMap<PathBuf, Folder>,
+    processes: BTreeMap<u32, Process>,
     /// The processes of each VM: one, if callers do right.
     pids: HashMap<Uid, Vec<u32>>,
     /// Processes that may be in their boot: looked through at each release.
@@ -373,12 +375,14 @@ impl Driver for FakeDriver {
             }
         };
         tokio::select! {
+            biased;
             _ = end.wait_for(Option::is_some) => Err(absent(dir)),
             () = answers => Ok((self.world.guest)(dir)),
         }
     }
 
-    async fn exited(&self, _dir: &Path, process: &ProcessIdentity) -> VmmExit {
+    async fn exited(&self, dir: &Path, process: &ProcessIdentity) -> VmmExit {
+        let _ = self.state().check_dir(Step::Exited, dir);
         let end = self.state().processes.get(&process.pid).map(|process| process.end.subscribe());
         let unknown = VmmExit { code: None, signal: None, workload: None, message: String::new() };
         let Some(mut end) = end else { return unknown };
@@ -434,6 +438,10 @@ impl Driver for FakeDriver {
             folder.has_disk = false;
         }
         Ok(())
+    }
+
+    async fn folders(&self, root: &Path) -> Result<Vec<PathBuf>, DriverError> {
+        Ok(self.folders().into_iter().filter(|dir| dir.parent() == Some(root)).collect())
     }
 
     async fn cleanup(&self, dir: &Path) -> Result<(), DriverError> {

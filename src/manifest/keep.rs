@@ -3,23 +3,28 @@
 //! In: the folder's snapshots, the store's deletions, the time. Out: declared and undeclared objects,
 //! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::mem;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes};
+use super::desired::{
+    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes,
+};
 use super::source::Snapshot;
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
+use crate::reconcile::Clock;
 use crate::store::{
-    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Watch,
+    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Subject, Watch,
 };
 
+/// What had errors has none any more.
+const MENDED: &str = "ManifestGood";
 /// The wait after a pass that the store refused.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -29,15 +34,19 @@ pub async fn keep(
     root: &Path,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     settings: MassDeleteSettings,
+    clock: Clock,
     cancel: CancellationToken,
 ) {
     let source = format!("directory:{}", root.display());
     let mut keeper = Keeper {
+        broken: known_broken(&store, root),
         store,
         source,
+        root: root.to_owned(),
         guard: MassDeleteGuard::new(settings),
         said: HashSet::new(),
         saying: HashSet::new(),
+        clock,
     };
     // The channel's first value is a placeholder, not a look at the folder.
     let mut seen = false;
@@ -45,13 +54,14 @@ pub async fn keep(
     let mut retry = None;
     loop {
         tokio::select! {
+            biased;
             () = cancel.cancelled() => return,
             changed = snapshots.changed() => match changed {
                 Ok(()) => seen = true,
                 Err(_) => return,
             },
             () = deleted(&mut deletions) => {}
-            () = until(keeper.guard.due()) => {}
+            () = until(keeper.guard.due().map(Instant::from_std)) => {}
             () = until(retry) => {}
         }
         if !seen {
@@ -67,7 +77,7 @@ pub async fn keep(
 
 async fn until(instant: Option<Instant>) {
     match instant {
-        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
@@ -87,10 +97,14 @@ async fn deleted(changes: &mut Watch) {
 struct Keeper {
     store: Store,
     source: String,
+    root: PathBuf,
     guard: MassDeleteGuard,
+    /// Files whose latest event says that they have errors.
+    broken: BTreeSet<PathBuf>,
     /// Warnings of the last look and of this one, so that lasting trouble is told once.
     said: HashSet<String>,
     saying: HashSet<String>,
+    clock: Clock,
 }
 
 #[derive(Clone)]
@@ -115,8 +129,9 @@ impl Keeper {
         let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
+        let mut broken = BTreeSet::new();
         let (mut refused, mut problems) = (Vec::new(), Vec::new());
-        for change in changes(&held, snapshot, &mut self.guard, Instant::now()) {
+        for change in changes(&held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
@@ -124,19 +139,27 @@ impl Keeper {
                 }
                 Change::Undeclare(key) => self.undeclare(&key).await?,
                 Change::Problem { key, problem } => problems.push((key, problem)),
-                Change::Warning { key, reason, message } => self.warn(key.as_ref(), reason, &message),
+                Change::Warning { about, reason, message } => {
+                    let subject = self.subject(about);
+                    if let (Subject::Manifest { path }, INVALID) = (&subject, reason) {
+                        broken.insert(path.clone());
+                    }
+                    self.warn(subject, reason, &message);
+                }
             }
         }
         let refused = self.declare_again(refused).await?;
-        for (key, problem) in problems {
-            if !refused.iter().any(|refused| refused.declaration.object.key() == key) {
-                self.problem(&key, problem).await?;
-            }
-        }
-        for refused in refused {
-            self.refused(refused).await?;
-        }
+        self.note(problems, refused).await?;
         self.said = mem::take(&mut self.saying);
+        // What could not be read now may be as broken as before.
+        if snapshot.complete {
+            for path in self.broken.difference(&broken).cloned() {
+                self.event(Subject::Manifest { path }, MENDED, "it has no errors any more, or is gone");
+            }
+            self.broken = broken;
+        } else {
+            self.broken.extend(broken);
+        }
         Ok(())
     }
 
@@ -160,17 +183,19 @@ impl Keeper {
         let Declaration { object, origin, take_over } = declaration.clone();
         let key = object.key();
         let place = origin.to_string();
-        match self.store.declare(*object, origin, take_over, Timestamp::now()).await {
-            Ok(Declared::Created { .. }) => self.event(&key, "Declared", &format!("declared at {place}")),
+        match self.store.declare(*object, origin, take_over, self.clock.now()).await {
+            Ok(Declared::Created { .. }) => {
+                self.event((&key).into(), "Declared", &format!("declared at {place}"))
+            }
             Ok(Declared::Updated { changes, .. }) => {
                 let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
                 let effect =
                     strongest(&changes).map_or_else(String::new, |effect| format!("; effect: {effect}"));
-                self.event(&key, "SpecChanged", &format!("{}{effect}", shown.join(", ")));
+                self.event((&key).into(), "SpecChanged", &format!("{}{effect}", shown.join(", ")));
             }
             Ok(Declared::MetadataUpdated | Declared::Unchanged) => {}
             Err(error @ DeclareError::Conflict { .. }) => {
-                self.warn(Some(&key), "Conflict", &format!("{place}: {error}"));
+                self.warn((&key).into(), CONFLICT, &format!("{place}: {error}"));
             }
             // Declared again when it is gone: that is a change this loop waits for.
             Err(DeclareError::Terminating) => {}
@@ -180,21 +205,36 @@ impl Keeper {
         Ok(None)
     }
 
-    /// An object that exists keeps its last good spec, and says so; of another only an event can tell.
-    async fn refused(&mut self, refused: Refused) -> Result<(), StoreError> {
-        let Refused { declaration: Declaration { object, origin, .. }, error } = refused;
-        let key = object.key();
-        if self.store.record(&key).is_none() {
-            self.warn(Some(&key), error.reason(), &format!("{origin}: {error}; it is not created"));
-            return Ok(());
+    /// Notes what is wrong. A refused object that exists keeps its last good spec, and says so; of another
+    /// only an event can tell.
+    async fn note(
+        &mut self,
+        problems: Vec<(ObjectKey, Option<Problem>)>,
+        refused: Vec<Refused>,
+    ) -> Result<(), StoreError> {
+        let refused_keys: BTreeSet<ObjectKey> =
+            refused.iter().map(|refused| refused.declaration.object.key()).collect();
+        for (key, problem) in problems {
+            if !refused_keys.contains(&key) {
+                self.problem(&key, problem).await?;
+            }
         }
-        let message = format!("{origin}: {error}; the last spec stays");
-        self.problem(&key, Some(Problem { reason: error.reason().to_owned(), message })).await
+        for Refused { declaration, error } in refused {
+            let key = declaration.object.key();
+            let (origin, reason) = (declaration.origin, error.reason());
+            if self.store.record(&key).is_some() {
+                let message = format!("{origin}: {error}; the last spec stays");
+                self.problem(&key, Some(Problem { reason: reason.to_owned(), message })).await?;
+            } else {
+                self.warn((&key).into(), reason, &format!("{origin}: {error}; it is not created"));
+            }
+        }
+        Ok(())
     }
 
     async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        if self.store.undeclare(key, &self.source, Timestamp::now()).await? {
-            self.event(key, "Undeclared", "its manifest is gone; it is deleted");
+        if self.store.undeclare(key, &self.source, self.clock.now()).await? {
+            self.event(key.into(), "Undeclared", "its manifest is gone; it is deleted");
         }
         Ok(())
     }
@@ -204,35 +244,58 @@ impl Keeper {
         if !self.store.set_problem(key, problem.clone()).await? {
             return Ok(());
         }
-        let is_news = |problem: &Problem| problem.reason == REDECLARED;
         match problem {
-            Some(news) if is_news(&news) => self.event(key, REDECLARED, &news.message),
-            Some(Problem { reason, message }) => self.record(key, Severity::Warning, &reason, &message),
-            None if old.is_some_and(|old| is_news(&old)) => {}
-            None => self.event(key, "ManifestGood", "its manifest is good again"),
+            Some(Problem { reason, message }) if reason == REDECLARED => {
+                self.event(key.into(), REDECLARED, &message);
+            }
+            Some(Problem { reason, message }) => {
+                self.record(key.into(), Severity::Warning, &reason, &message);
+            }
+            None if old.is_some_and(|old| old.reason == REDECLARED) => {}
+            None => self.event(key.into(), MENDED, "its manifest is good again"),
         }
         Ok(())
     }
 
-    fn warn(&mut self, key: Option<&ObjectKey>, reason: &str, message: &str) {
-        let known = self.said.contains(message);
+    fn subject(&self, about: About) -> Subject {
+        match about {
+            About::Object(key) => Subject::Object(key),
+            About::File(path) => Subject::Manifest { path: self.root.join(path) },
+            About::Folder => Subject::Manifest { path: self.root.clone() },
+        }
+    }
+
+    fn warn(&mut self, subject: Subject, reason: &str, message: &str) {
         self.saying.insert(message.to_owned());
-        if known {
+        if self.said.contains(message) {
             return;
         }
         tracing::warn!(reason, "{message}");
-        if let Some(key) = key {
-            self.record(key, Severity::Warning, reason, message);
+        self.record(subject, Severity::Warning, reason, message);
+    }
+
+    fn event(&self, subject: Subject, reason: &str, message: &str) {
+        tracing::info!(subject = %subject, reason, "{message}");
+        self.record(subject, Severity::Normal, reason, message);
+    }
+
+    fn record(&self, subject: Subject, severity: Severity, reason: &str, message: &str) {
+        let record = subject.object().and_then(|key| self.store.record(key));
+        let uid = record.and_then(|record| record.object().metadata().uid);
+        self.store.record_event(subject, uid, severity, reason, message, self.clock.now());
+    }
+}
+
+/// The files below a folder that an earlier daemon found errors in and has not seen mended.
+fn known_broken(store: &Store, root: &Path) -> BTreeSet<PathBuf> {
+    let mut broken = BTreeSet::new();
+    for event in store.events(None) {
+        let Subject::Manifest { path } = event.subject else { continue };
+        match event.reason.as_str() {
+            INVALID if path.starts_with(root) => drop(broken.insert(path)),
+            MENDED => drop(broken.remove(&path)),
+            _ => {}
         }
     }
-
-    fn event(&self, key: &ObjectKey, reason: &str, message: &str) {
-        tracing::info!(object = %key, reason, "{message}");
-        self.record(key, Severity::Normal, reason, message);
-    }
-
-    fn record(&self, key: &ObjectKey, severity: Severity, reason: &str, message: &str) {
-        let uid = self.store.record(key).and_then(|record| record.object().metadata().uid);
-        self.store.record_event(key, uid, severity, reason, message, Timestamp::now());
-    }
+    broken
 }

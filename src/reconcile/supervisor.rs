@@ -4,7 +4,7 @@
 //! a task's own status never wakes it; a panic is one object's failed attempt (`task`), and no other
 //! notices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ use crate::store::{Change, ChangeKind, Expired, Problem, Record, Watch};
 pub(super) async fn run(world: Arc<World>) {
     let mut supervisor = Supervisor {
         world,
-        running: HashMap::new(),
+        running: BTreeMap::new(),
         tasks: JoinSet::new(),
         names: HashMap::new(),
         dependents: Dependents::default(),
@@ -31,18 +31,20 @@ pub(super) async fn run(world: Arc<World>) {
     let mut changes = supervisor.relist();
     loop {
         tokio::select! {
+            biased;
+            // First: tasks end far less often than objects change.
+            Some(ended) = supervisor.tasks.join_next_with_id() => supervisor.ended(ended),
             change = changes.next() => match change {
                 Ok(change) => supervisor.follow(&change),
                 Err(Expired) => changes = supervisor.relist(),
             },
-            Some(ended) = supervisor.tasks.join_next_with_id() => supervisor.ended(ended),
         }
     }
 }
 
 struct Supervisor {
     world: Arc<World>,
-    running: HashMap<ObjectKey, Running>,
+    running: BTreeMap<ObjectKey, Running>,
     tasks: JoinSet<()>,
     names: HashMap<Id, ObjectKey>,
     dependents: Dependents,

@@ -56,7 +56,11 @@ async fn a_vm_that_does_not_fit_waits_in_line_and_is_started_by_the_release() {
     );
     tokio::time::sleep(3600 * SECOND).await;
     let status = rig.vm("b").object.status.clone();
-    assert_eq!((status.phase.as_str(), status.next_retry_time), ("Waiting", None), "it is in line, not in backoff");
+    assert_eq!(
+        (status.phase.as_str(), status.next_retry_time),
+        ("Waiting", None),
+        "it is in line, not in backoff"
+    );
     assert_eq!(warnings(&rig, "b"), 0);
     let began = Instant::now();
     rig.undeclare(&vm_key("a")).await;
@@ -150,7 +154,10 @@ async fn what_can_never_fit_is_stalled_and_an_edit_mends_it() {
     rig.until(&vm_key("huge"), |record| phase(record) == "Failed").await;
     let stalled = condition(&rig, "huge", "Stalled");
     assert_eq!(stalled.reason, "ExceedsCapacity");
-    assert!(stalled.message.starts_with("needs 2Gi of memory, and all VMs together may have 1Gi"), "{stalled:?}");
+    assert!(
+        stalled.message.starts_with("needs 2Gi of memory, and all VMs together may have 1Gi"),
+        "{stalled:?}"
+    );
     declare(&rig, "huge", "1Gi", 0).await;
     rig.ready(&vm_key("huge")).await;
 }
@@ -182,7 +189,8 @@ async fn two_running_vms_that_grow_over_the_limit_do_not_wait_for_each_other() {
     }
     declare(&rig, "a", "640Mi", 0).await;
     declare(&rig, "b", "640Mi", 0).await;
-    let one = || ["a", "b"].iter().filter(|name| is_ready(&rig.store.record(&vm_key(name)).unwrap())).count() == 1;
+    let one =
+        || ["a", "b"].iter().filter(|name| is_ready(&rig.store.record(&vm_key(name)).unwrap())).count() == 1;
     let waiting = || ["a", "b"].iter().any(|name| rig.vm(name).object.status.phase == "Waiting");
     rig.eventually(|| one() && waiting()).await;
     assert_eq!(rig.driver.violations(), Vec::<String>::new());
@@ -207,11 +215,13 @@ async fn a_vm_starts_only_once_those_that_it_depends_on_are_ready() {
     rig.images.script("r/a:1", ImageScript::new('a', SECOND));
     rig.images.script("r/slow:1", ImageScript::new('b', 60 * SECOND));
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}, "dependsOn": ["db"]}))).await;
-    let told = |text: &'static str| move |record: Option<&Record>| {
-        let Some(record) = record else { return false };
-        phase(Some(record)) == "Waiting"
-            && reason(record) == "DependencyNotReady"
-            && rig::conditions(record)[0].message.contains(text)
+    let told = |text: &'static str| {
+        move |record: Option<&Record>| {
+            let Some(record) = record else { return false };
+            phase(Some(record)) == "Waiting"
+                && reason(record) == "DependencyNotReady"
+                && rig::conditions(record)[0].message.contains(text)
+        }
     };
     rig.until(&vm_key("web"), told("vm/db does not exist")).await;
     rig.declare(vm("db", json!({"image": {"oci": "r/slow:1"}}))).await;

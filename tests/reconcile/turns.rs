@@ -107,19 +107,28 @@ async fn a_deletion_during_a_vms_own_pull_cancels_it() {
 
 #[tokio::test(start_paused = true)]
 async fn an_edit_during_the_stop_counts_for_it() {
-    let rig = with_vm(Behaviour::default(), |record| record.is_some_and(is_ready)).await;
-    // A guest that does not shut down: only the grace period ends it.
-    rig.guest("web").ignore_shutdown();
-    rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}, "memory": "512Mi",
-        "terminationGracePeriodSeconds": 3600})))
-        .await;
+    let rig = Rig::new();
+    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    // Guests that do not shut down: only the grace period ends them.
+    rig.let_guests_stay();
+    rig.declare(vm("web", spec("256Mi"))).await;
+    rig.ready(&vm_key("web")).await;
+    rig.declare(vm(
+        "web",
+        json!({"image": {"oci": "r/a:1"}, "memory": "512Mi",
+        "terminationGracePeriodSeconds": 3600}),
+    ))
+    .await;
     rig.until(&vm_key("web"), |record| phase(record) == "Stopping").await;
     tokio::time::sleep(60 * SECOND).await;
     assert_eq!(rig.vm("web").object.status.phase, "Stopping");
     let began = Instant::now();
-    rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}, "memory": "1Gi",
-        "terminationGracePeriodSeconds": 0})))
-        .await;
+    rig.declare(vm(
+        "web",
+        json!({"image": {"oci": "r/a:1"}, "memory": "1Gi",
+        "terminationGracePeriodSeconds": 0}),
+    ))
+    .await;
     rig.ready(&vm_key("web")).await;
     assert!(began.elapsed() < 5 * SECOND, "{:?}", began.elapsed());
     let record = rig.vm("web");
@@ -177,7 +186,8 @@ async fn a_panic_is_a_failed_attempt_that_is_counted_told_and_backed_off() {
     rig.declare(vm("web", spec("256Mi"))).await;
     let mut waits = Vec::new();
     for _ in 0..4 {
-        let before = rig.store.record(&vm_key("web")).map(|record| record.metadata().resource_version.clone());
+        let before =
+            rig.store.record(&vm_key("web")).map(|record| record.metadata().resource_version.clone());
         let failed = |record: Option<&Record>| {
             let Some(Record::Vm(vm)) = record else { return false };
             let status = &vm.object.status;
@@ -207,7 +217,6 @@ async fn a_panic_of_one_objects_task_disturbs_no_other_and_an_edit_cuts_its_wait
     rig.images.script("r/a:1", ImageScript::new('a', SECOND));
     rig.declare(vm("web", spec("256Mi"))).await;
     rig.ready(&vm_key("web")).await;
-    rig.driver.panic_next(Step::Exited, rig.vm("web").object.metadata.uid, 1);
     rig.driver.panic_next(Step::Spawn, None, usize::MAX);
     rig.declare(vm("bad", spec("256Mi"))).await;
     rig.until(&vm_key("bad"), |record| says("InternalError")(record)).await;
@@ -230,7 +239,12 @@ async fn a_look_that_panics_is_backed_off_and_told_over_the_last_status() {
     let told = |record: Option<&Record>| {
         let Some(Record::Vm(vm)) = record else { return false };
         vm.object.status.next_retry_time.is_some()
-            && vm.object.status.conditions.iter().any(|c| c.kind == "Reconciling" && c.reason == "InternalError")
+            && vm
+                .object
+                .status
+                .conditions
+                .iter()
+                .any(|c| c.kind == "Reconciling" && c.reason == "InternalError")
     };
     rig.until(&vm_key("web"), told).await;
     let settled = |record: Option<&Record>| {
@@ -308,11 +322,11 @@ struct Folder {
 impl Folder {
     fn over(rig: &Rig) -> Self {
         let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
-        let (store, cancel) = (rig.store.clone(), CancellationToken::new());
+        let (store, clock, cancel) = (rig.store.clone(), rig.clock(), CancellationToken::new());
         let until = cancel.clone();
         tokio::spawn(async move {
             let root = std::path::Path::new("/m");
-            keep(store, root, receiver, MassDeleteSettings::default(), until).await;
+            keep(store, root, receiver, MassDeleteSettings::default(), clock, until).await;
         });
         Folder { snapshots, cancel }
     }
@@ -343,11 +357,11 @@ fn problem(record: Option<&Record>) -> Option<String> {
 async fn a_name_declared_again_while_its_vm_stops_waits_visibly_and_starts_anew() {
     let rig = Rig::new();
     rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.let_guests_stay();
     let folder = Folder::over(&rig);
     folder.has(&[("a.yaml", vec![vm("web", spec("256Mi"))])]);
     rig.ready(&vm_key("web")).await;
     let old = rig.vm("web");
-    rig.guest("web").ignore_shutdown();
     folder.has(&[]);
     rig.until(&vm_key("web"), |record| phase(record) == "Terminating").await;
     folder.has(&[("b.yaml", vec![vm("web", spec("512Mi"))])]);
@@ -360,7 +374,8 @@ async fn a_name_declared_again_while_its_vm_stops_waits_visibly_and_starts_anew(
     };
     let waiting = rig.until(&vm_key("web"), told).await.unwrap();
     assert_eq!(waiting.metadata().uid, old.object.metadata.uid);
-    let event = |rig: &Rig| rig.store.events(Some(&vm_key("web"))).into_iter().find(|e| e.reason == "Redeclared");
+    let event =
+        |rig: &Rig| rig.store.events(Some(&vm_key("web"))).into_iter().find(|e| e.reason == "Redeclared");
     assert_eq!(event(&rig).unwrap().severity, Severity::Normal);
     let anew = |record: Option<&Record>| {
         record.is_some_and(|record| record.metadata().uid != old.object.metadata.uid && is_ready(record))
@@ -384,20 +399,20 @@ async fn a_circle_of_dependencies_is_refused_told_and_mended_in_any_order() {
     folder.has(&[("m.yaml", vec![on("a", &["b"]), on("b", &[])])]);
     rig.ready(&vm_key("a")).await;
     folder.has(&[("m.yaml", vec![on("a", &["b"]), on("b", &["a"])])]);
-    let refused = rig.until(&vm_key("b"), |record| problem(record).as_deref() == Some("DependencyCycle")).await;
+    let refused =
+        rig.until(&vm_key("b"), |record| problem(record).as_deref() == Some("DependencyCycle")).await;
     let message = refused.unwrap().problem().unwrap().message.clone();
-    assert!(message.starts_with("/m/m.yaml:3: spec.dependsOn makes a circle: vm/b → vm/a → vm/b"), "{message}");
+    assert!(
+        message.starts_with("/m/m.yaml:3: spec.dependsOn makes a circle: vm/b → vm/a → vm/b"),
+        "{message}"
+    );
     assert!(rig.vm("b").object.spec.depends_on.is_empty(), "the last good spec stays");
     // Turned round in one look: whichever is declared first, both are right in the end.
     for (a, b) in [(&[][..], &["a"][..]), (&["b"][..], &[][..])] {
         folder.has(&[("m.yaml", vec![on("a", a), on("b", b)])]);
-        let taken = |record: Option<&Record>| {
-            matches!(record, Some(Record::Vm(vm)) if vm.object.spec.depends_on == b && vm.problem.is_none())
-        };
+        let taken = |record: Option<&Record>| matches!(record, Some(Record::Vm(vm)) if vm.object.spec.depends_on == b && vm.problem.is_none());
         rig.until(&vm_key("b"), taken).await;
-        let taken = |record: Option<&Record>| {
-            matches!(record, Some(Record::Vm(vm)) if vm.object.spec.depends_on == a && vm.problem.is_none())
-        };
+        let taken = |record: Option<&Record>| matches!(record, Some(Record::Vm(vm)) if vm.object.spec.depends_on == a && vm.problem.is_none());
         rig.until(&vm_key("a"), taken).await;
     }
 }
@@ -422,6 +437,8 @@ async fn of_two_declarations_of_one_name_the_incumbent_runs_on_and_both_are_told
     assert_eq!(rig.vm("web").run, run);
     let events = rig.store.events(Some(&vm_key("web")));
     let told: Vec<_> = events.iter().filter(|event| event.reason == "Conflict").collect();
-    assert!(told.iter().any(|event| event.message.contains("a.yaml:1") && event.message.contains("b.yaml:1")));
+    assert!(
+        told.iter().any(|event| event.message.contains("a.yaml:1") && event.message.contains("b.yaml:1"))
+    );
     assert!(told.iter().all(|event| event.count == 1), "lasting trouble is told once: {told:?}");
 }

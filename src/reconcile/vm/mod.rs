@@ -5,13 +5,16 @@ mod exit;
 mod guest_config;
 mod link;
 mod plan;
+mod rules;
 mod state;
 mod status;
 
 #[cfg(test)]
 mod tests;
 
-use std::mem::{Discriminant, discriminant};
+pub use self::rules::{due_stop, reruns, restarting};
+
+use std::mem::{self, Discriminant, discriminant};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -89,7 +92,7 @@ impl VmTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
         let status = world.store.vm(&key).map(|record| record.object.status.clone()).unwrap_or_default();
         VmTask {
-            backoff: Backoff::new(world.settings.backoff),
+            backoff: Backoff::new(world.settings.backoff, world.entropy.clone()),
             world,
             key,
             uid,
@@ -176,7 +179,10 @@ impl VmTask {
             return;
         }
         let (driver, dir) = (self.world.driver.clone(), self.world.vm_dir(self.uid));
-        let logs = LogSink::new(dir.join(crate::agent::LOG_FILE), self.world.settings.log_limit);
+        let logs = match self.world.settings.log_limit {
+            Some(limit) => LogSink::new(dir.join(crate::agent::LOG_FILE), limit),
+            None => LogSink::nowhere(),
+        };
         let link = Link::start(driver.clone(), dir.clone(), logs, self.world.clock);
         let booted = record.object.status.conditions.iter().find(|condition| condition.kind == "Booted");
         let adopted = self.released_at.is_none() && booted.is_some_and(|booted| booted.status == true.into());
@@ -346,6 +352,7 @@ impl Process {
             return self.link.changed().await;
         }
         tokio::select! {
+            biased;
             exit = &mut self.waiting => self.exit = Some(exit),
             () = self.link.changed() => {}
         }
@@ -395,22 +402,24 @@ impl Reconciler for VmTask {
             Some(InLine::Called) | None => None,
         };
         tokio::select! {
-            _ = or_never(line) => {}
-            () = or_never(process.as_mut().map(Process::changed)) => {}
-            () = or_never(share.as_mut().map(Share::changed)) => {}
+            biased;
+            // First, as it comes once: a guest that never rests cannot keep the permit away.
             granted = or_never(queue.as_mut()) => {
                 *queue = None;
                 *permit = Some(granted);
             }
+            _ = or_never(line) => {}
+            () = or_never(share.as_mut().map(Share::changed)) => {}
+            () = or_never(process.as_mut().map(Process::changed)) => {}
         }
     }
 
     async fn panicked(&mut self, message: &str) -> Outcome {
-        let VmTask { world, key, acting, .. } = &*self;
-        let (fresh, acting) = (VmTask::new(world.clone(), key.clone(), self.uid), *acting);
-        let backoff = std::mem::replace(&mut self.backoff, Backoff::new(fresh.world.settings.backoff));
-        let (line, asked) = (self.line.take(), self.asked);
-        *self = VmTask { backoff, line, asked, ..fresh };
+        let acting = self.acting;
+        let fresh = VmTask::new(self.world.clone(), self.key.clone(), self.uid);
+        let forgotten = mem::replace(self, fresh);
+        let VmTask { backoff, line, asked, .. } = forgotten;
+        (self.backoff, self.line, self.asked) = (backoff, line, asked);
         let message = format!("a step failed unexpectedly: {message}; please report this");
         let step = acting.unwrap_or(discriminant(&Step::Wait(None)));
         self.fail(Failure { reason: "InternalError".to_owned(), message, transient: true, step });

@@ -232,7 +232,7 @@ fn what_can_never_fit_is_refused_at_once_and_says_so() {
     assert!(!refused.transient());
     assert_eq!(
         refused.to_string(),
-        "needs 2Gi of memory, and all VMs together may have 1Gi; shrink the VM or start vmlet with a larger --memory-capacity"
+        "needs 2Gi of memory, and all VMs together may have 1Gi of memory; shrink the VM or start vmlet with a larger --memory-capacity"
     );
     let cpus =
         now(store.reserve_vm(VmClaim { cpus: 9, memory: Quantity::mebibytes(64), ..claim_of(&a, false) }));
