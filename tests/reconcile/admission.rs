@@ -37,7 +37,7 @@ fn condition(rig: &Rig, name: &str, kind: &str) -> Condition {
 }
 
 fn warnings(rig: &Rig, name: &str) -> usize {
-    let events = rig.store.events(Some(&vm_key(name)));
+    let events = rig.events(name);
     events.iter().filter(|event| event.severity == Severity::Warning).count()
 }
 

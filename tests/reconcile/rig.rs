@@ -17,7 +17,7 @@ use vmlet::hypervisor::VmmExit;
 use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
 use vmlet::object::{AnyObject, Condition, Kind, ObjectKey, Quantity};
 use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
-use vmlet::store::{Capacity, Declared, ImageRecord, Origin, Record, Store, VmRecord};
+use vmlet::store::{Capacity, Declared, Event, ImageRecord, Origin, Record, Store, VmRecord};
 use vmlet::testing::{FakeImages, FakeNetwork};
 
 /// Simulated time: far beyond every backoff.
@@ -179,6 +179,11 @@ impl Rig {
 
     pub(crate) fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// The events of a VM.
+    pub(crate) fn events(&self, name: &str) -> Vec<Event> {
+        self.store.events(Some(&(&vm_key(name)).into()))
     }
 
     /// Ends a VM's process.

@@ -205,7 +205,7 @@ async fn a_panic_is_a_failed_attempt_that_is_counted_told_and_backed_off() {
     }
     assert!(waits[3] > waits[2] && waits[2] > waits[1] && waits[1] > waits[0], "{waits:?}");
     rig.ready(&vm_key("web")).await;
-    let events = rig.store.events(Some(&vm_key("web")));
+    let events = rig.events("web");
     let told = events.iter().find(|event| event.reason == "InternalError").unwrap();
     assert_eq!((told.count, told.severity), (4, Severity::Warning));
     assert_eq!(rig.driver.violations(), Vec::<String>::new());
@@ -252,7 +252,7 @@ async fn a_look_that_panics_is_backed_off_and_told_over_the_last_status() {
         is_ready(record.unwrap()) && vm.object.status.next_retry_time.is_none()
     };
     rig.until(&vm_key("web"), settled).await;
-    let events = rig.store.events(Some(&vm_key("web")));
+    let events = rig.events("web");
     assert_eq!(events.iter().find(|event| event.reason == "InternalError").unwrap().count, 3);
     assert_eq!((rig.vm("web").starts, rig.driver.running().len()), (1, 1));
 }
@@ -291,7 +291,7 @@ async fn after_a_reboot_of_the_host_everything_starts_again_on_its_disk_and_addr
         rig.until(&vm_key(name), again).await;
         let status = rig.vm(name).object.status.clone();
         assert_eq!(status.last_exit.unwrap().reason, "HostReboot");
-        let events = rig.store.events(Some(&vm_key(name)));
+        let events = rig.events(name);
         assert!(events.iter().all(|event| event.severity == Severity::Normal), "{events:?}");
     }
     assert!(began.elapsed() < 2 * SECOND, "there is no backoff: {:?}", began.elapsed());
@@ -374,8 +374,7 @@ async fn a_name_declared_again_while_its_vm_stops_waits_visibly_and_starts_anew(
     };
     let waiting = rig.until(&vm_key("web"), told).await.unwrap();
     assert_eq!(waiting.metadata().uid, old.object.metadata.uid);
-    let event =
-        |rig: &Rig| rig.store.events(Some(&vm_key("web"))).into_iter().find(|e| e.reason == "Redeclared");
+    let event = |rig: &Rig| rig.events("web").into_iter().find(|e| e.reason == "Redeclared");
     assert_eq!(event(&rig).unwrap().severity, Severity::Normal);
     let anew = |record: Option<&Record>| {
         record.is_some_and(|record| record.metadata().uid != old.object.metadata.uid && is_ready(record))
@@ -430,12 +429,13 @@ async fn of_two_declarations_of_one_name_the_incumbent_runs_on_and_both_are_told
         folder.has(&both);
         rig.until(&vm_key("web"), |record| problem(record).as_deref() == Some("Conflict")).await;
     }
-    let record = rig.until(&vm_key("web"), |record| {
+    let told = |record: Option<&Record>| {
         rig::conditions(record.unwrap()).iter().any(|c| c.kind == "ManifestProblem" && c.reason == "Conflict")
-    });
-    assert!(is_ready(&record.await.unwrap()));
+    };
+    let record = rig.until(&vm_key("web"), told).await;
+    assert!(is_ready(&record.unwrap()));
     assert_eq!(rig.vm("web").run, run);
-    let events = rig.store.events(Some(&vm_key("web")));
+    let events = rig.events("web");
     let told: Vec<_> = events.iter().filter(|event| event.reason == "Conflict").collect();
     assert!(
         told.iter().any(|event| event.message.contains("a.yaml:1") && event.message.contains("b.yaml:1"))

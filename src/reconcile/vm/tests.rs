@@ -278,8 +278,10 @@ fn a_closed_gate_holds_the_failed_step_but_not_a_deletion() {
     let stalled = Observed { failure: Some(stalled), closed_until: None, permit: true, ..seen() };
     assert_eq!(
         (decide(&reserved(), &stalled).step, decide(&reserved(), &stalled).phase),
-        (Step::Wait(None), "Failed")
+        (Step::Relinquish, "Failed"),
+        "others can use what it does not run on"
     );
+    assert_eq!(decide(&record(), &stalled).step, Step::Wait(None));
 }
 
 fn in_line(impatient: bool) -> Option<LineView> {
