@@ -43,6 +43,15 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFound", message).about(key)
     }
 
+    /// The same, with what to do about it.
+    pub(super) fn hints(mut self, hints: &[String]) -> Self {
+        if !hints.is_empty() {
+            let cause = StatusCause { reason: "Hint".to_owned(), message: hints.join("; ") };
+            self.0.details.get_or_insert_default().causes.push(cause);
+        }
+        self
+    }
+
     /// No such path.
     pub(super) fn no_such_path(path: &str) -> Self {
         let message = format!("the server could not find the requested resource {path:?}");
