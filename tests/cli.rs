@@ -132,7 +132,7 @@ impl Daemon {
             phase: "Running".into(),
             conditions: vec![condition],
             observed_generation: 1,
-            addresses: vec!["10.88.0.4".into()],
+            addresses: vec!["10.63.0.4".into()],
             ..VmStatus::default()
         };
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };

@@ -6,15 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::desired::{About, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, changes};
 use super::source::Snapshot;
 use crate::object::{AnyObject, Kind, ObjectKey, strongest};
+use crate::reconcile::Clock;
 use crate::store::{
     ChangeKind, DeclareError, Declared, Event, Expired, Origin, Problem, Severity, Store, StoreError,
     Subject, Watch,
@@ -31,6 +32,7 @@ pub async fn keep(
     root: &Path,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     settings: MassDeleteSettings,
+    clock: Clock,
     cancel: CancellationToken,
 ) {
     let source = format!("directory:{}", root.display());
@@ -41,6 +43,7 @@ pub async fn keep(
         root: root.to_owned(),
         guard: MassDeleteGuard::new(settings),
         said: HashSet::new(),
+        clock,
     };
     // The channel's first value is a placeholder, not a look at the folder.
     let mut seen = false;
@@ -48,13 +51,14 @@ pub async fn keep(
     let mut retry = None;
     loop {
         tokio::select! {
+            biased;
             () = cancel.cancelled() => return,
             changed = snapshots.changed() => match changed {
                 Ok(()) => seen = true,
                 Err(_) => return,
             },
             () = deleted(&mut deletions) => {}
-            () = until(keeper.guard.due()) => {}
+            () = until(keeper.guard.due().map(Instant::from_std)) => {}
             () = until(retry) => {}
         }
         if !seen {
@@ -70,7 +74,7 @@ pub async fn keep(
 
 async fn until(instant: Option<Instant>) {
     match instant {
-        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
@@ -96,6 +100,7 @@ struct Keeper {
     broken: BTreeSet<PathBuf>,
     /// Warnings that were logged, so that lasting trouble is logged once.
     said: HashSet<String>,
+    clock: Clock,
 }
 
 impl Keeper {
@@ -108,7 +113,7 @@ impl Keeper {
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
         let (mut said, mut broken) = (HashSet::new(), BTreeSet::new());
-        for change in changes(&held, snapshot, &mut self.guard, Instant::now()) {
+        for change in changes(&held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
@@ -142,7 +147,7 @@ impl Keeper {
     async fn declare(&self, object: AnyObject, origin: Origin, take_over: bool) -> Result<(), StoreError> {
         let key = object.key();
         let place = origin.to_string();
-        match self.store.declare(object, origin, take_over, Timestamp::now()).await {
+        match self.store.declare(object, origin, take_over, self.clock.now()).await {
             Ok(Declared::Created { .. }) => {
                 self.event((&key).into(), "Declared", &format!("declared at {place}"))
             }
@@ -164,7 +169,7 @@ impl Keeper {
     }
 
     async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        if self.store.undeclare(key, &self.source, Timestamp::now()).await? {
+        if self.store.undeclare(key, &self.source, self.clock.now()).await? {
             self.event(key.into(), "Undeclared", "its manifest is gone; it is deleted");
         }
         Ok(())
@@ -207,7 +212,7 @@ impl Keeper {
     fn record(&self, subject: Subject, severity: Severity, reason: &str, message: &str) {
         let record = subject.object().and_then(|key| self.store.record(key));
         let uid = record.and_then(|record| record.object().metadata().uid);
-        self.store.record_event(subject, uid, severity, reason, message, Timestamp::now());
+        self.store.record_event(subject, uid, severity, reason, message, self.clock.now());
     }
 }
 

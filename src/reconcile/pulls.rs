@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
+use super::entropy::Entropy;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
 use crate::object::Quantity;
 use crate::store::{DiskClaim, PublishError, Store, StoreError};
@@ -52,6 +53,7 @@ struct Shop {
     permits: Semaphore,
     backoff: BackoffPolicy,
     clock: Clock,
+    entropy: Entropy,
     /// Told after each install: a disk that nobody refers to any more is to go.
     collector: Arc<Notify>,
 }
@@ -99,10 +101,11 @@ impl Pulls {
         limit: usize,
         backoff: BackoffPolicy,
         clock: Clock,
+        entropy: Entropy,
         collector: Arc<Notify>,
     ) -> Self {
         let permits = Semaphore::new(limit.max(1));
-        let shop = Arc::new(Shop { images, store, permits, backoff, clock, collector });
+        let shop = Arc::new(Shop { images, store, permits, backoff, clock, entropy, collector });
         Pulls { shop, under_way: Mutex::default() }
     }
 
@@ -129,7 +132,7 @@ impl Shop {
 
     /// Tries until it is done, or cannot be.
     async fn pull(&self, reference: &Reference, digest: &Digest, state: &watch::Sender<PullState>) {
-        let mut backoff = Backoff::new(self.backoff);
+        let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
         loop {
             let error = match self.attempt(reference, digest, state).await {
                 Ok(()) => {
@@ -169,7 +172,8 @@ impl Shop {
         let staged = self.stage(reference, digest, state).await?;
         // From here on the steps are few and quick, and run to their end even if everybody who
         // waited has gone: a living daemon never leaves a claim behind.
-        let install = tokio::spawn(install(self.images.clone(), self.store.clone(), staged));
+        let install =
+            tokio::spawn(install(self.images.clone(), self.store.clone(), staged, self.entropy.uuid()));
         let installed = install.await.unwrap_or_else(|panic| Err(PullError::Panic(panic.to_string())));
         self.collector.notify_one();
         installed
@@ -192,6 +196,7 @@ impl Shop {
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
             tokio::select! {
+                biased;
                 staged = &mut stage => return staged,
                 _ = tick.tick() => {
                     if progress.has_changed().unwrap_or(false) {
@@ -205,9 +210,13 @@ impl Shop {
 
 /// Claim, rename, publish. Of two that install one digest, one is granted the claim; the other's
 /// staged disk goes with its folder.
-async fn install(images: Arc<dyn Images>, store: Store, staged: StagedDisk) -> Result<(), PullError> {
+async fn install(
+    images: Arc<dyn Images>,
+    store: Store,
+    staged: StagedDisk,
+    claim: Uuid,
+) -> Result<(), PullError> {
     let digest = staged.digest.clone();
-    let claim = Uuid::new_v4();
     loop {
         match store.claim_disk(&digest, claim).await? {
             DiskClaim::Granted => break,

@@ -73,7 +73,7 @@ impl VmTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
         let status = world.store.vm(&key).map(|record| record.object.status.clone()).unwrap_or_default();
         VmTask {
-            backoff: Backoff::new(world.settings.backoff),
+            backoff: Backoff::new(world.settings.backoff, world.entropy.clone()),
             world,
             key,
             uid,
@@ -123,7 +123,10 @@ impl VmTask {
             return;
         }
         let (driver, dir) = (self.world.driver.clone(), self.world.vm_dir(self.uid));
-        let logs = LogSink::new(dir.join(crate::agent::LOG_FILE), self.world.settings.log_limit);
+        let logs = match self.world.settings.log_limit {
+            Some(limit) => LogSink::new(dir.join(crate::agent::LOG_FILE), limit),
+            None => LogSink::nowhere(),
+        };
         let link = Link::start(driver.clone(), dir.clone(), logs, self.world.clock);
         let booted = record.object.status.conditions.iter().find(|condition| condition.kind == "Booted");
         let adopted = self.released_at.is_none() && booted.is_some_and(|booted| booted.status == true.into());
@@ -280,6 +283,7 @@ impl Process {
             return self.link.changed().await;
         }
         tokio::select! {
+            biased;
             exit = &mut self.waiting => self.exit = Some(exit),
             () = self.link.changed() => {}
         }
@@ -320,12 +324,14 @@ impl Reconciler for VmTask {
     async fn changed(&mut self) {
         let VmTask { process, share, queue, permit, .. } = self;
         tokio::select! {
-            () = or_never(process.as_mut().map(Process::changed)) => {}
-            () = or_never(share.as_mut().map(Share::changed)) => {}
+            biased;
+            // First, as it comes once: a guest that never rests cannot keep the permit away.
             granted = or_never(queue.as_mut()) => {
                 *queue = None;
                 *permit = Some(granted);
             }
+            () = or_never(share.as_mut().map(Share::changed)) => {}
+            () = or_never(process.as_mut().map(Process::changed)) => {}
         }
     }
 }
