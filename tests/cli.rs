@@ -16,9 +16,12 @@ use tokio_util::sync::CancellationToken;
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use vmlet::api::{Guests, bind, serve};
 use vmlet::hypervisor::ProcessIdentity;
+use vmlet::image::{Digest, ImageConfig};
 use vmlet::manifest::decode;
 use vmlet::object::{Condition, ConditionStatus, Kind, ObjectKey, Uid, VmStatus};
-use vmlet::store::{Origin, Run, Severity, Store, Subject, VmUpdate};
+use vmlet::store::{
+    Capacity, DiskClaim, NetworkClaim, Origin, Run, Severity, Store, Subject, VmClaim, VmUpdate,
+};
 
 const MANIFEST: &str = "\
 apiVersion: vmlet.dev/v1alpha1
@@ -106,15 +109,41 @@ impl Daemon {
         }
     }
 
-    /// Records a process of the VM, started with its present spec.
+    /// Reserves what the VM needs and records a process of it, started with its present spec.
     fn start_vm(&self, name: &str) {
         let key = ObjectKey::new(Kind::Vm, "default", name);
         let object = self.store.vm(&key).unwrap().object.clone();
-        let process = ProcessIdentity { pid: 1, start_time: 1, boot_id: "b".into() };
-        let run = Run::Up { process, spec: Box::new(object.spec), since: Timestamp::now(), stopping: None };
-        let update = VmUpdate { run: Some(run), ..VmUpdate::default() };
         let uid = object.metadata.uid.unwrap();
-        self.runtime.block_on(self.store.publish_vm(&key, uid, update)).unwrap();
+        let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let started = async {
+            let claim = Uid::new_v4();
+            if self.store.claim_disk(&digest, claim).await.unwrap() == DiskClaim::Granted {
+                let (path, config) = ("/d".into(), ImageConfig::default());
+                self.store.publish_disk(&digest, claim, path, object.spec.memory, config).await.unwrap();
+            }
+            let claim = VmClaim {
+                key: key.clone(),
+                uid,
+                generation: 1,
+                image: digest.clone(),
+                network: NetworkClaim::Bridge {
+                    subnet: "10.88.0.0/24".parse().unwrap(),
+                    fixed: None,
+                    ports: vec![],
+                },
+                vmm_users: None,
+                memory: object.spec.memory,
+                disk: object.spec.root_disk.size,
+                capacity: Capacity { memory: "1Ti".parse().unwrap(), disk: "1Ti".parse().unwrap() },
+            };
+            self.store.reserve_vm(claim).await.unwrap();
+            let process = ProcessIdentity { pid: 1, start_time: 1, boot_id: "b".into() };
+            let spec = Box::new(object.spec.clone());
+            let run = Run::Up { process, spec, since: Timestamp::now(), stopping: None };
+            let update = VmUpdate { run: Some(run), ..VmUpdate::default() };
+            self.store.publish_vm(&key, uid, update).await.unwrap();
+        };
+        self.runtime.block_on(started);
     }
 
     fn ready(&self, name: &str) {
@@ -195,7 +224,7 @@ fn steady(text: &str) -> String {
 
 #[test]
 fn help() {
-    for verb in ["", "get", "wait", "exec", "logs", "validate"] {
+    for verb in ["", "get", "wait", "exec", "logs", "validate", "diff", "why"] {
         let words: Vec<&str> = [verb, "-h"].into_iter().filter(|word| !word.is_empty()).collect();
         let (code, stdout, _) = outcome(&vmlet(&words).output().unwrap());
         assert_eq!(code, 0);
@@ -454,7 +483,24 @@ fn why() {
     let now = Timestamp::now();
     let image = ObjectKey::new(Kind::Image, "default", "debian");
     daemon.store.record_event(&image, None, Severity::Warning, "PullFailed", "connection reset by peer", now);
-    assert_snapshot!("why_ready", steady(&daemon.text(&["why", "vm/web"])));
+    daemon.start_vm("web");
+    let event = |reason, message| {
+        let web = ObjectKey::new(Kind::Vm, "default", "web");
+        daemon.store.record_event(&web, None, Severity::Normal, reason, message, now);
+    };
+    event("Started", "hostile \x1b[2J text");
+    let mac = daemon
+        .store
+        .vm(&ObjectKey::new(Kind::Vm, "default", "web"))
+        .unwrap()
+        .reservation
+        .clone()
+        .unwrap()
+        .nic
+        .unwrap()
+        .mac;
+    let ready = steady(&daemon.text(&["why", "vm/web"])).replace(&mac, "MAC");
+    assert_snapshot!("why_ready", ready);
     assert_snapshot!("why_image", steady(&daemon.text(&["why", "image/debian"])));
     let answer: Value = serde_json::from_str(&daemon.text(&["why", "vm", "ci-1", "-o", "json"])).unwrap();
     assert_eq!((answer["object"].as_str(), answer["ready"].as_bool()), (Some("vm/ci-1"), Some(false)));

@@ -45,10 +45,9 @@ impl ApiError {
 
     /// The same, with what to do about it.
     pub(super) fn hints(mut self, hints: &[String]) -> Self {
-        if !hints.is_empty() {
-            let cause = StatusCause { reason: "Hint".to_owned(), message: hints.join("; ") };
-            self.0.details.get_or_insert_default().causes.push(cause);
-        }
+        let causes =
+            hints.iter().map(|hint| StatusCause { reason: "Hint".to_owned(), message: hint.clone() });
+        self.0.details.get_or_insert_default().causes.extend(causes);
         self
     }
 

@@ -147,8 +147,13 @@ impl Status {
 
     /// The text of the first cause with this reason.
     pub fn cause(&self, reason: &str) -> Option<&str> {
-        let causes = &self.details.as_ref()?.causes;
-        causes.iter().find(|cause| cause.reason == reason).map(|cause| cause.message.as_str())
+        self.causes(reason).next()
+    }
+
+    /// The texts of the causes with this reason.
+    pub fn causes(&self, reason: &str) -> impl Iterator<Item = &str> {
+        let causes = self.details.iter().flat_map(|details| &details.causes);
+        causes.filter(move |cause| cause.reason == reason).map(|cause| cause.message.as_str())
     }
 }
 

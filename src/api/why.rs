@@ -170,8 +170,15 @@ impl Facts<'_> {
                 ("boot permits", names(self.records.values().filter(booting).map(Record::key)))
             }
             "WaitingForPull" => {
+                // A VM that waits for its Image object says that it is pulled, and pulls nothing itself.
+                let pulls = |record: &Record| match record {
+                    Record::Vm(vm) => vm.object.spec.image.oci.is_some(),
+                    Record::Image(_) => true,
+                };
                 let pulling = |record: &&Record| {
-                    condition(&record.object(), "Ready").is_some_and(|ready| ready.reason == "Pulling")
+                    let object = record.object();
+                    pulls(record)
+                        && condition(&object, "Ready").is_some_and(|ready| ready.reason == "Pulling")
                 };
                 ("pull permits", names(self.records.values().filter(pulling).map(Record::key)))
             }
@@ -207,7 +214,9 @@ impl Facts<'_> {
         let users = self.records.values().filter(|record| match record {
             Record::Vm(vm) => {
                 let image = &vm.object.spec.image.name;
-                vm.object.metadata.namespace == key.namespace && image.as_ref() == Some(&key.name)
+                let names_it =
+                    vm.object.metadata.namespace == key.namespace && image.as_ref() == Some(&key.name);
+                names_it && !holds(condition(&record.object(), "Ready"))
             }
             Record::Image(_) => false,
         });

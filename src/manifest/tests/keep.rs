@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::super::*;
+use crate::reconcile::Clock;
 use crate::store::{Event, EventWatch, Severity, Store, Subject};
 
 const ROOT: &str = "/m";
@@ -24,8 +25,7 @@ fn snapshot(text: &str) -> Arc<Snapshot> {
 }
 
 async fn next(events: &mut EventWatch) -> Event {
-    let event = timeout(Duration::from_secs(10), events.next()).await.expect("an event comes").unwrap();
-    Arc::unwrap_or_clone(event)
+    timeout(Duration::from_secs(10), events.next()).await.expect("an event comes").unwrap()
 }
 
 #[tokio::test]
@@ -36,7 +36,9 @@ async fn errors_of_a_file_without_objects_are_events_of_the_file() {
     let start = |store: Store, snapshots| {
         let cancel = CancellationToken::new();
         let (keeper, guard) = (cancel.clone(), MassDeleteSettings::default());
-        tokio::spawn(async move { keep(store, Path::new(ROOT), snapshots, guard, keeper).await });
+        tokio::spawn(
+            async move { keep(store, Path::new(ROOT), snapshots, guard, Clock::Host, keeper).await },
+        );
         cancel
     };
     let cancel = start(store.clone(), snapshots.clone());
