@@ -16,7 +16,7 @@ use super::world::State;
 use crate::image::{Digest, Reference};
 use crate::manifest::FileState;
 use crate::object::{AnyObject, Condition, ImageSpec, Kind, ObjectKey, RunPolicy, VmSpec};
-use crate::store::{DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
+use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
 
 /// Everything that is looked at, at one instant.
 struct Sight<'a> {
@@ -26,6 +26,7 @@ struct Sight<'a> {
     wanted: BTreeMap<ObjectKey, Vec<AnyObject>>,
     /// A file cannot be read: what it held before stays.
     broken: bool,
+    capacity: Capacity,
     store: &'a Store,
 }
 
@@ -41,7 +42,8 @@ fn look<T>(sim: &Simulation, store: &Store, then: impl FnOnce(&Sight<'_>) -> T) 
     let records = Kind::ALL.into_iter().flat_map(|kind| store.list(kind, None).0);
     let records = records.map(|record| (record.key(), record)).collect();
     let world = sim.world.lock();
-    then(&Sight { now: world.now(), world: &world, records, wanted, broken, store })
+    let capacity = sim.options.settings.capacity;
+    then(&Sight { now: world.now(), capacity, world: &world, records, wanted, broken, store })
 }
 
 /// What is not as the folder says.
@@ -204,6 +206,17 @@ impl Sight<'_> {
         self.wanted_digest(vm).is_none()
             || uid.is_some_and(|uid| self.world.doomed.contains(&uid))
             || self.others(vm).any(|other| clash(&vm.object.spec, other))
+            || self.crowded(vm)
+    }
+
+    /// Whether the others leave too little memory or disk for a VM.
+    fn crowded(&self, vm: &VmRecord) -> bool {
+        let (spec, capacity) = (&vm.object.spec, self.capacity);
+        let (memory, disk) = self.others(vm).fold((0, 0), |(memory, disk), held| {
+            (memory + held.memory.as_bytes(), disk + held.disk.as_bytes())
+        });
+        memory + spec.memory.as_bytes() > capacity.memory.as_bytes()
+            || disk + spec.root_disk.size.as_bytes() > capacity.disk.as_bytes()
     }
 
     fn others(&self, vm: &VmRecord) -> impl Iterator<Item = &Reservation> {

@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use vmlet_wire::GuestState;
 
 use super::{State, World};
 use crate::hypervisor::{Launch, ProcessIdentity, VmmExit};
+use crate::latest;
 use crate::object::ObjectKey;
 use crate::testing::VmScript;
 use crate::testing::trouble::WorkloadExit;
@@ -42,7 +42,7 @@ pub(in crate::testing) struct Process {
     /// When it was killed.
     pub(super) killed: Option<(Duration, VmmExit)>,
     /// Told whenever one of these is set.
-    pub(super) changed: watch::Sender<()>,
+    pub(super) changed: latest::Sender<()>,
 }
 
 /// How a run goes if nobody interferes. Times count from the release.
@@ -68,7 +68,7 @@ impl Process {
             button: None,
             ended: None,
             killed: None,
-            changed: watch::Sender::new(()),
+            changed: latest::Sender::new(()),
         }
     }
 
