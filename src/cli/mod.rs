@@ -27,6 +27,7 @@ mod text;
 mod validate;
 mod version;
 mod wait;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -67,6 +68,7 @@ struct Cli {
 enum Verb {
     Get(get::Get),
     Describe(describe::Describe),
+    Why(why::Why),
     Logs(logs::Logs),
     Console(console::Console),
     Exec(exec::Exec),
@@ -120,6 +122,7 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
     match verb {
         Verb::Get(verb) => verb.run(client).await,
         Verb::Describe(verb) => verb.run(client).await,
+        Verb::Why(verb) => verb.run(client).await,
         Verb::Logs(verb) => verb.run(client).await,
         Verb::Console(verb) => verb.run(client).await,
         Verb::Exec(verb) => verb.run(client).await,

@@ -3,7 +3,7 @@
 //! In: the folder's snapshots, the store's deletions, the time. Out: declared and undeclared objects,
 //! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,8 @@ use super::source::Snapshot;
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
 use crate::reconcile::Clock;
 use crate::store::{
-    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Subject, Watch,
+    ChangeKind, DeclareError, Declared, Event, Expired, Origin, Problem, Severity, Store, StoreError,
+    Subject, Watch,
 };
 
 /// What had errors has none any more.
@@ -39,7 +40,7 @@ pub async fn keep(
 ) {
     let source = format!("directory:{}", root.display());
     let mut keeper = Keeper {
-        broken: known_broken(&store, root),
+        broken: broken_files(&store.events(None)).into_keys().filter(|path| path.starts_with(root)).collect(),
         store,
         source,
         root: root.to_owned(),
@@ -286,14 +287,14 @@ impl Keeper {
     }
 }
 
-/// The files below a folder that an earlier daemon found errors in and has not seen mended.
-fn known_broken(store: &Store, root: &Path) -> BTreeSet<PathBuf> {
-    let mut broken = BTreeSet::new();
-    for event in store.events(None) {
-        let Subject::Manifest { path } = event.subject else { continue };
+/// The files that the events find errors in and not mended since, and the errors.
+pub(crate) fn broken_files(events: &[Event]) -> BTreeMap<PathBuf, String> {
+    let mut broken = BTreeMap::new();
+    for event in events {
+        let Subject::Manifest { path } = &event.subject else { continue };
         match event.reason.as_str() {
-            INVALID if path.starts_with(root) => drop(broken.insert(path)),
-            MENDED => drop(broken.remove(&path)),
+            INVALID => drop(broken.insert(path.clone(), event.message.clone())),
+            MENDED => drop(broken.remove(path)),
             _ => {}
         }
     }

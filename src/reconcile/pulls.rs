@@ -21,6 +21,7 @@ use super::clock::Clock;
 use super::entropy::Entropy;
 use super::task::message_of;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
+use crate::latest;
 use crate::object::Quantity;
 use crate::store::{DiskClaim, PublishError, Store, StoreError};
 
@@ -62,7 +63,7 @@ struct Shop {
 }
 
 struct Pull {
-    state: watch::Receiver<PullState>,
+    state: latest::Receiver<PullState>,
     task: AbortHandle,
 }
 
@@ -75,7 +76,7 @@ impl Drop for Pull {
 /// A share in a pull. The pull lives as long as one of its shares.
 pub(super) struct Share {
     digest: Digest,
-    state: watch::Receiver<PullState>,
+    state: latest::Receiver<PullState>,
     _pull: Arc<Pull>,
 }
 
@@ -128,13 +129,13 @@ impl Pulls {
 
 impl Shop {
     fn start(self: Arc<Self>, reference: Reference, digest: Digest) -> Pull {
-        let (sender, state) = watch::channel(PullState::Queued);
+        let (sender, state) = latest::channel(PullState::Queued);
         let task = tokio::spawn(async move { self.pull(&reference, &digest, &sender).await });
         Pull { state, task: task.abort_handle() }
     }
 
     /// Tries until it is done, or cannot be.
-    async fn pull(&self, reference: &Reference, digest: &Digest, state: &watch::Sender<PullState>) {
+    async fn pull(&self, reference: &Reference, digest: &Digest, state: &latest::Sender<PullState>) {
         let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
         loop {
             let error = match self.attempt(reference, digest, state).await {
@@ -166,7 +167,7 @@ impl Shop {
         &self,
         reference: &Reference,
         digest: &Digest,
-        state: &watch::Sender<PullState>,
+        state: &latest::Sender<PullState>,
     ) -> Result<(), PullError> {
         if self.ready(digest) {
             return Ok(());
@@ -192,7 +193,7 @@ impl Shop {
         &self,
         reference: &Reference,
         digest: &Digest,
-        state: &watch::Sender<PullState>,
+        state: &latest::Sender<PullState>,
     ) -> Result<StagedDisk, ImageError> {
         let (sender, mut progress) = watch::channel(Progress::default());
         state.send_replace(PullState::Running(Progress::default()));

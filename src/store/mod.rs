@@ -52,7 +52,7 @@ pub use error::{
     ReserveError, StoreError,
 };
 pub use histogram::HistogramSnapshot;
-pub use memory::{Fault, MemoryBackend};
+pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
 pub use record::{
     DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, Problem, Record, Reservation, Run,
     Severity, Stopping, Subject, VmRecord,

@@ -159,6 +159,7 @@ impl Images for FakeImages {
         let staged = StagedDisk {
             digest: digest.clone(),
             dir: Some(dir),
+            held: None,
             size: 1 << 20,
             config: ImageConfig::default(),
         };
