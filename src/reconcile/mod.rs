@@ -21,6 +21,7 @@ mod entropy;
 mod image;
 mod pulls;
 mod recovery;
+mod step;
 mod supervisor;
 mod task;
 mod vm;
