@@ -137,7 +137,7 @@ impl Sight<'_> {
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
         };
         is_ready(&status.conditions)?;
-        if !image.image.as_ref().is_some_and(|pin| pin.digest == digest) {
+        if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
             return Err(format!("it is not {digest}"));
         }
         Ok(())
