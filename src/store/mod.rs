@@ -58,6 +58,7 @@ pub use request::{
     Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, StoreSettings,
     VmClaim, VmUpdate,
 };
+pub(crate) use sled_backend::sync_dir;
 pub use watch::{EventWatch, Watch};
 
 use std::collections::BTreeMap;

@@ -64,7 +64,7 @@ impl SledBackend {
         let mut backend = SledBackend::new(dir, db)?;
         let written = backend.apply(rows).and_then(|()| backend.flush());
         written.map_err(|error| SledTrouble::Unavailable(error.to_string()))?;
-        backend.head.sync_all().and_then(|()| sync_dir(dir)).map_err(unavailable(dir))
+        sync_files(dir).and_then(|()| sync_dir(dir)).map_err(unavailable(dir))
     }
 
     /// Opens a log that [`create`](SledBackend::create) made, and reads all its rows.
@@ -272,6 +272,12 @@ fn set_snapshots_aside(dir: &Path) -> io::Result<bool> {
     Ok(any)
 }
 
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+/// Makes the files in a folder durable: sled syncs its `conf` as little as its log.
+fn sync_files(dir: &Path) -> io::Result<()> {
+    fs::read_dir(dir)?.try_for_each(|entry| File::open(entry?.path())?.sync_all())
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
