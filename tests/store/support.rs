@@ -6,6 +6,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::json;
+use tempfile::TempDir;
 use uuid::Uuid;
 use vmlet::image::{Digest, ImageConfig};
 use vmlet::object::{API_VERSION, AnyObject, Kind, ObjectKey, Quantity};
@@ -47,12 +48,18 @@ pub(crate) fn objects(store: &Store) -> BTreeMap<ObjectKey, Record> {
     records.map(|record| (record.key(), record)).collect()
 }
 
-/// A closed store of 100 VMs, changed often enough that its log holds old rows, too.
+/// A folder in memory, for what needs no disk.
+pub(crate) fn scratch() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+/// A closed store of 100 VMs, changed often enough that its log holds old rows, too. One is so large
+/// that sled keeps it in a file of its own.
 pub(crate) async fn filled(dir: &Path) -> BTreeMap<ObjectKey, Record> {
     let store = open(dir).unwrap();
     for number in 0..100 {
         let name = format!("vm-{number}");
-        let uid = declare(&store, vm(&name, &"e".repeat(300))).await;
+        let uid = declare(&store, vm(&name, &"e".repeat(if number == 50 { 200_000 } else { 300 }))).await;
         starts(&store, &name, uid, number).await;
     }
     let objects = objects(&store);

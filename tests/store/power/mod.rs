@@ -49,7 +49,7 @@ fn what_was_acknowledged_survives_power_loss() {
         for luck in LUCKS {
             images += 1;
             // In memory: what is done with an image needs no disk.
-            let image = tempfile::tempdir_in("/dev/shm").unwrap();
+            let image = scratch();
             disk.after_power_loss(luck, &mut random, image.path());
             match open(&image.path().join("store")) {
                 Ok(store) => acknowledged.check(&store),
