@@ -99,8 +99,14 @@ fn claim(number: usize, uid: Uuid) -> VmClaim {
         },
         vmm_users: Some(3_000_000..3_065_536),
         memory: Quantity::mebibytes(1),
+        cpus: 1,
         disk: Quantity::mebibytes(1),
-        capacity: Capacity { memory: Quantity::mebibytes(1 << 20), disk: Quantity::mebibytes(1 << 20) },
+        capacity: Capacity {
+            memory: Quantity::mebibytes(1 << 20),
+            cpus: 1 << 20,
+            disk: Quantity::mebibytes(1 << 20),
+        },
+        impatient: false,
     }
 }
 
@@ -137,7 +143,7 @@ async fn reservations(store: &Store, uids: &[Uuid]) -> f64 {
 }
 
 /// Repeats a piece of work for each object for a while; it returns how many transactions it made.
-async fn each<F: Future<Output = u32> + Send>(
+async fn each<F: Future<Output = u32> + Send + 'static>(
     uids: &[Uuid],
     work: impl Fn(usize, Uuid) -> F + Clone + Send + 'static,
 ) -> f64 {
@@ -151,7 +157,6 @@ async fn each<F: Future<Output = u32> + Send>(
             }
             made
         };
-        // The futures of `work` borrow nothing.
         tokio::spawn(repeat)
     });
     let mut made = 0;

@@ -15,7 +15,7 @@ use vmlet::agent::{FakeGuest, FakeScript, GuestState};
 use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
 use vmlet::manifest::{self, DirectorySource, MassDeleteSettings, Snapshot, keep};
 use vmlet::object::{Kind, ObjectKey, Quantity};
-use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Parts, Settings};
+use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
 use vmlet::store::{Capacity, Record, Store, StoreSettings};
 use vmlet::testing::{FakeImages, FakeNetwork};
 
@@ -80,6 +80,7 @@ impl Plane {
             driver: Arc::new(driver(setup.boot)),
             network: Arc::new(FakeNetwork::default()),
             clock: Clock::Host,
+            entropy: Entropy::os(),
         };
         let engine = Engine::new(store.clone(), parts, settings(dir.path(), setup.max_boots));
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -90,7 +91,7 @@ impl Plane {
         );
         let (declared, until) = (store.clone(), cancel.clone());
         let guard = MassDeleteSettings::default();
-        tasks.spawn(async move { keep(declared, &root, snapshots, guard, until).await });
+        tasks.spawn(async move { keep(declared, &root, snapshots, guard, Clock::Host, until).await });
         let until = cancel.clone();
         tasks.spawn(async move { engine.run(until).await.expect("nothing is left of an earlier engine") });
         Plane { store, images, dir, cancel, tasks }
@@ -170,10 +171,15 @@ fn settings(dir: &Path, max_boots: usize) -> Settings {
         subnet: Some("10.64.0.0/16".parse().expect("a subnet")),
         resolvers: Vec::new(),
         vmm_users: Some(3_000_000..3_065_536),
-        capacity: Capacity { memory: Quantity::mebibytes(1 << 30), disk: Quantity::mebibytes(1 << 40) },
+        capacity: Capacity {
+            memory: Quantity::mebibytes(1 << 30),
+            cpus: 1 << 20,
+            disk: Quantity::mebibytes(1 << 40),
+        },
+        patience: Duration::from_secs(120),
         boot_timeout: Duration::from_secs(300),
         backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
-        log_limit: 10 << 20,
+        log_limit: Some(10 << 20),
     }
 }
 

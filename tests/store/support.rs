@@ -101,13 +101,15 @@ pub(crate) fn claim(name: &str, uid: Uuid) -> VmClaim {
         generation: 1,
         image: digest(),
         network: NetworkClaim::Bridge {
-            subnet: "10.88.0.0/24".parse().unwrap(),
+            subnet: "10.63.0.0/24".parse().unwrap(),
             fixed: None,
             ports: Vec::new(),
         },
         vmm_users: Some(1000..1064),
         memory: Quantity::mebibytes(1),
+        cpus: 1,
         disk: Quantity::mebibytes(1),
-        capacity: Capacity { memory: Quantity::mebibytes(64), disk: Quantity::mebibytes(64) },
+        capacity: Capacity { memory: Quantity::mebibytes(64), cpus: 64, disk: Quantity::mebibytes(64) },
+        impatient: false,
     }
 }
