@@ -80,7 +80,7 @@ impl Plane {
             driver: Arc::new(driver(setup.boot)),
             network: Arc::new(FakeNetwork::default()),
             clock: Clock::Host,
-            entropy: Entropy::os(),
+            entropy: Entropy::default(),
         };
         let engine = Engine::new(store.clone(), parts, settings(dir.path(), setup.max_boots));
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());

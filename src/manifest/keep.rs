@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,8 @@ use crate::store::{
 
 /// What had errors has none any more.
 const MENDED: &str = "ManifestGood";
+/// Declarations that wait for one flush, at most.
+const DECLARED_AT_ONCE: usize = 256;
 /// The wait after a pass that the store refused.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -131,14 +134,14 @@ impl Keeper {
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
         let mut broken = BTreeSet::new();
-        let (mut refused, mut problems) = (Vec::new(), Vec::new());
+        let (mut declarations, mut undeclared, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         for change in changes(&held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
-                    refused.extend(self.declare(Declaration { object, origin, take_over }).await?);
+                    declarations.push(Declaration { object, origin, take_over });
                 }
-                Change::Undeclare(key) => self.undeclare(&key).await?,
+                Change::Undeclare(key) => undeclared.push(key),
                 Change::Problem { key, problem } => problems.push((key, problem)),
                 Change::Warning { about, reason, message } => {
                     let subject = self.subject(about);
@@ -149,7 +152,10 @@ impl Keeper {
                 }
             }
         }
-        let refused = self.declare_again(refused).await?;
+        let refused = self.declare_all(declarations).await?;
+        for key in undeclared {
+            self.undeclare(&key).await?;
+        }
         self.note(problems, refused).await?;
         self.said = mem::take(&mut self.saying);
         // What could not be read now may be as broken as before.
@@ -164,27 +170,42 @@ impl Keeper {
         Ok(())
     }
 
-    /// What was refused because of another declaration of this look may be right after it: the order
-    /// within a look does not matter.
-    async fn declare_again(&mut self, mut refused: Vec<Refused>) -> Result<Vec<Refused>, StoreError> {
+    /// Declares, in order. What is refused because of another declaration of this look may be right after
+    /// it: the order within a look does not matter.
+    async fn declare_all(&mut self, mut declarations: Vec<Declaration>) -> Result<Vec<Refused>, StoreError> {
         loop {
-            let before = refused.len();
-            let mut again = Vec::new();
-            for Refused { declaration, .. } in refused {
-                again.extend(self.declare(declaration).await?);
+            let before = declarations.len();
+            let refused = self.declare(declarations).await?;
+            if refused.is_empty() || refused.len() == before {
+                return Ok(refused);
             }
-            if again.len() == before {
-                return Ok(again);
-            }
-            refused = again;
+            declarations = refused.into_iter().map(|refused| refused.declaration).collect();
         }
     }
 
-    async fn declare(&mut self, declaration: Declaration) -> Result<Option<Refused>, StoreError> {
-        let Declaration { object, origin, take_over } = declaration.clone();
-        let key = object.key();
-        let place = origin.to_string();
-        match self.store.declare(*object, origin, take_over, self.clock.now()).await {
+    /// One transaction each, in order, and one flush for many: each waits for its own.
+    async fn declare(&mut self, declarations: Vec<Declaration>) -> Result<Vec<Refused>, StoreError> {
+        let (store, now) = (self.store.clone(), self.clock.now());
+        let declare = |declaration: Declaration| {
+            let (store, Declaration { object, origin, take_over }) = (store.clone(), declaration.clone());
+            async move { (declaration, store.declare(*object, origin, take_over, now).await) }
+        };
+        let mut declared = stream::iter(declarations.into_iter().map(declare)).buffered(DECLARED_AT_ONCE);
+        let mut refused = Vec::new();
+        while let Some((declaration, result)) = declared.next().await {
+            refused.extend(self.declared(declaration, result)?);
+        }
+        Ok(refused)
+    }
+
+    /// Tells people what became of a declaration.
+    fn declared(
+        &mut self,
+        declaration: Declaration,
+        result: Result<Declared, DeclareError>,
+    ) -> Result<Option<Refused>, StoreError> {
+        let (key, place) = (declaration.object.key(), declaration.origin.to_string());
+        match result {
             Ok(Declared::Created { .. }) => {
                 self.event((&key).into(), "Declared", &format!("declared at {place}"))
             }
