@@ -122,6 +122,8 @@ impl Daemon {
                 self.store.publish_disk(&digest, claim, path, object.spec.memory, config).await.unwrap();
             }
             let claim = VmClaim {
+                cpus: 1,
+                impatient: false,
                 key: key.clone(),
                 uid,
                 generation: 1,
@@ -134,7 +136,7 @@ impl Daemon {
                 vmm_users: None,
                 memory: object.spec.memory,
                 disk: object.spec.root_disk.size,
-                capacity: Capacity { memory: "1Ti".parse().unwrap(), disk: "1Ti".parse().unwrap() },
+                capacity: Capacity { memory: "1Ti".parse().unwrap(), cpus: 64, disk: "1Ti".parse().unwrap() },
             };
             self.store.reserve_vm(claim).await.unwrap();
             let process = ProcessIdentity { pid: 1, start_time: 1, boot_id: "b".into() };

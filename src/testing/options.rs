@@ -39,11 +39,13 @@ impl Default for Options {
                 vmm_users: Some(2_000_000..2_010_000),
                 capacity: Capacity {
                     memory: Quantity::mebibytes(1 << 30),
+                    cpus: u32::MAX,
                     disk: Quantity::mebibytes(1 << 40),
                 },
                 boot_timeout: Duration::from_secs(60),
                 backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
                 log_limit: None,
+                patience: Duration::from_secs(120),
             },
             mass_delete: MassDeleteSettings::default(),
             history: 8192,
