@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::desired::{
-    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes,
+    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes, edited,
 };
-use super::source::Snapshot;
+use super::source::{FileState, Snapshot};
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
 use crate::reconcile::Clock;
 use crate::store::{
@@ -48,6 +48,7 @@ pub async fn keep(
         source,
         root: root.to_owned(),
         guard: MassDeleteGuard::new(settings),
+        applied: None,
         said: HashSet::new(),
         saying: HashSet::new(),
         clock,
@@ -64,7 +65,7 @@ pub async fn keep(
                 Ok(()) => seen = true,
                 Err(_) => return,
             },
-            () = deleted(&mut deletions) => {}
+            () = deleted(&mut deletions) => keeper.applied = None,
             () = until(keeper.guard.due().map(Instant::from_std)) => {}
             () = until(retry) => {}
         }
@@ -103,6 +104,8 @@ struct Keeper {
     source: String,
     root: PathBuf,
     guard: MassDeleteGuard,
+    /// The last snapshot, if all that it declares is in the store and nothing else, and nothing is wrong with it.
+    applied: Option<Snapshot>,
     /// Files whose latest event says that they have errors.
     broken: BTreeSet<PathBuf>,
     /// Warnings of the last look and of this one, so that lasting trouble is told once.
@@ -129,13 +132,39 @@ impl Keeper {
         self.store.watch(None).expect("a watch from now on has missed nothing")
     }
 
+    /// An edit costs no more for all that is not edited: that is left out.
     async fn apply(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let Some(mut applied) = self.applied.take() else { return self.apply_all(snapshot).await };
+        let Some(edited) = edited(&applied, snapshot) else { return self.apply_all(snapshot).await };
+        let declared = edited.files.values().filter_map(|state| match state {
+            FileState::Good(objects) => Some(objects.iter().map(|located| located.object.key())),
+            _ => None,
+        });
+        let records = declared.flatten().filter_map(|key| self.store.record(&key));
+        let held: Vec<Held> = records.map(|record| Held::from(&record)).collect();
+        let quiet = self.compare(&held, &edited).await?;
+        applied.files.extend(edited.files);
+        self.applied = quiet.then_some(applied);
+        Ok(())
+    }
+
+    async fn apply_all(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
         let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
+        let settled = snapshot.files.values().all(|state| matches!(state, FileState::Good(_)));
+        let terminating = held.iter().any(|held| held.terminating);
+        let quiet = self.compare(&held, snapshot).await?;
+        let quiet = quiet && snapshot.complete && settled && !terminating;
+        self.applied = quiet.then(|| snapshot.clone());
+        Ok(())
+    }
+
+    /// Makes the store agree. False if there is something wrong, or something to be done again.
+    async fn compare(&mut self, held: &[Held], snapshot: &Snapshot) -> Result<bool, StoreError> {
         let mut broken = BTreeSet::new();
         let (mut declarations, mut undeclared, mut problems) = (Vec::new(), Vec::new(), Vec::new());
-        for change in changes(&held, snapshot, &mut self.guard, Instant::now().into_std()) {
+        for change in changes(held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
@@ -153,11 +182,13 @@ impl Keeper {
             }
         }
         let refused = self.declare_all(declarations).await?;
+        let mut quiet = refused.is_empty() && undeclared.is_empty() && problems.is_empty();
         for key in undeclared {
             self.undeclare(&key).await?;
         }
         self.note(problems, refused).await?;
         self.said = mem::take(&mut self.saying);
+        quiet &= self.said.is_empty();
         // What could not be read now may be as broken as before.
         if snapshot.complete {
             for path in self.broken.difference(&broken).cloned() {
@@ -167,7 +198,7 @@ impl Keeper {
         } else {
             self.broken.extend(broken);
         }
-        Ok(())
+        Ok(quiet)
     }
 
     /// Declares, in order. What is refused because of another declaration of this look may be right after
@@ -303,7 +334,7 @@ impl Keeper {
 
     fn record(&self, subject: Subject, severity: Severity, reason: &str, message: &str) {
         let record = subject.object().and_then(|key| self.store.record(key));
-        let uid = record.and_then(|record| record.object().metadata().uid);
+        let uid = record.and_then(|record| record.metadata().uid);
         self.store.record_event(subject, uid, severity, reason, message, self.clock.now());
     }
 }

@@ -39,6 +39,7 @@ mod record;
 mod request;
 mod reserve;
 mod row;
+mod runs;
 mod sled_backend;
 mod state;
 #[cfg(test)]
