@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assert_cmd::Command;
+use async_trait::async_trait;
 use insta::assert_snapshot;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -15,6 +16,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use vmlet::api::{Guests, bind, serve};
+use vmlet::hypervisor::GuestStream;
 use vmlet::manifest::decode;
 use vmlet::object::{Condition, ConditionStatus, Kind, ObjectKey, Uid, VmStatus};
 use vmlet::store::{Origin, Severity, Store, VmUpdate};
@@ -42,6 +44,7 @@ struct OneGuest {
     dir: PathBuf,
 }
 
+#[async_trait]
 impl Guests for OneGuest {
     fn agent(&self, _: Uid) -> Option<Agent> {
         Some(self.agent.clone())
@@ -49,6 +52,10 @@ impl Guests for OneGuest {
 
     fn vm_dir(&self, _: Uid) -> PathBuf {
         self.dir.clone()
+    }
+
+    async fn console(&self, _: Uid) -> Result<GuestStream, String> {
+        Err("nobody made one".to_owned())
     }
 }
 

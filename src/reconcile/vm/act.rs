@@ -25,6 +25,8 @@ use crate::store::{
 
 /// How long the guest may take to acknowledge that it shuts down.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// The exit code of a workload that the guest killed after its grace period: 128 + SIGKILL.
+const WORKLOAD_KILLED: i32 = 137;
 
 impl VmTask {
     /// Takes one step. A failure closes the backoff's gate and stays in the status until a step succeeds.
@@ -233,6 +235,7 @@ impl VmTask {
         self.world.event(&self.key, self.uid, Severity::Warning, "Killing", why);
         self.world.driver.kill(process).await?;
         if let Some(watched) = self.process.as_mut() {
+            watched.killed = true;
             Process::ended(watched).await;
         }
         Ok(())
@@ -252,7 +255,8 @@ impl VmTask {
         if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
             self.world.network.detach(nic).await?;
         }
-        let exit = self.last_exit(seen, stopping.as_ref());
+        let grace = record.object.spec.termination_grace_period_seconds;
+        let exit = self.last_exit(seen, stopping.as_ref(), grace);
         let message = exit.message.clone();
         let run = if rerun { Run::Idle } else { Run::Ended { spec: spec.clone() } };
         let update = VmUpdate { run: Some(run), last_exit: Some(Some(exit)), ..VmUpdate::default() };
@@ -271,13 +275,19 @@ impl VmTask {
         Ok(())
     }
 
-    fn last_exit(&self, seen: &Observed, stopping: Option<&Stopping>) -> LastExit {
+    fn last_exit(&self, seen: &Observed, stopping: Option<&Stopping>, grace: u32) -> LastExit {
         let code = workload_code(seen);
         let exit = seen.exit.as_ref();
         let said = exit.map_or("", |exit| exit.message.as_str());
-        let killed = exit.is_some_and(|exit| exit.signal.is_some());
+        // Who killed it has reaped it, so that its exit need not tell.
+        let killed = self.process.as_ref().is_some_and(|process| process.killed)
+            || exit.is_some_and(|exit| exit.signal.is_some());
         let (reason, message) = match (stopping, code) {
             (Some(stopping), _) if killed => ("Killed", format!("killed: {}", stopping.why)),
+            (Some(stopping), Some(WORKLOAD_KILLED)) => {
+                let how = format!("its workload did not end within {grace} s and was killed");
+                ("Killed", format!("shut down: {}; {how}", stopping.why))
+            }
             (Some(stopping), _) => ("Shutdown", format!("shut down: {}", stopping.why)),
             (None, Some(0)) => ("Completed", "the workload ended with exit code 0".to_owned()),
             (None, Some(code)) => ("Error", format!("the workload ended with exit code {code}")),

@@ -62,6 +62,8 @@ struct Process {
     exit: Option<VmmExit>,
     /// Whether the guest has ever been heard of.
     ever: bool,
+    /// Whether this daemon killed it.
+    killed: bool,
     /// When the watch began.
     since: Timestamp,
 }
@@ -127,7 +129,15 @@ impl VmTask {
         let identity = process.clone();
         let waiting = async move { driver.exited(&dir, &identity).await }.boxed();
         let since = self.world.clock.now();
-        self.process = Some(Process { pid: process.pid, link, waiting, exit: None, ever: adopted, since });
+        self.process = Some(Process {
+            pid: process.pid,
+            link,
+            waiting,
+            exit: None,
+            ever: adopted,
+            killed: false,
+            since,
+        });
     }
 
     /// The guest as the link shows it, and the last state that it reported.
