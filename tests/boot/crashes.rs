@@ -51,6 +51,7 @@ fn lives() -> Vec<Life> {
 async fn live(rest: usize, of: usize) {
     let mut host = Host::start(Net::Bridge).await;
     host.kill_daemon();
+    host.accelerator = "tcg";
     for life in lives().iter().skip(rest).step_by(of) {
         let spec = json!({
             "image": {"oci": host.reference("busybox:1")},

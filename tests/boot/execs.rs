@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::common::oci::noise;
 use crate::host::{Host, Net, vm};
+use crate::setting;
 
 /// Far beyond what a command here takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -104,10 +105,6 @@ async fn run(host: &Host, shape: Shape) {
             child.kill().await.unwrap();
         }
     }
-}
-
-fn setting(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

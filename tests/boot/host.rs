@@ -32,7 +32,10 @@ pub(crate) enum Net {
 pub(crate) struct Host {
     pub(crate) registry: DockerRegistry,
     dir: TempDir,
-    pub(crate) net: Net,
+    net: Net,
+    /// What the next daemon's VMs are executed by. Where nothing depends on it, naming it saves a daemon
+    /// its self-test.
+    pub(crate) accelerator: &'static str,
     /// Tells bridges, subnets and users of tests apart that run at once.
     number: u8,
     daemon: Option<Child>,
@@ -52,7 +55,8 @@ impl Host {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().unix_socket(dir.path().join("api.sock")).build().unwrap();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut host = Host { registry, dir, net, number, daemon: None, client };
+        let accelerator = "auto";
+        let mut host = Host { registry, dir, net, accelerator, number, daemon: None, client };
         host.start_daemon().await;
         host
     }
@@ -79,6 +83,7 @@ impl Host {
             .args(["--socket", &self.text("api.sock"), "-v", "daemon"])
             .args(["--manifests", &self.text("manifests"), "--state", &self.text("state")])
             .args(["--network", if self.net == Net::Bridge { "bridge" } else { "user" }])
+            .args(["--accelerator", self.accelerator])
             .args(["--bridge", &self.bridge(), "--subnet", &self.subnet()])
             .args(["--vmm-users", &format!("{}-{}", users.start, users.end)])
             .stderr(log)

@@ -9,6 +9,7 @@ mod execs;
 mod host;
 mod images;
 mod interactive;
+mod kills;
 mod shutdown;
 mod systemd;
 mod terminal;
@@ -56,6 +57,11 @@ fn address(vm: &Value) -> String {
 
 fn free_port() -> u16 {
     std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// How much of something a test does: more in the environment.
+fn setting(name: &str, otherwise: usize) -> usize {
+    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 
 /// A busybox shell that runs a script.

@@ -118,8 +118,14 @@ impl Host {
                 must.processes.insert(format!("{} {}", process.pid, uid(&vm)));
             }
         }
+        let records = Kind::ALL.iter().flat_map(|kind| store.list(*kind, None).0);
+        let kept = records.flat_map(|record| {
+            let reserved = record.reservation().map(|held| held.image.clone());
+            [record.pinned().map(|pin| pin.digest.clone()), reserved].into_iter().flatten()
+        });
+        let kept: BTreeSet<_> = kept.collect();
         for disk in store.disks() {
-            assert!(disk.is_ready(), "{disk:?}");
+            assert!(disk.is_ready() && kept.contains(&disk.digest), "nobody refers to {disk:?}");
             must.disks.insert(disk.digest.to_string().replace(':', "-"));
         }
         may.disks = must.disks.clone();
