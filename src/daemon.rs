@@ -26,7 +26,7 @@ use crate::image::{self, ImageStore};
 use crate::manifest::{self, DirectorySource, MassDeleteSettings, Snapshot, keep};
 use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
 use crate::object::{Kind, Quantity, Uid};
-use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Parts};
+use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Entropy, Parts};
 use crate::store::{Capacity, Record, Store, StoreSettings};
 
 /// How long a boot may take until the guest is heard of: generous, since an emulated guest among
@@ -158,11 +158,18 @@ async fn engine(
         resolvers: resolvers().await.iter().map(ToString::to_string).collect(),
         vmm_users: root.then(|| settings.vmm_users.0.clone()),
         capacity: capacity(settings, &folders.state)?,
+        patience: Duration::from_secs(settings.patience.into()),
         boot_timeout: BOOT_TIMEOUT,
         backoff: BACKOFF,
-        log_limit: LOG_LIMIT,
+        log_limit: Some(LOG_LIMIT),
     };
-    let parts = Parts { images: Arc::new(images), driver: Arc::new(driver), network, clock: Clock::Host };
+    let parts = Parts {
+        images: Arc::new(images),
+        driver: Arc::new(driver),
+        network,
+        clock: Clock::Host,
+        entropy: Entropy::Host,
+    };
     Ok(Engine::new(store.clone(), parts, behaviour))
 }
 
@@ -204,7 +211,7 @@ fn capacity(settings: &Settings, state: &Path) -> Result<Capacity> {
     let disk = settings
         .disk_capacity
         .map_or_else(|| free().map(|free| Quantity::bytes(free.saturating_mul(10))), Ok)?;
-    Ok(Capacity { memory, disk })
+    Ok(Capacity { memory, cpus: settings.cpu_capacity, disk })
 }
 
 /// Taps without a reservation are left of a store that was replaced.
@@ -231,7 +238,7 @@ fn watch_manifests(settings: &Settings, store: &Store, tasks: &TaskTracker, canc
     let source = DirectorySource::new(root.clone(), manifest::Settings::default());
     tasks.spawn(source.run(sender, cancel.clone()));
     let (store, cancel) = (store.clone(), cancel.clone());
-    tasks.spawn(async move { keep(store, &root, snapshots, guard, cancel).await });
+    tasks.spawn(async move { keep(store, &root, snapshots, guard, Clock::Host, cancel).await });
 }
 
 /// The bridge stays as long as VMs are on it.

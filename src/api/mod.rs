@@ -7,6 +7,7 @@
 
 mod age;
 pub mod channel;
+mod declarations;
 mod discovery;
 mod error;
 mod events;
@@ -22,6 +23,7 @@ mod socket;
 mod stall;
 pub mod types;
 mod watch;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -84,7 +86,8 @@ fn router(api: Api) -> Router {
         .route("/api/v1/namespaces/{namespace}/events", get(events::list))
         .route("/apis", get(discovery::groups))
         .route(&format!("/apis/{GROUP}"), get(discovery::group))
-        .route(&format!("/apis/{API_VERSION}"), get(discovery::resources));
+        .route(&format!("/apis/{API_VERSION}"), get(discovery::resources))
+        .route(&format!("/apis/{API_VERSION}/declarations"), get(declarations::list));
     for kind in Kind::ALL {
         let all = format!("/apis/{API_VERSION}/{}", kind.plural());
         let in_namespace = format!("/apis/{API_VERSION}/namespaces/{{namespace}}/{}", kind.plural());
@@ -95,6 +98,7 @@ fn router(api: Api) -> Router {
             .route(&all, list.clone())
             .route(&in_namespace, list)
             .route(&format!("{one}/status"), read.clone())
+            .route(&format!("{one}/why"), get(move |state, path| why::get(kind, state, path)))
             .route(&one, read.delete(move |state, path| resources::delete(kind, state, path)));
     }
     let vm = format!("/apis/{API_VERSION}/namespaces/{{namespace}}/vms/{{name}}");

@@ -275,7 +275,7 @@ fn first_sentence(text: &str) -> &str {
 }
 
 /// The known name that was probably meant.
-pub(super) fn similar<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn similar<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     if text.len() > 64 {
         return None;
     }

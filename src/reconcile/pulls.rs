@@ -6,9 +6,11 @@
 //! wait; a pull that nobody waits for any more is cancelled and leaves nothing.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
@@ -16,7 +18,10 @@ use uuid::Uuid;
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
+use super::entropy::Entropy;
+use super::task::message_of;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
+use crate::latest;
 use crate::object::Quantity;
 use crate::store::{DiskClaim, PublishError, Store, StoreError};
 
@@ -52,12 +57,13 @@ struct Shop {
     permits: Semaphore,
     backoff: BackoffPolicy,
     clock: Clock,
+    entropy: Entropy,
     /// Told after each install: a disk that nobody refers to any more is to go.
     collector: Arc<Notify>,
 }
 
 struct Pull {
-    state: watch::Receiver<PullState>,
+    state: latest::Receiver<PullState>,
     task: AbortHandle,
 }
 
@@ -70,7 +76,7 @@ impl Drop for Pull {
 /// A share in a pull. The pull lives as long as one of its shares.
 pub(super) struct Share {
     digest: Digest,
-    state: watch::Receiver<PullState>,
+    state: latest::Receiver<PullState>,
     _pull: Arc<Pull>,
 }
 
@@ -99,10 +105,11 @@ impl Pulls {
         limit: usize,
         backoff: BackoffPolicy,
         clock: Clock,
+        entropy: Entropy,
         collector: Arc<Notify>,
     ) -> Self {
         let permits = Semaphore::new(limit.max(1));
-        let shop = Arc::new(Shop { images, store, permits, backoff, clock, collector });
+        let shop = Arc::new(Shop { images, store, permits, backoff, clock, entropy, collector });
         Pulls { shop, under_way: Mutex::default() }
     }
 
@@ -122,14 +129,14 @@ impl Pulls {
 
 impl Shop {
     fn start(self: Arc<Self>, reference: Reference, digest: Digest) -> Pull {
-        let (sender, state) = watch::channel(PullState::Queued);
+        let (sender, state) = latest::channel(PullState::Queued);
         let task = tokio::spawn(async move { self.pull(&reference, &digest, &sender).await });
         Pull { state, task: task.abort_handle() }
     }
 
     /// Tries until it is done, or cannot be.
-    async fn pull(&self, reference: &Reference, digest: &Digest, state: &watch::Sender<PullState>) {
-        let mut backoff = Backoff::new(self.backoff);
+    async fn pull(&self, reference: &Reference, digest: &Digest, state: &latest::Sender<PullState>) {
+        let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
         loop {
             let error = match self.attempt(reference, digest, state).await {
                 Ok(()) => {
@@ -160,16 +167,19 @@ impl Shop {
         &self,
         reference: &Reference,
         digest: &Digest,
-        state: &watch::Sender<PullState>,
+        state: &latest::Sender<PullState>,
     ) -> Result<(), PullError> {
         if self.ready(digest) {
             return Ok(());
         }
         let _permit = self.permits.acquire().await.expect("the permits are never closed");
-        let staged = self.stage(reference, digest, state).await?;
+        // Sound: a pull that panicked is begun anew, in a staging folder of its own.
+        let staged = AssertUnwindSafe(self.stage(reference, digest, state)).catch_unwind().await;
+        let staged = staged.map_err(|panic| PullError::Panic(message_of(panic.as_ref())))??;
         // From here on the steps are few and quick, and run to their end even if everybody who
         // waited has gone: a living daemon never leaves a claim behind.
-        let install = tokio::spawn(install(self.images.clone(), self.store.clone(), staged));
+        let install =
+            tokio::spawn(install(self.images.clone(), self.store.clone(), staged, self.entropy.uuid()));
         let installed = install.await.unwrap_or_else(|panic| Err(PullError::Panic(panic.to_string())));
         self.collector.notify_one();
         installed
@@ -183,7 +193,7 @@ impl Shop {
         &self,
         reference: &Reference,
         digest: &Digest,
-        state: &watch::Sender<PullState>,
+        state: &latest::Sender<PullState>,
     ) -> Result<StagedDisk, ImageError> {
         let (sender, mut progress) = watch::channel(Progress::default());
         state.send_replace(PullState::Running(Progress::default()));
@@ -192,6 +202,7 @@ impl Shop {
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
             tokio::select! {
+                biased;
                 staged = &mut stage => return staged,
                 _ = tick.tick() => {
                     if progress.has_changed().unwrap_or(false) {
@@ -205,9 +216,13 @@ impl Shop {
 
 /// Claim, rename, publish. Of two that install one digest, one is granted the claim; the other's
 /// staged disk goes with its folder.
-async fn install(images: Arc<dyn Images>, store: Store, staged: StagedDisk) -> Result<(), PullError> {
+async fn install(
+    images: Arc<dyn Images>,
+    store: Store,
+    staged: StagedDisk,
+    claim: Uuid,
+) -> Result<(), PullError> {
     let digest = staged.digest.clone();
-    let claim = Uuid::new_v4();
     loop {
         match store.claim_disk(&digest, claim).await? {
             DiskClaim::Granted => break,
@@ -236,7 +251,7 @@ enum PullError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Publish(#[from] PublishError),
-    #[error("installing the disk panicked: {0}")]
+    #[error("the pull failed unexpectedly: {0}; please report this")]
     Panic(String),
 }
 
@@ -245,7 +260,7 @@ impl PullError {
         match self {
             PullError::Image(error) => error.reason,
             PullError::Store(_) | PullError::Publish(_) => "StoreFailed",
-            PullError::Panic(_) => "Panic",
+            PullError::Panic(_) => "InternalError",
         }
     }
 

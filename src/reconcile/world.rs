@@ -11,6 +11,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::backoff::BackoffPolicy;
 use super::clock::Clock;
+use super::entropy::Entropy;
 use super::pulls::Pulls;
 use crate::agent::Agent;
 use crate::hypervisor::Driver;
@@ -36,12 +37,14 @@ pub struct Settings {
     pub vmm_users: Option<Range<u32>>,
     /// What all VMs together may reserve.
     pub capacity: Capacity,
+    /// How long smaller VMs may pass one that waits for memory, processors or disk space.
+    pub patience: Duration,
     /// How long a boot may take until the guest is heard of.
     pub boot_timeout: Duration,
     /// How waits after failures grow.
     pub backoff: BackoffPolicy,
-    /// Bytes of a VM's log file before it is rotated.
-    pub log_limit: u64,
+    /// Bytes of a VM's log file before it is rotated; none keeps no logs.
+    pub log_limit: Option<u64>,
 }
 
 /// The parts of the world behind traits: real, or scripted.
@@ -54,6 +57,8 @@ pub struct Parts {
     pub network: Arc<dyn Network>,
     /// What time it is.
     pub clock: Clock,
+    /// Where jitter and claims come from.
+    pub entropy: Entropy,
 }
 
 pub(super) struct World {
@@ -62,6 +67,7 @@ pub(super) struct World {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) network: Arc<dyn Network>,
     pub(super) clock: Clock,
+    pub(super) entropy: Entropy,
     pub(super) settings: Settings,
     pub(super) pulls: Pulls,
     pub(super) boots: Arc<Semaphore>,
@@ -73,7 +79,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(store: Store, parts: Parts, settings: Settings) -> Self {
-        let Parts { images, driver, network, clock } = parts;
+        let Parts { images, driver, network, clock, entropy } = parts;
         let collector = Arc::new(Notify::new());
         World {
             pulls: Pulls::new(
@@ -82,6 +88,7 @@ impl World {
                 settings.max_pulls,
                 settings.backoff,
                 clock,
+                entropy.clone(),
                 collector.clone(),
             ),
             boots: Arc::new(Semaphore::new(settings.max_boots.max(1))),
@@ -92,6 +99,7 @@ impl World {
             driver,
             network,
             clock,
+            entropy,
             settings,
         }
     }

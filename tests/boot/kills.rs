@@ -128,7 +128,7 @@ impl Story {
     }
 
     async fn kill_daemon(&mut self) {
-        for _ in 0..self.random.random_range(0..3) {
+        for _ in 0..self.random.random_range(0..4) {
             self.act();
         }
         self.any_time().await;

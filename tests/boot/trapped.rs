@@ -23,7 +23,7 @@ use vmlet::image::{BaseDisk, Digest, ImageError, ImageStore, Images, Progress, R
 use vmlet::manifest::{DirectorySource, MassDeleteSettings, Snapshot, keep};
 use vmlet::network::{HostNetwork, HostSettings, Network, NetworkError, Nic};
 use vmlet::object::Quantity;
-use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Parts, Settings};
+use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
 use vmlet::store::{Capacity, ChangeKind, Record, Run, Store, StoreSettings};
 
 use crate::host::{Host, PATIENCE};
@@ -163,6 +163,7 @@ async fn run(order: Order) {
         }),
         network: Arc::new(TrappedNetwork { inner: HostNetwork::start(subnet).await.unwrap(), trap }),
         clock: Clock::Host,
+        entropy: Entropy::Host,
     };
     let settings = Settings {
         vms: order.state.join("vms"),
@@ -171,10 +172,15 @@ async fn run(order: Order) {
         subnet: Some(order.subnet.parse().unwrap()),
         resolvers: Vec::new(),
         vmm_users: Some(order.users.0..order.users.1),
-        capacity: Capacity { memory: Quantity::mebibytes(1 << 20), disk: Quantity::mebibytes(1 << 30) },
+        capacity: Capacity {
+            memory: Quantity::mebibytes(1 << 20),
+            cpus: 1000,
+            disk: Quantity::mebibytes(1 << 30),
+        },
+        patience: PATIENCE,
         boot_timeout: PATIENCE,
         backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
-        log_limit: 1 << 20,
+        log_limit: Some(1 << 20),
     };
     if let Trap::Durable(fact) = order.trap {
         tokio::spawn(die_when(store.clone(), fact));
@@ -187,7 +193,7 @@ async fn run(order: Order) {
     let guard = MassDeleteSettings { percent: 100, ..MassDeleteSettings::default() };
     let manifests = order.manifests.clone();
     let (keeper, until) = (store.clone(), cancel.clone());
-    tokio::spawn(async move { keep(keeper, &manifests, snapshots, guard, until).await });
+    tokio::spawn(async move { keep(keeper, &manifests, snapshots, guard, Clock::Host, until).await });
     engine.run(cancel).await.unwrap();
 }
 
@@ -299,12 +305,24 @@ impl Driver for TrappedDriver {
         self.inner.alive(process)
     }
 
+    fn of_this_boot(&self, process: &ProcessIdentity) -> bool {
+        self.inner.of_this_boot(process)
+    }
+
     async fn power_button(&self, dir: &Path) -> Result<(), DriverError> {
         self.inner.power_button(dir).await
     }
 
     async fn kill(&self, process: &ProcessIdentity) -> Result<(), DriverError> {
         self.trap.around(Effect::Kill, self.inner.kill(process)).await
+    }
+
+    async fn evict(&self, dir: &Path) -> Result<(), DriverError> {
+        self.inner.evict(dir).await
+    }
+
+    async fn folders(&self, root: &Path) -> Result<Vec<PathBuf>, DriverError> {
+        self.inner.folders(root).await
     }
 
     async fn remove_disk(&self, dir: &Path) -> Result<(), DriverError> {

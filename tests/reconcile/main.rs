@@ -1,7 +1,9 @@
 //! The engine over a scripted world: who overlaps with whom, who wins, and what is left.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod admission;
 mod rig;
+mod turns;
 
 use std::time::Duration;
 

@@ -151,7 +151,9 @@ impl Driver for QemuDriver {
         let (launch, helper) = (launch.clone(), self.helper.clone());
         let gate = blocking(move || {
             let log = folder::begin_logs(&launch)?;
-            Gate::spawn(&helper, log).map_err(DriverError::at("SpawnFailed", &helper))
+            let gate = Gate::spawn(&helper, log).map_err(DriverError::at("SpawnFailed", &helper))?;
+            folder::record_process(&launch.dir, gate.process())?;
+            Ok(gate)
         })
         .await?;
         Ok(Box::new(GatedQemu { gate, command }))
@@ -185,6 +187,10 @@ impl Driver for QemuDriver {
         exit.await.unwrap_or_else(|error| exit::compose(status, error.message.as_bytes(), &[]))
     }
 
+    fn of_this_boot(&self, process: &ProcessIdentity) -> bool {
+        process::of_this_boot(process)
+    }
+
     fn alive(&self, process: &ProcessIdentity) -> bool {
         process::alive(process)
     }
@@ -206,9 +212,22 @@ impl Driver for QemuDriver {
         })
     }
 
+    async fn evict(&self, dir: &Path) -> Result<(), DriverError> {
+        let owned = dir.to_owned();
+        match blocking(move || Ok(folder::recorded_process(&owned))).await? {
+            Some(process) => self.kill(&process).await,
+            None => Ok(()),
+        }
+    }
+
     async fn remove_disk(&self, dir: &Path) -> Result<(), DriverError> {
         let dir = dir.to_owned();
         blocking(move || folder::remove_disk(&dir)).await
+    }
+
+    async fn folders(&self, root: &Path) -> Result<Vec<PathBuf>, DriverError> {
+        let root = root.to_owned();
+        blocking(move || folder::list(&root)).await
     }
 
     async fn cleanup(&self, dir: &Path) -> Result<(), DriverError> {

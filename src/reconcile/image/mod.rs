@@ -32,7 +32,7 @@ pub(super) struct ImageTask {
 
 impl ImageTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
-        let backoff = Backoff::new(world.settings.backoff);
+        let backoff = Backoff::new(world.settings.backoff, world.entropy.clone());
         ImageTask { world, key, uid, backoff, failure: None, share: None }
     }
 
@@ -168,6 +168,13 @@ impl Reconciler for ImageTask {
         if let Err(StepError::Failed(failure)) = done {
             self.fail(failure);
         }
+        Outcome::Again
+    }
+
+    async fn panicked(&mut self, message: &str) -> Outcome {
+        self.share = None;
+        let message = format!("a step failed unexpectedly: {message}; please report this");
+        self.fail(Failure { reason: "InternalError".to_owned(), message, transient: true });
         Outcome::Again
     }
 
