@@ -41,7 +41,7 @@ pub enum Unflushed {
 impl Default for Options {
     /// A host with room for everything, a bridge, and no trouble.
     fn default() -> Self {
-        let subnet = "10.88.0.0/16".parse().expect("a network");
+        let subnet = "10.63.0.0/16".parse().expect("a network");
         Options {
             settings: Settings {
                 vms: "/simulated/vms".into(),

@@ -41,6 +41,9 @@ use crate::store::{DiskState, PinnedImage, Run, Severity, Standing, VmRecord, Vm
 /// How long the gate must have stayed unused before a run counts as a success.
 const STEADY_SECONDS: i64 = 600;
 
+/// The signal that kills (signal(7)).
+const SIGKILL: i32 = 9;
+
 /// What a VM's task remembers between looks. All of it can be lost: a new task finds its way by
 /// the record alone.
 pub(super) struct VmTask {
@@ -348,10 +351,13 @@ impl Process {
         self.exit.clone()
     }
 
-    /// Waits for the end of a process that was killed.
-    async fn ended(&mut self) {
+    /// Waits for the end of a process that was killed. Who killed it has reaped it: the exit does not
+    /// tell any more how it came about.
+    async fn killed(&mut self) {
         if self.exit.is_none() {
-            self.exit = Some((&mut self.waiting).await);
+            let exit = (&mut self.waiting).await;
+            let signal = exit.signal.or_else(|| exit.code.is_none().then_some(SIGKILL));
+            self.exit = Some(VmmExit { signal, ..exit });
         }
     }
 
