@@ -17,10 +17,12 @@ mod clock;
 mod collector;
 mod conditions;
 mod image;
+mod meters;
 mod pulls;
 mod recovery;
 mod supervisor;
 mod task;
+mod track;
 mod vm;
 mod world;
 
@@ -38,6 +40,7 @@ use self::world::World;
 use crate::agent::Agent;
 use crate::object::Uid;
 use crate::store::Store;
+use crate::timeline::Recorder;
 
 /// The engine's handle.
 #[derive(Clone)]
@@ -71,6 +74,11 @@ impl Engine {
     /// The agent of a VM whose guest is connected.
     pub fn agent(&self, uid: Uid) -> Option<Agent> {
         self.world.agent(uid)
+    }
+
+    /// What overlapped with what.
+    pub fn recorder(&self) -> &Recorder {
+        &self.world.recorder
     }
 
     /// A VM's folder, whether it exists or not.

@@ -6,7 +6,7 @@
 //! wait; a pull that nobody waits for any more is cancelled and leaves nothing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,9 +16,12 @@ use uuid::Uuid;
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
+use super::meters::Meters;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
+use crate::metrics::{Guarded, Histogram};
 use crate::object::Quantity;
 use crate::store::{DiskClaim, PublishError, Store, StoreError};
+use crate::timeline::{OpenSpan, Outcome, Phase, Recorder, Subject};
 
 /// How often an installing or removing rival is looked at again.
 const RIVAL_POLL: Duration = Duration::from_millis(50);
@@ -42,7 +45,7 @@ pub(super) enum PullState {
 pub(super) struct Pulls {
     shop: Arc<Shop>,
     /// Guards the map only: look-up and insertion, never a pull.
-    under_way: Mutex<HashMap<Digest, Weak<Pull>>>,
+    under_way: Guarded<HashMap<Digest, Weak<Pull>>>,
 }
 
 /// What a pull works with.
@@ -54,6 +57,8 @@ struct Shop {
     clock: Clock,
     /// Told after each install: a disk that nobody refers to any more is to go.
     collector: Arc<Notify>,
+    recorder: Recorder,
+    meters: Arc<Meters>,
 }
 
 struct Pull {
@@ -100,23 +105,36 @@ impl Pulls {
         backoff: BackoffPolicy,
         clock: Clock,
         collector: Arc<Notify>,
+        (recorder, meters): (Recorder, Arc<Meters>),
     ) -> Self {
         let permits = Semaphore::new(limit.max(1));
-        let shop = Arc::new(Shop { images, store, permits, backoff, clock, collector });
-        Pulls { shop, under_way: Mutex::default() }
+        let shop = Arc::new(Shop { images, store, permits, backoff, clock, collector, recorder, meters });
+        Pulls { shop, under_way: Guarded::default() }
     }
 
     /// A share in the digest's pull, which starts if there is none.
     pub(super) fn join(&self, reference: &Reference, digest: &Digest) -> Share {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        under_way.retain(|_, pull| pull.strong_count() > 0);
-        let running = under_way.get(digest).and_then(Weak::upgrade).filter(|pull| !pull.task.is_finished());
-        let pull = running.unwrap_or_else(|| {
-            let pull = Arc::new(self.shop.clone().start(reference.clone(), digest.clone()));
-            under_way.insert(digest.clone(), Arc::downgrade(&pull));
-            pull
+        let pull = self.under_way.with(|under_way| {
+            under_way.retain(|_, pull| pull.strong_count() > 0);
+            let running =
+                under_way.get(digest).and_then(Weak::upgrade).filter(|pull| !pull.task.is_finished());
+            running.unwrap_or_else(|| {
+                let pull = Arc::new(self.shop.clone().start(reference.clone(), digest.clone()));
+                under_way.insert(digest.clone(), Arc::downgrade(&pull));
+                pull
+            })
         });
         Share { digest: digest.clone(), state: pull.state.clone(), _pull: pull }
+    }
+
+    /// How long the map's guard was held, each time.
+    pub(super) fn guard_times(&self) -> &Histogram {
+        self.under_way.held()
+    }
+
+    /// Pulls that could begin now.
+    pub(super) fn free_permits(&self) -> usize {
+        self.shop.permits.available_permits()
     }
 }
 
@@ -133,11 +151,14 @@ impl Shop {
         loop {
             let error = match self.attempt(reference, digest, state).await {
                 Ok(()) => {
+                    self.meters.pull("done");
                     state.send_replace(PullState::Done);
                     return;
                 }
                 Err(error) => error,
             };
+            self.meters.pull("failed");
+            self.meters.failure("pull", error.reason());
             let now = self.clock.now();
             let retry = error.transient().then(|| backoff.fail(now));
             tracing::warn!(image = %reference, %digest, %error, "pull failed");
@@ -149,7 +170,9 @@ impl Shop {
             });
             let Some(retry) = retry else { return };
             let wait = Duration::try_from(retry.duration_since(now)).unwrap_or_default();
+            let backing_off = self.span(reference, digest, Phase::Backoff);
             tokio::time::sleep(wait).await;
+            backing_off.end(Outcome::Done);
             state.send_replace(PullState::Queued);
         }
     }
@@ -165,14 +188,23 @@ impl Shop {
         if self.ready(digest) {
             return Ok(());
         }
+        let waiting = self.span(reference, digest, Phase::PullWait);
         let _permit = self.permits.acquire().await.expect("the permits are never closed");
-        let staged = self.stage(reference, digest, state).await?;
+        waiting.end(Outcome::Done);
+        let pulling = self.span(reference, digest, Phase::Pull);
+        let staged = ended(pulling, self.stage(reference, digest, state).await)?;
+        let installing = self.span(reference, digest, Phase::Install);
         // From here on the steps are few and quick, and run to their end even if everybody who
         // waited has gone: a living daemon never leaves a claim behind.
         let install = tokio::spawn(install(self.images.clone(), self.store.clone(), staged));
         let installed = install.await.unwrap_or_else(|panic| Err(PullError::Panic(panic.to_string())));
         self.collector.notify_one();
-        installed
+        ended(installing, installed)
+    }
+
+    fn span(&self, reference: &Reference, digest: &Digest, phase: Phase) -> OpenSpan {
+        let pull = Subject::Pull { reference: reference.to_string(), digest: digest.to_string() };
+        self.recorder.open(pull, phase, "", None)
     }
 
     fn ready(&self, digest: &Digest) -> bool {
@@ -192,7 +224,10 @@ impl Shop {
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
             tokio::select! {
-                staged = &mut stage => return staged,
+                staged = &mut stage => {
+                    self.meters.pulled(progress.borrow().bytes_done);
+                    return staged;
+                }
                 _ = tick.tick() => {
                     if progress.has_changed().unwrap_or(false) {
                         state.send_replace(PullState::Running(progress.borrow_and_update().clone()));
@@ -201,6 +236,15 @@ impl Shop {
             }
         }
     }
+}
+
+/// The result, after its span was ended by it.
+fn ended<T, E: std::fmt::Display>(span: OpenSpan, result: Result<T, E>) -> Result<T, E> {
+    match &result {
+        Ok(_) => span.end(Outcome::Done),
+        Err(error) => span.fail(&error.to_string()),
+    };
+    result
 }
 
 /// Claim, rename, publish. Of two that install one digest, one is granted the claim; the other's

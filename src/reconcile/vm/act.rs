@@ -5,7 +5,6 @@ use std::mem::discriminant;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
 use super::guest_config::guest_config;
@@ -16,7 +15,7 @@ use crate::agent::AgentError;
 use crate::hypervisor::{DriverError, Launch, VmmExit};
 use crate::image::{ImageError, Reference};
 use crate::network::NetworkError;
-use crate::object::{LastExit, NetworkMode, Timings};
+use crate::object::{LastExit, NetworkMode};
 use crate::reconcile::task::Wake;
 use crate::store::{
     DiskState, NetworkClaim, PinnedImage, PublishError, ReleaseError, RemoveError, ReserveError, Run,
@@ -59,7 +58,6 @@ impl VmTask {
         reference: &str,
         wake: &mut Wake,
     ) -> Result<(), StepError> {
-        self.waiting_since.get_or_insert_with(Instant::now);
         let parsed: Reference = reference.parse().map_err(|error: crate::image::ReferenceError| {
             StepError::failed("InvalidReference", error.to_string(), false)
         })?;
@@ -79,7 +77,6 @@ impl VmTask {
     }
 
     fn pull(&mut self, pin: &PinnedImage) -> Result<(), StepError> {
-        self.waiting_since.get_or_insert_with(Instant::now);
         let reference: Reference = pin.reference.parse().map_err(|error: crate::image::ReferenceError| {
             StepError::failed("InvalidReference", error.to_string(), false)
         })?;
@@ -89,7 +86,6 @@ impl VmTask {
 
     /// Undoes what the present reservation made and the new one would not know of, then claims.
     async fn reserve(&mut self, record: &VmRecord, discard_disk: bool) -> Result<(), StepError> {
-        let started = Instant::now();
         let world = self.world.clone();
         if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
             world.network.detach(nic).await?;
@@ -99,11 +95,6 @@ impl VmTask {
         }
         let claim = self.claim(record).ok_or(StepError::Stale)?;
         world.store.reserve_vm(claim).await?;
-        self.timings = Timings {
-            image_ms: self.waiting_since.take().map(|since| millis(started - since)),
-            reserve_ms: Some(millis(started.elapsed())),
-            ..Timings::default()
-        };
         self.advance();
         world.collector.notify_one();
         Ok(())
@@ -146,7 +137,6 @@ impl VmTask {
 
     /// Devices, then the gated process, then its record, and only then may it run.
     async fn boot(&mut self, record: &VmRecord) -> Result<(), StepError> {
-        let started = Instant::now();
         let world = self.world.clone();
         let launch = self.launch(record).ok_or(StepError::Stale)?;
         world.driver.prepare(&launch).await?;
@@ -165,11 +155,12 @@ impl VmTask {
         let update = VmUpdate { run: Some(run), starts: Some(record.starts + 1), ..VmUpdate::default() };
         // An edit or a deletion in the meantime refuses this, and the process ends at its gate.
         self.publish(record, update).await?;
-        self.released_at = Some(Instant::now());
+        self.launched = true;
         self.asked = false;
         gated.release().await?;
-        self.timings.prepare_ms = Some(millis(started.elapsed()));
-        (self.timings.boot_ms, self.timings.workload_ms) = (None, None);
+        if record.starts > 0 {
+            world.meters.restart();
+        }
         self.succeed();
         self.event("Started", &format!("{} started, pid {pid}", world.driver.name()));
         Ok(())
@@ -260,7 +251,7 @@ impl VmTask {
         publish.await?;
         self.process = None;
         self.permit = None;
-        self.released_at = None;
+        self.launched = false;
         if failed {
             let (reason, message) = ("WorkloadExited".to_owned(), format!("{message}; it is started again"));
             self.fail(Failure { reason, message, transient: true, step: discriminant(&Step::Boot) });
@@ -340,10 +331,6 @@ fn vmm_death(exit: Option<&VmmExit>, said: &str) -> (&'static str, String) {
     };
     let message = if said.is_empty() { how } else { format!("{how}: {said}") };
     ("VmmFailed", message)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why a step did not get done.
