@@ -32,7 +32,7 @@ pub use crd::{crd, schema};
 pub use decode::{Decoded, Located, MAX_FILE_SIZE, decode};
 pub use desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
 pub use diagnostic::Diagnostic;
-pub use keep::keep;
+pub use keep::{Readiness, keep};
 pub use reference::reference;
 pub use scan::Limits;
 pub use source::{Broken, DirectorySource, FileState, Settings, Snapshot};

@@ -179,6 +179,11 @@ impl Timeline {
         self
     }
 
+    /// Whether anything of the object is remembered.
+    pub fn mentions(&self, key: &ObjectKey) -> bool {
+        self.spans.iter().any(|span| matches!(&span.subject, Subject::Object(other) if other == key))
+    }
+
     /// Only what went on at this time or later.
     #[must_use]
     pub fn since(mut self, time: Timestamp) -> Timeline {
