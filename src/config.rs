@@ -39,7 +39,7 @@ pub struct Settings {
     pub bridge: String,
 
     /// The VMs' addresses. The bridge takes the first one.
-    #[arg(long, value_name = "CIDR", env = "VMLET_SUBNET", default_value = "10.88.0.0/24",
+    #[arg(long, value_name = "CIDR", env = "VMLET_SUBNET", default_value = "10.63.0.0/24",
         value_parser = subnet)]
     pub subnet: Ipv4Net,
 
@@ -161,7 +161,7 @@ fn interface_name(text: &str) -> Result<String, String> {
 }
 
 fn subnet(text: &str) -> Result<Ipv4Net, String> {
-    let net: Ipv4Net = text.parse().map_err(|_| "write for example 10.88.0.0/24".to_owned())?;
+    let net: Ipv4Net = text.parse().map_err(|_| "write for example 10.63.0.0/24".to_owned())?;
     if net != net.trunc() {
         return Err(format!("{net} has bits behind its prefix; did you mean {}?", net.trunc()));
     }
@@ -210,9 +210,9 @@ mod tests {
 
     #[test]
     fn a_subnet_is_whole_and_has_room() {
-        assert_eq!(subnet("10.88.0.0/24").unwrap().to_string(), "10.88.0.0/24");
-        assert!(subnet("10.88.0.1/24").unwrap_err().contains("did you mean 10.88.0.0/24"));
-        assert!(subnet("10.88.0.0/30").is_err());
+        assert_eq!(subnet("10.63.0.0/24").unwrap().to_string(), "10.63.0.0/24");
+        assert!(subnet("10.63.0.1/24").unwrap_err().contains("did you mean 10.63.0.0/24"));
+        assert!(subnet("10.63.0.0/30").is_err());
         assert!(subnet("::/64").is_err());
     }
 

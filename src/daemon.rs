@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::metrics::process::Process;
 use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
 use crate::object::{Kind, Quantity, Uid};
-use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Parts};
+use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Entropy, Parts};
 use crate::store::{Capacity, Record, Store, StoreSettings};
 
 /// How long a boot may take until the guest is heard of: generous, since an emulated guest among
@@ -160,9 +160,15 @@ async fn engine(
         capacity: capacity(settings, &folders.state)?,
         boot_timeout: BOOT_TIMEOUT,
         backoff: BACKOFF,
-        log_limit: LOG_LIMIT,
+        log_limit: Some(LOG_LIMIT),
     };
-    let parts = Parts { images: Arc::new(images), driver: Arc::new(driver), network, clock: Clock::Host };
+    let parts = Parts {
+        images: Arc::new(images),
+        driver: Arc::new(driver),
+        network,
+        clock: Clock::Host,
+        entropy: Entropy::Host,
+    };
     Ok(Engine::new(store.clone(), parts, behaviour))
 }
 
@@ -252,7 +258,7 @@ fn watch_manifests(
     tasks.spawn(source.run(sender, cancel.clone()));
     let (store, cancel) = (store.clone(), cancel.clone());
     let (sender, readiness) = watch::channel(Readiness::default());
-    tasks.spawn(async move { keep(store, &root, snapshots, guard, sender, cancel).await });
+    tasks.spawn(async move { keep(store, &root, snapshots, guard, sender, Clock::Host, cancel).await });
     readiness
 }
 

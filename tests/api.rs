@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -25,10 +26,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use vmlet::api::channel::{Frame, PROTOCOL};
 use vmlet::api::types::{List, Status, Table, WatchEvent, WatchKind};
-use vmlet::api::{BindError, Guests, Limits, bind, serve_within};
-use vmlet::manifest::decode;
+use vmlet::api::{BindError, Guests, Limits, Sources, bind, serve_within};
+use vmlet::manifest::{Readiness, decode};
+use vmlet::metrics::Metrics;
 use vmlet::object::{Kind, ObjectKey, Uid, VmStatus};
+use vmlet::reconcile::Clock;
 use vmlet::store::{Origin, Severity, Store, StoreSettings, VmUpdate};
+use vmlet::timeline::{Outcome, Phase, Recorder, Subject, Timeline};
 
 /// No test waits longer for anything.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -56,6 +60,8 @@ struct Server {
     socket: PathBuf,
     store: Store,
     guests: Arc<Scripted>,
+    recorder: Recorder,
+    readiness: watch::Sender<Readiness>,
     _stop: DropGuard,
 }
 
@@ -71,8 +77,17 @@ impl Server {
         let guests = Arc::new(Scripted { dir: dir.path().to_owned(), ..Scripted::default() });
         let listener = bind(&socket).await.unwrap();
         let cancel = CancellationToken::new();
-        tokio::spawn(serve_within(limits, listener, store.clone(), guests.clone(), cancel.clone()));
-        Server { dir, socket, store, guests, _stop: cancel.drop_guard() }
+        let (readiness, read) = watch::channel(Readiness::Applied);
+        let recorder = Recorder::new(Clock::Host);
+        let sources = Sources {
+            store: store.clone(),
+            guests: guests.clone(),
+            recorder: recorder.clone(),
+            metrics: Metrics::new([Box::new(store.clone()) as _]),
+            readiness: read,
+        };
+        tokio::spawn(serve_within(limits, listener, sources, cancel.clone()));
+        Server { dir, socket, store, guests, recorder, readiness, _stop: cancel.drop_guard() }
     }
 
     async fn declare(&self, yaml: &str) {

@@ -12,12 +12,16 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
-use vmlet::api::{Guests, bind, serve};
-use vmlet::manifest::decode;
+use vmlet::api::{Guests, Sources, bind, serve};
+use vmlet::manifest::{Readiness, decode};
+use vmlet::metrics::Metrics;
 use vmlet::object::{Condition, ConditionStatus, Kind, ObjectKey, Uid, VmStatus};
+use vmlet::reconcile::Clock;
 use vmlet::store::{Origin, Severity, Store, VmUpdate};
+use vmlet::timeline::{Outcome, Phase, Recorder, Subject};
 
 const MANIFEST: &str = "\
 apiVersion: vmlet.dev/v1alpha1
@@ -57,6 +61,8 @@ struct Daemon {
     dir: TempDir,
     runtime: Runtime,
     store: Store,
+    recorder: Recorder,
+    readiness: watch::Sender<Readiness>,
     _guest: FakeGuest,
 }
 
@@ -66,14 +72,18 @@ impl Daemon {
         let runtime = Runtime::new().unwrap();
         let (store, _) = Store::in_memory();
         let guest = FakeGuest::new(FakeScript::default());
+        let recorder = Recorder::new(Clock::Host);
+        let (readiness, read) = watch::channel(Readiness::Applied);
         runtime.block_on(async {
             let log = LogSink::new(dir.path().join("fake.log"), 1 << 20);
             let agent = Agent::connect(guest.connect(), log).await.unwrap();
             let guests = Arc::new(OneGuest { agent, dir: dir.path().to_owned() });
             let listener = bind(&dir.path().join("vmlet.sock")).await.unwrap();
-            tokio::spawn(serve(listener, store.clone(), guests, CancellationToken::new()));
+            let (store, recorder) = (store.clone(), recorder.clone());
+            let sources = Sources { store, guests, recorder, metrics: Metrics::default(), readiness: read };
+            tokio::spawn(serve(listener, sources, CancellationToken::new()));
         });
-        let daemon = Daemon { dir, runtime, store, _guest: guest };
+        let daemon = Daemon { dir, runtime, store, recorder, readiness, _guest: guest };
         daemon.declare(MANIFEST);
         daemon.ready("web");
         daemon
@@ -105,7 +115,7 @@ impl Daemon {
             phase: "Running".into(),
             conditions: vec![condition],
             observed_generation: 1,
-            addresses: vec!["10.88.0.4".into()],
+            addresses: vec!["10.63.0.4".into()],
             ..VmStatus::default()
         };
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };

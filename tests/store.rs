@@ -290,7 +290,7 @@ async fn concurrent_reservers_get_distinct_leases() {
                 generation: 1,
                 image: digest,
                 network: NetworkClaim::Bridge {
-                    subnet: "10.88.0.0/24".parse().unwrap(),
+                    subnet: "10.63.0.0/24".parse().unwrap(),
                     fixed: None,
                     ports: Vec::new(),
                 },

@@ -112,10 +112,9 @@ impl Connection {
                 }
             }
             tokio::select! {
-                read = reader.read(&mut buffer) => match read? {
-                    0 => return Ok(()),
-                    length => self.decoder.push(&buffer[..length]),
-                },
+                biased;
+                // Reading comes last: a guest that talks without end cannot keep commands from being
+                // sent, while commands wait for credit and room, and so for reading.
                 written = writer.write(&self.output), if !self.output.is_empty() => match written? {
                     0 => return Ok(()),
                     length => self.output.advance(length),
@@ -123,6 +122,10 @@ impl Connection {
                 command = commands.recv(), if self.output.len() < OUTPUT_LIMIT => match command {
                     Some(command) => self.obey(command),
                     None => return Ok(()),
+                },
+                read = reader.read(&mut buffer) => match read? {
+                    0 => return Ok(()),
+                    length => self.decoder.push(&buffer[..length]),
                 },
             }
         }

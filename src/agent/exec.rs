@@ -64,8 +64,9 @@ impl ExecInput {
             let piece = data.split_to(data.len().min(PIECE));
             let window = self.window.acquire_many(cost(piece.len()));
             tokio::select! {
-                permits = window => permits.map_err(|_| AgentError::Closed)?.forget(),
+                biased;
                 () = self.commands.closed() => return Err(AgentError::Closed),
+                permits = window => permits.map_err(|_| AgentError::Closed)?.forget(),
             }
             self.tell(Command::Input { stream: self.stream, data: piece })?;
         }

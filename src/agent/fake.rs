@@ -1,6 +1,6 @@
 //! A guest without a VM, for simulations: it speaks the real protocol over an in-memory pipe.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -98,7 +98,7 @@ struct Session {
     output: Vec<u8>,
     nonce: Option<Nonce>,
     follower: Option<(u32, usize, Sending)>,
-    execs: HashMap<u32, Exec>,
+    execs: BTreeMap<u32, Exec>,
 }
 
 struct Exec {
@@ -121,13 +121,14 @@ struct Over;
 
 impl Session {
     fn new(guest: FakeGuest) -> Self {
-        Session { guest, output: Vec::new(), nonce: None, follower: None, execs: HashMap::new() }
+        Session { guest, output: Vec::new(), nonce: None, follower: None, execs: BTreeMap::new() }
     }
 
     /// Serves the link until either end hangs up.
     async fn run(mut self, link: DuplexStream) {
         let mut power = self.guest.power.subscribe();
         tokio::select! {
+            biased;
             _ = power.wait_for(|on| !on) => {}
             _ = self.serve(link) => {}
         }
@@ -140,15 +141,16 @@ impl Session {
         let mut buffer = vec![0; 16 << 10];
         loop {
             tokio::select! {
-                read = link.read(&mut buffer) => match read {
-                    Ok(length) if length > 0 => decoder.push(&buffer[..length]),
-                    _ => return Err(Over),
-                },
+                biased;
                 _ = state.changed() => {
                     let state = state.borrow_and_update().clone();
                     self.send(CONTROL, &GuestMessage::State { state });
                 }
                 _ = log.changed() => drop(log.borrow_and_update()),
+                read = link.read(&mut buffer) => match read {
+                    Ok(length) if length > 0 => decoder.push(&buffer[..length]),
+                    _ => return Err(Over),
+                },
             }
             // A malformed frame makes the decoder hunt for the next Hello: that is how padding ends.
             while let Some(item) = decoder.next_item().transpose() {

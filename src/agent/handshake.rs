@@ -39,6 +39,12 @@ pub(super) async fn greet(stream: &mut GuestStream) -> Result<Greeting, AgentErr
     let (mut reader, mut writer) = tokio::io::split(stream);
     loop {
         tokio::select! {
+            biased;
+            // First: a guest that talks without end is greeted all the same.
+            written = writer.write(&unsent), if !unsent.is_empty() => match written? {
+                0 => return Err(AgentError::Closed),
+                length => unsent.advance(length),
+            },
             read = reader.read(&mut buffer) => {
                 match read? {
                     0 => return Err(AgentError::Closed),
@@ -48,10 +54,6 @@ pub(super) async fn greet(stream: &mut GuestStream) -> Result<Greeting, AgentErr
                     return Ok(Greeting { decoder, unsent, boot_id, state });
                 }
             }
-            written = writer.write(&unsent), if !unsent.is_empty() => match written? {
-                0 => return Err(AgentError::Closed),
-                length => unsent.advance(length),
-            },
             () = sleep_until(repeat_at), if unsent.is_empty() => {
                 unsent.extend(padding());
                 append_hello(&mut unsent, &nonce);

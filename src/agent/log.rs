@@ -37,20 +37,32 @@ const BATCH: usize = 64;
 /// How long a disk that takes nothing is left alone.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Where a workload's output goes: an append-only file, which becomes `<path>.1` when it is full.
+/// Where a workload's output goes: an append-only file, which becomes `<path>.1` when it is full; or
+/// nowhere.
 #[derive(Clone, Debug)]
-pub struct LogSink {
-    path: PathBuf,
-    limit: u64,
-}
+pub struct LogSink(Option<Place>);
 
 impl LogSink {
     /// A sink that rotates `path` at `limit` bytes. Beside it, `<path>.1` and `<path>.anchor` are
     /// its own.
     pub fn new(path: PathBuf, limit: u64) -> Self {
-        LogSink { path, limit }
+        LogSink(Some(Place { path, limit }))
     }
 
+    /// A sink that takes everything and keeps nothing.
+    pub fn nowhere() -> Self {
+        LogSink(None)
+    }
+}
+
+/// A log's file and its limit.
+#[derive(Clone, Debug)]
+struct Place {
+    path: PathBuf,
+    limit: u64,
+}
+
+impl Place {
     fn beside(&self, suffix: &str) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
         name.push(suffix);
@@ -78,8 +90,50 @@ struct Anchor {
 
 /// A sink in use for one boot of one guest.
 #[derive(Debug)]
+pub(super) enum Log {
+    File(Writer),
+    Nowhere,
+}
+
+impl Log {
+    pub(super) async fn open(sink: LogSink, boot_id: String) -> Result<Self, AgentError> {
+        match sink.0 {
+            Some(place) => Writer::open(place, boot_id).await.map(Log::File),
+            None => Ok(Log::Nowhere),
+        }
+    }
+
+    /// Where the log is to be continued.
+    pub(super) fn offset(&self) -> u64 {
+        match self {
+            Log::File(writer) => writer.next,
+            Log::Nowhere => 0,
+        }
+    }
+
+    /// Takes what comes, and gives credit for what is taken.
+    pub(super) async fn run(
+        self,
+        mut chunks: mpsc::UnboundedReceiver<Chunk>,
+        commands: mpsc::WeakUnboundedSender<Command>,
+        stream: u32,
+    ) {
+        match self {
+            Log::File(writer) => writer.run(chunks, commands, stream).await,
+            Log::Nowhere => {
+                while let Some(chunk) = chunks.recv().await {
+                    let Some(commands) = commands.upgrade() else { return };
+                    let _ = commands.send(Command::Credit { stream, amount: chunk.cost() });
+                }
+            }
+        }
+    }
+}
+
+/// The file in use for one boot of one guest.
+#[derive(Debug)]
 pub(super) struct Writer {
-    sink: LogSink,
+    sink: Place,
     file: File,
     length: u64,
     anchor: Anchor,
@@ -88,13 +142,13 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) async fn open(sink: LogSink, boot_id: String) -> Result<Self, AgentError> {
+    async fn open(sink: Place, boot_id: String) -> Result<Self, AgentError> {
         let path = sink.path.clone();
         let opened = spawn_blocking(move || Writer::open_blocking(sink, boot_id)).await;
         opened.map_err(io::Error::other).flatten().map_err(|source| AgentError::Log { path, source })
     }
 
-    fn open_blocking(sink: LogSink, boot_id: String) -> io::Result<Self> {
+    fn open_blocking(sink: Place, boot_id: String) -> io::Result<Self> {
         let recorded = read_anchor(&sink.beside(".anchor")).ok();
         let recorded: Option<Anchor> = recorded.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let (file, length, inode) = open_log(&sink.path)?;
@@ -115,13 +169,8 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Where the log is to be continued.
-    pub(super) fn offset(&self) -> u64 {
-        self.next
-    }
-
     /// Writes what comes, and gives credit for what is written.
-    pub(super) async fn run(
+    async fn run(
         mut self,
         mut chunks: mpsc::UnboundedReceiver<Chunk>,
         commands: mpsc::WeakUnboundedSender<Command>,
@@ -277,7 +326,8 @@ mod tests {
         }
 
         fn open(&self, boot_id: &str) -> Writer {
-            Writer::open_blocking(LogSink::new(self.0.path().join("log"), 100), boot_id.into()).unwrap()
+            let place = Place { path: self.0.path().join("log"), limit: 100 };
+            Writer::open_blocking(place, boot_id.into()).unwrap()
         }
 
         fn read(&self, name: &str) -> String {
@@ -297,10 +347,10 @@ mod tests {
         writer.write(&mut data("hello ")).unwrap();
         drop(writer);
         let mut writer = fixture.open("a");
-        assert_eq!(writer.offset(), 6);
+        assert_eq!(writer.next, 6);
         writer.write(&mut data("world")).unwrap();
         drop(writer);
-        assert_eq!(fixture.open("a").offset(), 11);
+        assert_eq!(fixture.open("a").next, 11);
         assert_eq!(fixture.read("log"), "hello world");
     }
 
@@ -309,9 +359,9 @@ mod tests {
         let fixture = Fixture::new();
         fixture.open("a").write(&mut data("old\n")).unwrap();
         let mut writer = fixture.open("b");
-        assert_eq!(writer.offset(), 0);
+        assert_eq!(writer.next, 0);
         writer.write(&mut data("new\n")).unwrap();
-        assert_eq!(fixture.open("b").offset(), 4);
+        assert_eq!(fixture.open("b").next, 4);
         assert_eq!(fixture.read("log"), "old\nnew\n");
     }
 
@@ -322,7 +372,7 @@ mod tests {
         writer.write(&mut data("one\n")).unwrap();
         writer.write(&mut Chunk::From(1000)).unwrap();
         writer.write(&mut data("two\n")).unwrap();
-        assert_eq!(fixture.open("a").offset(), 1004);
+        assert_eq!(fixture.open("a").next, 1004);
         assert_eq!(fixture.read("log"), "one\n\n[vmlet: 996 bytes of output were lost here]\ntwo\n");
     }
 
@@ -333,7 +383,7 @@ mod tests {
         for line in 0..30 {
             writer.write(&mut data(&format!("line {line:03}\n"))).unwrap();
         }
-        assert_eq!(fixture.open("a").offset(), 270);
+        assert_eq!(fixture.open("a").next, 270);
         assert_eq!(fixture.read("log").len() + fixture.read("log.1").len(), 9 * (11 + 8));
         assert!(fixture.read("log").ends_with("line 029\n"));
     }
@@ -343,7 +393,7 @@ mod tests {
         let fixture = Fixture::new();
         fixture.open("a").write(&mut data("before\n")).unwrap();
         fs::rename(fixture.0.path().join("log"), fixture.0.path().join("log.1")).unwrap();
-        assert_eq!(fixture.open("a").offset(), 7);
+        assert_eq!(fixture.open("a").next, 7);
     }
 
     #[test]
@@ -351,6 +401,6 @@ mod tests {
         let fixture = Fixture::new();
         fixture.open("a").write(&mut data("x")).unwrap();
         fs::write(fixture.0.path().join("log.anchor"), "{").unwrap();
-        assert_eq!(fixture.open("a").offset(), 0);
+        assert_eq!(fixture.open("a").next, 0);
     }
 }

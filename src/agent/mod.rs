@@ -107,7 +107,7 @@ impl Agent {
     /// caller's business.
     pub async fn connect(mut stream: GuestStream, logs: LogSink) -> Result<Agent, AgentError> {
         let greeting = handshake::greet(&mut stream).await?;
-        let log = log::Writer::open(logs, greeting.boot_id).await?;
+        let log = log::Log::open(logs, greeting.boot_id).await?;
 
         let (commands, receiver) = mpsc::unbounded_channel();
         let (state_sender, state) = watch::channel(greeting.state);

@@ -6,6 +6,7 @@
 
 mod age;
 pub mod channel;
+mod declarations;
 mod discovery;
 mod error;
 mod events;
@@ -90,7 +91,8 @@ fn router(sources: Sources, cancel: CancellationToken) -> Router {
         .route("/api/v1/namespaces/{namespace}/events", get(events::list))
         .route("/apis", get(discovery::groups))
         .route(&format!("/apis/{GROUP}"), get(discovery::group))
-        .route(&format!("/apis/{API_VERSION}"), get(discovery::resources));
+        .route(&format!("/apis/{API_VERSION}"), get(discovery::resources))
+        .route(&format!("/apis/{API_VERSION}/declarations"), get(declarations::list));
     for kind in Kind::ALL {
         let all = format!("/apis/{API_VERSION}/{}", kind.plural());
         let in_namespace = format!("/apis/{API_VERSION}/namespaces/{{namespace}}/{}", kind.plural());

@@ -4,6 +4,7 @@
 //! a client of another version keeps the fields it does not know.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -236,4 +237,30 @@ pub struct VersionInfo {
     /// Anything else, for clients of other versions.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
+}
+
+/// An object as its source declares it, and the process that runs of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Declaration {
+    /// The object: spec, name, namespace, labels and annotations only.
+    pub object: Value,
+    /// Who declares it: `directory:/etc/vmlet/manifests`.
+    pub source: String,
+    /// The file, below the source's folder.
+    pub path: PathBuf,
+    /// Where in it, from 1.
+    pub line: u32,
+    /// It is being deleted.
+    #[serde(default)]
+    pub terminating: bool,
+    /// The spec that a VM's process was started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Value>,
+    /// The process has ended and is not started again as things are.
+    #[serde(default)]
+    pub ended: bool,
+    /// The ended workload's exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
 }

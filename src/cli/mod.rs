@@ -9,6 +9,7 @@ mod console;
 mod daemon;
 mod delete;
 mod describe;
+mod diff;
 mod doctor;
 mod error;
 mod events;
@@ -75,6 +76,7 @@ enum Verb {
     Wait(wait::Wait),
     Delete(delete::Delete),
     Validate(validate::Validate),
+    Diff(diff::Diff),
     Schema(schema::Schema),
     Daemon(Box<daemon::Daemon>),
     Doctor(doctor::Doctor),
@@ -128,6 +130,7 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
         Verb::Wait(verb) => verb.run(client).await,
         Verb::Delete(verb) => verb.run(client).await,
         Verb::Validate(verb) => verb.run(),
+        Verb::Diff(verb) => verb.run(client).await,
         Verb::Schema(verb) => verb.run(),
         Verb::Doctor(verb) => verb.run().await,
         Verb::Completions(verb) => verb.run(),

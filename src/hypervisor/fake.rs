@@ -4,7 +4,7 @@
 //! reports, and an audit of what no caller may do ([`FakeDriver::violations`]). The world survives the
 //! caller: a clone given to a "restarted daemon" still has the VMs of the one before, as a host would.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -79,8 +79,8 @@ struct World {
 #[derive(Default)]
 struct State {
     behaviour: Behaviour,
-    folders: HashMap<PathBuf, Folder>,
-    processes: HashMap<u32, Process>,
+    folders: BTreeMap<PathBuf, Folder>,
+    processes: BTreeMap<u32, Process>,
     /// The processes of each VM: one, if callers do right.
     pids: HashMap<Uid, Vec<u32>>,
     /// Processes that may be in their boot: looked through at each release.
@@ -344,6 +344,7 @@ impl Driver for FakeDriver {
             }
         };
         tokio::select! {
+            biased;
             _ = end.wait_for(Option::is_some) => Err(absent(dir)),
             () = answers => Ok((self.world.guest)(dir)),
         }
@@ -393,6 +394,10 @@ impl Driver for FakeDriver {
             folder.has_disk = false;
         }
         Ok(())
+    }
+
+    async fn folders(&self, root: &Path) -> Result<Vec<PathBuf>, DriverError> {
+        Ok(self.folders().into_iter().filter(|dir| dir.parent() == Some(root)).collect())
     }
 
     async fn cleanup(&self, dir: &Path) -> Result<(), DriverError> {

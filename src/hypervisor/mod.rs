@@ -53,6 +53,9 @@ pub trait Driver: Send + Sync + 'static {
     /// Removes the private disk, so that the next [`Driver::prepare`] makes a new one.
     async fn remove_disk(&self, dir: &std::path::Path) -> Result<(), DriverError>;
 
+    /// The VMs' folders below `root`, whosever they are. No such root is none.
+    async fn folders(&self, root: &std::path::Path) -> Result<Vec<PathBuf>, DriverError>;
+
     /// Removes the VM's folder with all that is in it. Absent is fine.
     async fn cleanup(&self, dir: &std::path::Path) -> Result<(), DriverError>;
 }

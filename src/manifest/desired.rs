@@ -14,13 +14,13 @@ use crate::object::{AnyObject, ObjectKey};
 use crate::store::{Problem, Record};
 
 /// The file has errors.
-const INVALID: &str = "InvalidManifest";
+pub(crate) const INVALID: &str = "InvalidManifest";
 /// Two files declare one object.
-const CONFLICT: &str = "Conflict";
+pub(crate) const CONFLICT: &str = "Conflict";
 /// The folder cannot be read, or not completely.
-const UNAVAILABLE: &str = "SourceUnavailable";
+pub(crate) const UNAVAILABLE: &str = "SourceUnavailable";
 /// Too much would be deleted at once.
-const MASS_DELETE: &str = "MassDelete";
+pub(crate) const MASS_DELETE: &str = "MassDelete";
 
 /// An object that the store holds for this source.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,13 +75,24 @@ pub enum Change {
     },
     /// Tell people. Repeated for as long as it is so.
     Warning {
-        /// The object, if it is about one.
-        key: Option<ObjectKey>,
+        /// What it is about.
+        about: About,
         /// One CamelCase word.
         reason: &'static str,
         /// A sentence.
         message: String,
     },
+}
+
+/// What a warning is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum About {
+    /// An object.
+    Object(ObjectKey),
+    /// A file, below the source's folder.
+    File(PathBuf),
+    /// The whole folder.
+    Folder,
 }
 
 /// Compares what is held with what a snapshot declares.
@@ -144,17 +155,17 @@ enum Silence<'a> {
 }
 
 impl<'a> Fold<'a> {
-    fn warn(&mut self, key: Option<&ObjectKey>, reason: &'static str, message: String) {
-        self.changes.push(Change::Warning { key: key.cloned(), reason, message });
+    fn warn(&mut self, about: About, reason: &'static str, message: String) {
+        self.changes.push(Change::Warning { about, reason, message });
     }
 
     fn warn_of_files(&mut self) {
         for trouble in &self.snapshot.trouble {
-            self.warn(None, UNAVAILABLE, format!("{trouble}; nothing is deleted meanwhile"));
+            self.warn(About::Folder, UNAVAILABLE, format!("{trouble}; nothing is deleted meanwhile"));
         }
-        for state in self.snapshot.files.values() {
+        for (path, state) in &self.snapshot.files {
             if let FileState::Broken(broken) = state {
-                self.warn(None, INVALID, summary(broken));
+                self.warn(About::File(path.clone()), INVALID, summary(broken));
             }
         }
     }
@@ -186,7 +197,7 @@ impl<'a> Fold<'a> {
                 located.line,
                 path.display()
             );
-            self.warn(Some(key), CONFLICT, message);
+            self.warn(About::Object(key.clone()), CONFLICT, message);
         }
         let (other, located) = others.first()?;
         let message = format!(
@@ -283,7 +294,7 @@ impl<'a> Fold<'a> {
         let alive = self.held.values().filter(|held| !held.terminating).count();
         match guard.refusal(&deletions, alive, now) {
             Some(warning) => {
-                self.warn(None, MASS_DELETE, warning);
+                self.warn(About::Folder, MASS_DELETE, warning);
                 for key in deletions {
                     let held = self.held[&key];
                     let message = format!(

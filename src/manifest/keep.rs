@@ -3,22 +3,25 @@
 //! In: the folder's snapshots, the store's deletions, the time. Out: declared and undeclared objects,
 //! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
 
-use std::collections::HashSet;
-use std::path::Path;
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
+use super::desired::{About, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, changes};
 use super::source::{FileState, Snapshot};
 use crate::object::{AnyObject, Kind, ObjectKey, strongest};
+use crate::reconcile::Clock;
 use crate::store::{
-    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Watch,
+    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Subject, Watch,
 };
 
+/// What had errors has none any more.
+const MENDED: &str = "ManifestGood";
 /// The wait after a pass that the store refused.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -65,23 +68,33 @@ pub async fn keep(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     settings: MassDeleteSettings,
     readiness: watch::Sender<Readiness>,
+    clock: Clock,
     cancel: CancellationToken,
 ) {
     let source = format!("directory:{}", root.display());
-    let mut keeper = Keeper { store, source, guard: MassDeleteGuard::new(settings), said: HashSet::new() };
+    let mut keeper = Keeper {
+        broken: known_broken(&store, root),
+        store,
+        source,
+        root: root.to_owned(),
+        guard: MassDeleteGuard::new(settings),
+        said: HashSet::new(),
+        clock,
+    };
     // The channel's first value is a placeholder, not a look at the folder.
     let mut seen = false;
     let mut deletions = keeper.watch();
     let mut retry = None;
     loop {
         tokio::select! {
+            biased;
             () = cancel.cancelled() => return,
             changed = snapshots.changed() => match changed {
                 Ok(()) => seen = true,
                 Err(_) => return,
             },
             () = deleted(&mut deletions) => {}
-            () = until(keeper.guard.due()) => {}
+            () = until(keeper.guard.due().map(Instant::from_std)) => {}
             () = until(retry) => {}
         }
         if !seen {
@@ -99,7 +112,7 @@ pub async fn keep(
 
 async fn until(instant: Option<Instant>) {
     match instant {
-        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
@@ -119,9 +132,13 @@ async fn deleted(changes: &mut Watch) {
 struct Keeper {
     store: Store,
     source: String,
+    root: PathBuf,
     guard: MassDeleteGuard,
+    /// Files whose latest event says that they have errors.
+    broken: BTreeSet<PathBuf>,
     /// Warnings that were logged, so that lasting trouble is logged once.
     said: HashSet<String>,
+    clock: Clock,
 }
 
 impl Keeper {
@@ -133,8 +150,8 @@ impl Keeper {
         let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
-        let mut said = HashSet::new();
-        for change in changes(&held, snapshot, &mut self.guard, Instant::now()) {
+        let (mut said, mut broken) = (HashSet::new(), BTreeSet::new());
+        for change in changes(&held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
@@ -142,30 +159,45 @@ impl Keeper {
                 }
                 Change::Undeclare(key) => self.undeclare(&key).await?,
                 Change::Problem { key, problem } => self.problem(&key, problem).await?,
-                Change::Warning { key, reason, message } => {
-                    self.warn(key.as_ref(), reason, &message);
+                Change::Warning { about, reason, message } => {
+                    let subject = self.subject(about);
+                    if let (Subject::Manifest { path }, INVALID) = (&subject, reason) {
+                        broken.insert(path.clone());
+                    }
+                    self.warn(subject, reason, &message);
                     said.insert(message);
                 }
             }
         }
         self.said = said;
+        // What could not be read now may be as broken as before.
+        if snapshot.complete {
+            for path in self.broken.difference(&broken).cloned() {
+                self.event(Subject::Manifest { path }, MENDED, "it has no errors any more, or is gone");
+            }
+            self.broken = broken;
+        } else {
+            self.broken.extend(broken);
+        }
         Ok(())
     }
 
     async fn declare(&self, object: AnyObject, origin: Origin, take_over: bool) -> Result<(), StoreError> {
         let key = object.key();
         let place = origin.to_string();
-        match self.store.declare(object, origin, take_over, Timestamp::now()).await {
-            Ok(Declared::Created { .. }) => self.event(&key, "Declared", &format!("declared at {place}")),
+        match self.store.declare(object, origin, take_over, self.clock.now()).await {
+            Ok(Declared::Created { .. }) => {
+                self.event((&key).into(), "Declared", &format!("declared at {place}"))
+            }
             Ok(Declared::Updated { changes, .. }) => {
                 let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
                 let effect =
                     strongest(&changes).map_or_else(String::new, |effect| format!("; effect: {effect}"));
-                self.event(&key, "SpecChanged", &format!("{}{effect}", shown.join(", ")));
+                self.event((&key).into(), "SpecChanged", &format!("{}{effect}", shown.join(", ")));
             }
             Ok(Declared::MetadataUpdated | Declared::Unchanged) => {}
             Err(error @ DeclareError::Conflict { .. }) => {
-                self.warn(Some(&key), "Conflict", &error.to_string())
+                self.warn((&key).into(), "Conflict", &error.to_string())
             }
             // Declared again when it is gone: that is a change this loop waits for.
             Err(DeclareError::Terminating) => {}
@@ -175,8 +207,8 @@ impl Keeper {
     }
 
     async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        if self.store.undeclare(key, &self.source, Timestamp::now()).await? {
-            self.event(key, "Undeclared", "its manifest is gone; it is deleted");
+        if self.store.undeclare(key, &self.source, self.clock.now()).await? {
+            self.event(key.into(), "Undeclared", "its manifest is gone; it is deleted");
         }
         Ok(())
     }
@@ -185,30 +217,53 @@ impl Keeper {
         let news = problem.clone();
         if self.store.set_problem(key, problem).await? {
             match news {
-                Some(Problem { reason, message }) => self.record(key, Severity::Warning, &reason, &message),
-                None => self.event(key, "ManifestGood", "its manifest is good again"),
+                Some(Problem { reason, message }) => {
+                    self.record(key.into(), Severity::Warning, &reason, &message);
+                }
+                None => self.event(key.into(), MENDED, "its manifest is good again"),
             }
         }
         Ok(())
     }
 
-    fn warn(&self, key: Option<&ObjectKey>, reason: &str, message: &str) {
+    fn subject(&self, about: About) -> Subject {
+        match about {
+            About::Object(key) => Subject::Object(key),
+            About::File(path) => Subject::Manifest { path: self.root.join(path) },
+            About::Folder => Subject::Manifest { path: self.root.clone() },
+        }
+    }
+
+    fn warn(&self, subject: Subject, reason: &str, message: &str) {
         if self.said.contains(message) {
             return;
         }
         tracing::warn!(reason, "{message}");
-        if let Some(key) = key {
-            self.record(key, Severity::Warning, reason, message);
+        self.record(subject, Severity::Warning, reason, message);
+    }
+
+    fn event(&self, subject: Subject, reason: &str, message: &str) {
+        tracing::info!(subject = %subject, reason, "{message}");
+        self.record(subject, Severity::Normal, reason, message);
+    }
+
+    fn record(&self, subject: Subject, severity: Severity, reason: &str, message: &str) {
+        let record = subject.object().and_then(|key| self.store.record(key));
+        let uid = record.and_then(|record| record.object().metadata().uid);
+        self.store.record_event(subject, uid, severity, reason, message, self.clock.now());
+    }
+}
+
+/// The files below a folder that an earlier daemon found errors in and has not seen mended.
+fn known_broken(store: &Store, root: &Path) -> BTreeSet<PathBuf> {
+    let mut broken = BTreeSet::new();
+    for event in store.events(None) {
+        let Subject::Manifest { path } = event.subject else { continue };
+        match event.reason.as_str() {
+            INVALID if path.starts_with(root) => drop(broken.insert(path)),
+            MENDED => drop(broken.remove(&path)),
+            _ => {}
         }
     }
-
-    fn event(&self, key: &ObjectKey, reason: &str, message: &str) {
-        tracing::info!(object = %key, reason, "{message}");
-        self.record(key, Severity::Normal, reason, message);
-    }
-
-    fn record(&self, key: &ObjectKey, severity: Severity, reason: &str, message: &str) {
-        let uid = self.store.record(key).and_then(|record| record.object().metadata().uid);
-        self.store.record_event(key, uid, severity, reason, message, Timestamp::now());
-    }
+    broken
 }

@@ -5,6 +5,7 @@
 
 mod change;
 mod condition;
+mod effect;
 mod image;
 mod meta;
 mod quantity;
@@ -13,8 +14,9 @@ mod vm;
 #[cfg(test)]
 mod tests;
 
-pub use change::{Effect, FieldChange, image_changes, strongest, vm_changes, vm_effect};
+pub use change::{FieldChange, image_changes, object_changes, strongest, vm_changes};
 pub use condition::{Condition, ConditionStatus, set_condition};
+pub use effect::{Effect, effect_of};
 pub use image::{DiskStatus, Image, ImageSource, ImageSpec, ImageStatus, OciSource};
 pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};
 pub use quantity::Quantity;

@@ -8,49 +8,63 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::image::{check_reference, never_observed};
-use super::{Condition, Object, Quantity, Violation, validate_name};
+use super::{Condition, Effect, Object, Quantity, Violation, validate_name};
 
 /// A virtual machine.
 pub type Vm = Object<VmSpec, VmStatus>;
 
 /// What VM is wanted.
+// Each field declares what an edit of it does (`x-edit`, see `effect.rs`); a nested field that declares
+// nothing does what the field around it does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmSpec {
     /// The image whose root the VM runs on.
+    #[schemars(extend("x-edit" = Effect::Recreate))]
     pub image: ImageRef,
     /// Virtual processors, 1 to 64.
     #[serde(default = "default_cpus")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub cpus: u32,
     /// Memory, at least 64Mi.
     #[serde(default = "default_memory")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub memory: Quantity,
     /// The VM's private writable disk. It holds what the VM changes of its image.
     #[serde(default)]
+    #[schemars(extend("x-edit" = Effect::Recreate))]
     pub root_disk: RootDisk,
     /// Replaces the image's entrypoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub command: Vec<String>,
     /// Replaces the image's default arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub args: Vec<String>,
     /// Environment variables, added to the image's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub env: Vec<EnvVar>,
     /// Where the command starts; the image's working directory when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub working_dir: Option<String>,
     /// `user`, `user:group`, or numbers; the image's user when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub user: Option<String>,
     /// How the VM is connected.
     #[serde(default)]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub network: Network,
     /// What happens when the VM's workload ends.
     #[serde(default)]
+    #[schemars(extend("x-edit" = Effect::Live))]
     pub run_policy: RunPolicy,
     /// How long a shutdown may take before the VM is killed, in seconds, at most 3600.
     #[serde(default = "default_grace")]
+    #[schemars(extend("x-edit" = Effect::Live))]
     pub termination_grace_period_seconds: u32,
 }
 
@@ -84,6 +98,7 @@ pub struct ImageRef {
 pub struct RootDisk {
     /// How much the VM may change and add, at least 64Mi. The disk is sparse: space is taken as it is used.
     #[serde(default = "default_root_size")]
+    #[schemars(extend("x-edit" = Effect::Recreate))]
     pub size: Quantity,
 }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::entropy::Entropy;
+
 /// How waits grow.
 #[derive(Clone, Copy, Debug)]
 pub struct BackoffPolicy {
@@ -28,6 +30,7 @@ impl BackoffPolicy {
 #[derive(Debug)]
 pub(super) struct Backoff {
     policy: BackoffPolicy,
+    entropy: Entropy,
     failures: u32,
     /// The declaration that the failures belong to: its generation, and whether it is deleted.
     declared: (i64, bool),
@@ -35,8 +38,8 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    pub(super) fn new(policy: BackoffPolicy) -> Self {
-        Backoff { policy, failures: 0, declared: (0, false), not_before: None }
+    pub(super) fn new(policy: BackoffPolicy, entropy: Entropy) -> Self {
+        Backoff { policy, entropy, failures: 0, declared: (0, false), not_before: None }
     }
 
     /// Opens the gate if the declaration is another than that of the last failure, and says so.
@@ -52,7 +55,7 @@ impl Backoff {
     /// Closes the gate for the next, longer, wait.
     pub(super) fn fail(&mut self, now: Timestamp) -> Timestamp {
         self.failures = self.failures.saturating_add(1);
-        let delay = self.policy.delay(self.failures, rand::random());
+        let delay = self.policy.delay(self.failures, self.entropy.fraction());
         let until = now.saturating_add(SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX));
         let until = until.unwrap_or(Timestamp::MAX);
         self.not_before = Some(until);
@@ -97,7 +100,7 @@ mod tests {
 
     #[test]
     fn only_time_success_or_a_new_spec_opens_the_gate() {
-        let mut backoff = Backoff::new(POLICY);
+        let mut backoff = Backoff::new(POLICY, Entropy::Host);
         backoff.observe((1, false));
         let until = backoff.fail(at(100));
         assert!(until > at(100) && until <= at(101));

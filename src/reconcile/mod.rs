@@ -16,6 +16,7 @@ mod backoff;
 mod clock;
 mod collector;
 mod conditions;
+mod entropy;
 mod image;
 mod meters;
 mod pulls;
@@ -33,7 +34,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::backoff::BackoffPolicy;
 pub use self::clock::Clock;
+pub use self::entropy::Entropy;
 pub use self::recovery::RecoveryError;
+pub use self::vm::{due_stop, reruns, restarting};
 pub use self::world::{Parts, Settings};
 
 use self::world::World;
@@ -64,6 +67,7 @@ impl Engine {
         let world = self.world.clone();
         let collect = collector::run(world.store.clone(), world.images.clone(), world.collector.clone());
         tokio::select! {
+            biased;
             () = cancel.cancelled() => {}
             () = supervisor::run(world) => {}
             () = collect => {}

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
+use super::entropy::Entropy;
 use super::meters::Meters;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
 use crate::metrics::{Guarded, Histogram};
@@ -49,16 +50,18 @@ pub(super) struct Pulls {
 }
 
 /// What a pull works with.
-struct Shop {
-    images: Arc<dyn Images>,
-    store: Store,
-    permits: Semaphore,
-    backoff: BackoffPolicy,
-    clock: Clock,
+pub(super) struct Shop {
+    pub(super) images: Arc<dyn Images>,
+    pub(super) store: Store,
+    /// One for each pull at a time.
+    pub(super) permits: Semaphore,
+    pub(super) backoff: BackoffPolicy,
+    pub(super) clock: Clock,
+    pub(super) entropy: Entropy,
     /// Told after each install: a disk that nobody refers to any more is to go.
-    collector: Arc<Notify>,
-    recorder: Recorder,
-    meters: Arc<Meters>,
+    pub(super) collector: Arc<Notify>,
+    pub(super) recorder: Recorder,
+    pub(super) meters: Arc<Meters>,
 }
 
 struct Pull {
@@ -98,18 +101,8 @@ impl Share {
 }
 
 impl Pulls {
-    pub(super) fn new(
-        images: Arc<dyn Images>,
-        store: Store,
-        limit: usize,
-        backoff: BackoffPolicy,
-        clock: Clock,
-        collector: Arc<Notify>,
-        (recorder, meters): (Recorder, Arc<Meters>),
-    ) -> Self {
-        let permits = Semaphore::new(limit.max(1));
-        let shop = Arc::new(Shop { images, store, permits, backoff, clock, collector, recorder, meters });
-        Pulls { shop, under_way: Guarded::default() }
+    pub(super) fn new(shop: Shop) -> Self {
+        Pulls { shop: Arc::new(shop), under_way: Guarded::default() }
     }
 
     /// A share in the digest's pull, which starts if there is none.
@@ -147,7 +140,7 @@ impl Shop {
 
     /// Tries until it is done, or cannot be.
     async fn pull(&self, reference: &Reference, digest: &Digest, state: &watch::Sender<PullState>) {
-        let mut backoff = Backoff::new(self.backoff);
+        let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
         loop {
             let error = match self.attempt(reference, digest, state).await {
                 Ok(()) => {
@@ -196,7 +189,8 @@ impl Shop {
         let installing = self.span(reference, digest, Phase::Install);
         // From here on the steps are few and quick, and run to their end even if everybody who
         // waited has gone: a living daemon never leaves a claim behind.
-        let install = tokio::spawn(install(self.images.clone(), self.store.clone(), staged));
+        let install =
+            tokio::spawn(install(self.images.clone(), self.store.clone(), staged, self.entropy.uuid()));
         let installed = install.await.unwrap_or_else(|panic| Err(PullError::Panic(panic.to_string())));
         self.collector.notify_one();
         ended(installing, installed)
@@ -224,6 +218,7 @@ impl Shop {
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
             tokio::select! {
+                biased;
                 staged = &mut stage => {
                     self.meters.pulled(progress.borrow().bytes_done);
                     return staged;
@@ -249,9 +244,13 @@ fn ended<T, E: std::fmt::Display>(span: OpenSpan, result: Result<T, E>) -> Resul
 
 /// Claim, rename, publish. Of two that install one digest, one is granted the claim; the other's
 /// staged disk goes with its folder.
-async fn install(images: Arc<dyn Images>, store: Store, staged: StagedDisk) -> Result<(), PullError> {
+async fn install(
+    images: Arc<dyn Images>,
+    store: Store,
+    staged: StagedDisk,
+    claim: Uuid,
+) -> Result<(), PullError> {
     let digest = staged.digest.clone();
-    let claim = Uuid::new_v4();
     loop {
         match store.claim_disk(&digest, claim).await? {
             DiskClaim::Granted => break,

@@ -73,13 +73,11 @@ async fn remove_foreign_disks(world: &World) -> Result<(), RecoveryError> {
 async fn remove_foreign_folders(world: &World) -> Result<(), RecoveryError> {
     let (records, _) = world.store.list(Kind::Vm, None);
     let known: HashSet<String> = records.iter().filter_map(uid).collect();
-    let Ok(mut entries) = tokio::fs::read_dir(&world.settings.vms).await else {
-        return Ok(());
-    };
-    while let Ok(Some(entry)) = entries.next_entry().await {
-        let foreign = entry.file_name().to_str().is_none_or(|name| !known.contains(name));
-        if foreign {
-            let path = entry.path();
+    let root = &world.settings.vms;
+    let folders = world.driver.folders(root).await;
+    for path in folders.map_err(|error| RecoveryError::of(root.display().to_string(), error))? {
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_none_or(|name| !known.contains(name)) {
             let removed = world.driver.cleanup(&path).await;
             removed.map_err(|error| RecoveryError::of(path.display().to_string(), error))?;
         }

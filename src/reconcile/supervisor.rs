@@ -4,7 +4,7 @@
 //! a task's own status never wakes it; a task that panics is started again after a wait, and no
 //! other notices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,22 +25,24 @@ const PANIC_WAIT: Duration = Duration::from_secs(5);
 /// Runs all objects' tasks, for ever. Dropping the future ends them, and no VM with them.
 pub(super) async fn run(world: Arc<World>) {
     let mut supervisor =
-        Supervisor { world, running: HashMap::new(), tasks: JoinSet::new(), names: HashMap::new() };
+        Supervisor { world, running: BTreeMap::new(), tasks: JoinSet::new(), names: HashMap::new() };
     let mut changes = supervisor.relist();
     loop {
         tokio::select! {
+            biased;
+            // First: tasks end far less often than objects change.
+            Some(ended) = supervisor.tasks.join_next_with_id() => supervisor.ended(ended),
             change = changes.next() => match change {
                 Ok(change) => supervisor.follow(&change),
                 Err(Expired) => changes = supervisor.relist(),
             },
-            Some(ended) = supervisor.tasks.join_next_with_id() => supervisor.ended(ended),
         }
     }
 }
 
 struct Supervisor {
     world: Arc<World>,
-    running: HashMap<ObjectKey, Running>,
+    running: BTreeMap<ObjectKey, Running>,
     tasks: JoinSet<()>,
     names: HashMap<Id, ObjectKey>,
 }

@@ -69,6 +69,7 @@ pub(super) async fn run(mut reconciler: Box<dyn Reconciler>, mut wake: Wake, clo
             Outcome::Gone => return,
             Outcome::Wait(until) => {
                 tokio::select! {
+                    biased;
                     () = wake.woken() => {}
                     () = reconciler.changed() => {}
                     () = sleep_until(until, clock) => {}

@@ -11,8 +11,9 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::backoff::BackoffPolicy;
 use super::clock::Clock;
+use super::entropy::Entropy;
 use super::meters::Meters;
-use super::pulls::Pulls;
+use super::pulls::{Pulls, Shop};
 use crate::agent::Agent;
 use crate::hypervisor::Driver;
 use crate::image::Images;
@@ -43,8 +44,8 @@ pub struct Settings {
     pub boot_timeout: Duration,
     /// How waits after failures grow.
     pub backoff: BackoffPolicy,
-    /// Bytes of a VM's log file before it is rotated.
-    pub log_limit: u64,
+    /// Bytes of a VM's log file before it is rotated; none keeps no logs.
+    pub log_limit: Option<u64>,
 }
 
 /// The parts of the world behind traits: real, or scripted.
@@ -57,6 +58,8 @@ pub struct Parts {
     pub network: Arc<dyn Network>,
     /// What time it is.
     pub clock: Clock,
+    /// Where jitter and claims come from.
+    pub entropy: Entropy,
 }
 
 pub(super) struct World {
@@ -65,6 +68,7 @@ pub(super) struct World {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) network: Arc<dyn Network>,
     pub(super) clock: Clock,
+    pub(super) entropy: Entropy,
     pub(super) settings: Settings,
     pub(super) pulls: Pulls,
     pub(super) boots: Arc<Semaphore>,
@@ -78,19 +82,21 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(store: Store, parts: Parts, settings: Settings) -> Self {
-        let Parts { images, driver, network, clock } = parts;
+        let Parts { images, driver, network, clock, entropy } = parts;
         let collector = Arc::new(Notify::new());
         let (recorder, meters) = (Recorder::new(clock), Arc::new(Meters::default()));
         World {
-            pulls: Pulls::new(
-                images.clone(),
-                store.clone(),
-                settings.max_pulls,
-                settings.backoff,
+            pulls: Pulls::new(Shop {
+                images: images.clone(),
+                store: store.clone(),
+                permits: Semaphore::new(settings.max_pulls.max(1)),
+                backoff: settings.backoff,
                 clock,
-                collector.clone(),
-                (recorder.clone(), meters.clone()),
-            ),
+                entropy: entropy.clone(),
+                collector: collector.clone(),
+                recorder: recorder.clone(),
+                meters: meters.clone(),
+            }),
             boots: Arc::new(Semaphore::new(settings.max_boots.max(1))),
             collector,
             agents: Guarded::default(),
@@ -101,6 +107,7 @@ impl World {
             driver,
             network,
             clock,
+            entropy,
             settings,
         }
     }

@@ -52,7 +52,7 @@ pub use error::{
 pub use memory::{Fault, MemoryBackend};
 pub use record::{
     DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, Problem, Record, Reservation, Run,
-    Severity, Stopping, VmRecord,
+    Severity, Stopping, Subject, VmRecord,
 };
 pub use request::{
     Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, StoreSettings,
@@ -162,9 +162,9 @@ impl Store {
         disks.into_iter().map(Arc::unwrap_or_clone).collect()
     }
 
-    /// The events of an object, or all: those that last happened longest ago come first.
-    pub fn events(&self, object: Option<&ObjectKey>) -> Vec<Event> {
-        let events = self.engine().read(|state| state.events.list(object));
+    /// The events of a subject, or all: those that last happened longest ago come first.
+    pub fn events(&self, subject: Option<&Subject>) -> Vec<Event> {
+        let events = self.engine().read(|state| state.events.list(subject));
         events.into_iter().map(Arc::unwrap_or_clone).collect()
     }
 

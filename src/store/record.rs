@@ -282,12 +282,52 @@ pub enum DiskState {
     Removing,
 }
 
-/// Something that happened to an object (core/v1 Event).
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Subject {
+    /// An object.
+    Object(ObjectKey),
+    /// A manifest, or a folder of them, which need not declare any object that exists.
+    Manifest {
+        /// The whole path.
+        path: PathBuf,
+    },
+}
+
+impl Subject {
+    /// The object, if it is one.
+    pub fn object(&self) -> Option<&ObjectKey> {
+        match self {
+            Subject::Object(key) => Some(key),
+            Subject::Manifest { .. } => None,
+        }
+    }
+}
+
+impl From<&ObjectKey> for Subject {
+    fn from(key: &ObjectKey) -> Self {
+        Subject::Object(key.clone())
+    }
+}
+
+/// `vm/web`, `/etc/vmlet/manifests/web.yaml`
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Subject::Object(key) => key.fmt(f),
+            Subject::Manifest { path } => path.display().fmt(f),
+        }
+    }
+}
+
+/// Something that happened to an object or a manifest (core/v1 Event).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// The object.
-    pub object: ObjectKey,
+    /// What it happened to.
+    #[serde(rename = "object")]
+    pub subject: Subject,
     /// The object's uid.
     pub uid: Option<Uuid>,
     /// Whether it is trouble.

@@ -15,7 +15,7 @@ use vmlet::agent::{FakeGuest, FakeScript, GuestState};
 use vmlet::hypervisor::VmmExit;
 use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
 use vmlet::object::{AnyObject, Condition, Kind, ObjectKey, Quantity};
-use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Parts, Settings};
+use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
 use vmlet::store::{Capacity, Declared, ImageRecord, Origin, Record, Store, VmRecord};
 use vmlet::testing::{FakeImages, FakeNetwork};
 
@@ -46,13 +46,13 @@ impl Rig {
             vms: dir.path().join("vms"),
             max_pulls: 4,
             max_boots: 8,
-            subnet: Some("10.88.0.0/24".parse().unwrap()),
+            subnet: Some("10.63.0.0/24".parse().unwrap()),
             resolvers: Vec::new(),
             vmm_users: Some(2_000_000..2_000_100),
             capacity: Capacity { memory: Quantity::mebibytes(1 << 20), disk: Quantity::mebibytes(1 << 30) },
             boot_timeout: Duration::from_secs(60),
             backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
-            log_limit: 1 << 20,
+            log_limit: Some(1 << 20),
         };
         let mut rig = Rig {
             store: Store::in_memory().0,
@@ -76,6 +76,7 @@ impl Rig {
             driver: Arc::new(self.driver.clone()),
             network: self.network.clone(),
             clock: self.clock,
+            entropy: Entropy::seeded(1),
         };
         let engine = Engine::new(self.store.clone(), parts, self.settings.clone());
         let cancel = CancellationToken::new();

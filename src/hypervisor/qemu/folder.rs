@@ -102,6 +102,18 @@ pub(super) fn remove_disk(dir: &Path) -> Result<(), DriverError> {
     Ok(())
 }
 
+/// What is in the folder of VMs, in order.
+pub(super) fn list(root: &Path) -> Result<Vec<PathBuf>, DriverError> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(DriverError::at("ListFailed", root))?,
+    };
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<PathBuf>>>();
+    let mut paths = paths.map_err(DriverError::at("ListFailed", root))?;
+    paths.sort();
+    Ok(paths)
+}
+
 /// Removes the folder. Absent is fine. Links are removed, not followed.
 pub(super) fn remove(dir: &Path) -> Result<(), DriverError> {
     absent_is_fine(fs::remove_dir_all(dir)).map_err(DriverError::at("RemoveFailed", dir))

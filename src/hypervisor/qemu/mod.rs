@@ -213,6 +213,11 @@ impl Driver for QemuDriver {
         blocking(move || folder::remove_disk(&dir)).await
     }
 
+    async fn folders(&self, root: &Path) -> Result<Vec<PathBuf>, DriverError> {
+        let root = root.to_owned();
+        blocking(move || folder::list(&root)).await
+    }
+
     async fn cleanup(&self, dir: &Path) -> Result<(), DriverError> {
         let dir = dir.to_owned();
         blocking(move || folder::remove(&dir)).await

@@ -191,7 +191,7 @@ fn of_two_declarations_the_one_in_force_stays() {
         "declared at b.yaml:1, which is in force, and at a.yaml:1, which is not: rename or remove one of the two"
     );
     let warning = Change::Warning {
-        key: Some(key("web")),
+        about: About::Object(key("web")),
         reason: "Conflict",
         message: "a.yaml:1 declares vm/web too; b.yaml:1 stays in force: rename or remove one of the two"
             .to_owned(),

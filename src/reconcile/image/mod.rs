@@ -35,7 +35,7 @@ pub(super) struct ImageTask {
 
 impl ImageTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
-        let backoff = Backoff::new(world.settings.backoff);
+        let backoff = Backoff::new(world.settings.backoff, world.entropy.clone());
         let track = Track::new(world.recorder.clone(), key.clone());
         ImageTask { world, key, uid, backoff, failure: None, share: None, track }
     }

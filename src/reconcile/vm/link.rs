@@ -90,6 +90,8 @@ async fn follow(agent: &Agent, sender: &watch::Sender<LinkState>, clock: Clock) 
         let up = Some((agent.clone(), state.clone(), clock.now()));
         sender.send_replace(LinkState { up, last: Some(state) });
         tokio::select! {
+            biased;
+            // First: the last state is told even if the link ends right after it.
             changed = guest.changed() => if changed.is_err() { return },
             () = agent.closed() => return,
         }

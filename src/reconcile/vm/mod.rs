@@ -5,11 +5,14 @@ mod activity;
 mod guest_config;
 mod link;
 mod plan;
+mod rules;
 mod state;
 mod status;
 
 #[cfg(test)]
 mod tests;
+
+pub use self::rules::{due_stop, reruns, restarting};
 
 use std::sync::Arc;
 
@@ -74,7 +77,7 @@ impl VmTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
         let status = world.store.vm(&key).map(|record| record.object.status.clone()).unwrap_or_default();
         VmTask {
-            backoff: Backoff::new(world.settings.backoff),
+            backoff: Backoff::new(world.settings.backoff, world.entropy.clone()),
             track: Track::new(world.recorder.clone(), key.clone()),
             world,
             key,
@@ -124,7 +127,10 @@ impl VmTask {
             return;
         }
         let (driver, dir) = (self.world.driver.clone(), self.world.vm_dir(self.uid));
-        let logs = LogSink::new(dir.join(crate::agent::LOG_FILE), self.world.settings.log_limit);
+        let logs = match self.world.settings.log_limit {
+            Some(limit) => LogSink::new(dir.join(crate::agent::LOG_FILE), limit),
+            None => LogSink::nowhere(),
+        };
         let link = Link::start(driver.clone(), dir.clone(), logs, self.world.clock);
         let booted = record.object.status.conditions.iter().find(|condition| condition.kind == "Booted");
         let adopted = !self.launched && booted.is_some_and(|booted| booted.status == true.into());
@@ -291,6 +297,7 @@ impl Process {
             return self.link.changed().await;
         }
         tokio::select! {
+            biased;
             exit = &mut self.waiting => self.exit = Some(exit),
             () = self.link.changed() => {}
         }
@@ -334,12 +341,14 @@ impl Reconciler for VmTask {
     async fn changed(&mut self) {
         let VmTask { process, share, queue, permit, .. } = self;
         tokio::select! {
-            () = or_never(process.as_mut().map(Process::changed)) => {}
-            () = or_never(share.as_mut().map(Share::changed)) => {}
+            biased;
+            // First, as it comes once: a guest that never rests cannot keep the permit away.
             granted = or_never(queue.as_mut()) => {
                 *queue = None;
                 *permit = Some(granted);
             }
+            () = or_never(share.as_mut().map(Share::changed)) => {}
+            () = or_never(process.as_mut().map(Process::changed)) => {}
         }
     }
 }

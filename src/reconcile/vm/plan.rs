@@ -16,8 +16,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use vmlet_wire::GuestState;
 
+use super::rules::{due_stop, reruns};
 use super::state::{Failure, Guest, ImageView, Observed};
-use crate::object::{Effect, FieldChange, NetworkMode, RunPolicy, VmSpec, vm_changes};
+use crate::object::{NetworkMode, RunPolicy, VmSpec};
 use crate::reconcile::pulls::PullState;
 use crate::store::{PinnedImage, Reservation, Run, VmRecord};
 
@@ -108,7 +109,7 @@ fn decide(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> P
             });
             plan.named("Terminating", "Deleted", "what the VM held is being removed")
         }
-        Run::Ended { spec } if !reruns(record, spec) => ended(record),
+        Run::Ended { spec } if !reruns(spec, exit_code(record), &record.object.spec) => ended(record),
         Run::Idle | Run::Ended { .. } => starting(record, seen),
     }
 }
@@ -257,13 +258,8 @@ fn running(record: &VmRecord, seen: &Observed, rules: Rules, started: &VmSpec, n
     if record.object.metadata.deletion_timestamp.is_some() {
         return Plan { phase: "Terminating", ..stop("the VM is deleted".to_owned()) };
     }
-    if wanted.run_policy == RunPolicy::Halted {
-        return stop("runPolicy is Halted".to_owned());
-    }
-    let changes = restarting(started, wanted);
-    if !changes.is_empty() {
-        let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
-        return stop(shown.join(", "));
+    if let Some(why) = due_stop(started, wanted) {
+        return stop(why);
     }
     if let Some(plan) = new_image(record, seen) {
         return plan;
@@ -400,16 +396,8 @@ pub(super) fn workload_code(seen: &Observed) -> Option<i32> {
     }
 }
 
-/// Whether an ended VM is started again.
-fn reruns(record: &VmRecord, ended: &VmSpec) -> bool {
-    let wanted = &record.object.spec;
-    let code = record.last_exit.as_ref().and_then(|exit| exit.code);
-    let policy = match wanted.run_policy {
-        RunPolicy::Always => true,
-        RunPolicy::RerunOnFailure => code != Some(0),
-        RunPolicy::Once | RunPolicy::Halted => false,
-    };
-    policy || vm_changes(ended, wanted).iter().any(|change| change.effect >= Effect::Restart)
+fn exit_code(record: &VmRecord) -> Option<i32> {
+    record.last_exit.as_ref().and_then(|exit| exit.code)
 }
 
 fn ended(record: &VmRecord) -> Plan {
@@ -417,11 +405,4 @@ fn ended(record: &VmRecord) -> Plan {
     let message = exit.map_or_else(|| "the workload ended".to_owned(), |exit| exit.message.clone());
     let reason = exit.map_or("Completed", |exit| exit.reason.as_str());
     Plan::wait(None).told("Stopped", reason, &message)
-}
-
-/// The changes that need a stop. An image's change is seen by its digest instead.
-pub(in crate::reconcile) fn restarting(started: &VmSpec, wanted: &VmSpec) -> Vec<FieldChange> {
-    let mut changes = vm_changes(started, wanted);
-    changes.retain(|change| change.effect >= Effect::Restart && change.field != "image");
-    changes
 }

@@ -66,8 +66,8 @@ fn take(store: &Store, step: Step) {
             let protocol = if wide { Protocol::Tcp } else { Protocol::Udp };
             let ports = ports.into_iter().map(|host| Port { host, guest: 80, protocol });
             let network = NetworkClaim::Bridge {
-                subnet: if wide { "10.88.0.0/28" } else { "10.88.0.0/29" }.parse().unwrap(),
-                fixed: fixed.map(|last| [10, 88, 0, last].into()),
+                subnet: if wide { "10.63.0.0/28" } else { "10.63.0.0/29" }.parse().unwrap(),
+                fixed: fixed.map(|last| [10, 63, 0, last].into()),
                 ports: ports.collect(),
             };
             _ = now(store.reserve_vm(VmClaim {
