@@ -234,6 +234,39 @@ async fn discovery_says_what_there_is() {
 }
 
 #[tokio::test]
+async fn readiness_follows_the_manifests() {
+    let server = Server::start().await;
+    let why = "the manifests are being read";
+    server.readiness.send_replace(Readiness::Reading(why.to_owned()));
+    assert_eq!(server.get_as("/healthz", "*/*").await.0, 200);
+    assert_eq!(server.refused("/readyz").await.message, why);
+    server.readiness.send_replace(Readiness::Applied);
+    assert_eq!(server.get_as("/readyz", "*/*").await.0, 200);
+}
+
+#[tokio::test]
+async fn numbers_and_timelines() {
+    let server = Server::start().await;
+    server.vm("web", "").await;
+    let response = server.send(Method::GET, "/metrics", "*/*").await;
+    let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["content-type"]),
+        (200, &media.parse().unwrap())
+    );
+    let page = response.into_body().collect().await.unwrap().to_bytes();
+    let page = String::from_utf8(page.to_vec()).unwrap();
+    assert!(
+        page.contains("\nvmlet_store_rows{table=\"object\"} 1.0\n") && page.ends_with("# EOF\n"),
+        "{page}"
+    );
+    let web = Subject::Object(ObjectKey::new(Kind::Vm, "default", "web"));
+    server.recorder.open(web.clone(), Phase::Boot, "", None).end(Outcome::Done);
+    let timeline: Timeline = serde_json::from_value(server.get("/timeline").await).unwrap();
+    assert_eq!((timeline.spans.len(), &timeline.spans[0].subject), (1, &web));
+}
+
+#[tokio::test]
 async fn lists_and_objects() {
     let server = Server::start().await;
     server.vm("web", "tier: front").await;

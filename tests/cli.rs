@@ -178,7 +178,7 @@ fn steady(text: &str) -> String {
 
 #[test]
 fn help() {
-    for verb in ["", "get", "wait", "exec", "logs", "validate"] {
+    for verb in ["", "get", "wait", "exec", "logs", "timeline", "validate"] {
         let words: Vec<&str> = [verb, "-h"].into_iter().filter(|word| !word.is_empty()).collect();
         let (code, stdout, _) = outcome(&vmlet(&words).output().unwrap());
         assert_eq!(code, 0);
@@ -260,6 +260,54 @@ fn waiting() {
         let met = wait.join().unwrap();
         assert!(met.contains("vm/ci-1 condition met") && met.contains("vm/web condition met"), "{met}");
     });
+}
+
+#[test]
+fn a_wait_begins_when_the_manifests_are_read() {
+    let daemon = Daemon::start();
+    let why = "the manifests are being read";
+    daemon.readiness.send_replace(Readiness::Reading(why.into()));
+    let wait = ["wait", "--for", "condition=Ready", "vm", "--all", "--timeout"];
+    let (code, _, stderr) = daemon.run(&[&wait[..], &["100ms"]].concat());
+    assert_eq!((code, stderr), (1, format!("error: timed out waiting: {why}\n")));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| daemon.text(&[&wait[..], &["20s"]].concat()));
+        daemon.declare(&MANIFEST.replace("ci-1", "late"));
+        daemon.ready("ci-1");
+        daemon.ready("late");
+        daemon.readiness.send_replace(Readiness::Applied);
+        assert!(waiting.join().unwrap().contains("vm/late condition met"));
+    });
+}
+
+#[test]
+fn timelines() {
+    let daemon = Daemon::start();
+    let (code, stdout, stderr) = daemon.run(&["timeline"]);
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, "", "Nothing happened.\n"));
+    let object = |name: &str| Subject::Object(ObjectKey::new(Kind::Vm, "default", name));
+    let pull = Subject::Pull { reference: "127.0.0.1:5055/busybox:1".into(), digest: "sha256:aa".into() };
+    daemon.recorder.open(pull, Phase::Pull, "", None).end(Outcome::Done);
+    daemon
+        .recorder
+        .open(object("web"), Phase::ImageWait, "busybox:1", Some("sha256:aa".into()))
+        .end(Outcome::Done);
+    daemon.recorder.open(object("ci-1"), Phase::Boot, "", None).fail("no kernel");
+    let text = daemon.text(&["timeline"]);
+    for row in ["pull busybox:1 ", "vm/web ", "vm/ci-1 "] {
+        assert!(text.lines().any(|line| line.starts_with(row)), "no row {row} in\n{text}");
+    }
+    assert!(!text.contains('\x1b'), "no colours off a terminal");
+    let json: Value = serde_json::from_str(&daemon.text(&["timeline", "vm/web", "-o", "json"])).unwrap();
+    let subject = |index: usize| &json["spans"][index];
+    assert_eq!(subject(0)["pull"]["digest"], "sha256:aa");
+    assert_eq!((&subject(1)["object"]["name"], &subject(1)["awaits"]), (&"web".into(), &"sha256:aa".into()));
+    assert_eq!(json["spans"].as_array().unwrap().len(), 2);
+    assert!(daemon.text(&["timeline", "vms", "-o", "svg"]).starts_with("<svg "));
+    let (code, _, stderr) = daemon.run(&["timeline", "vm/nope"]);
+    assert_eq!(code, 1);
+    assert_snapshot!("timeline_unknown", stderr);
+    assert_eq!(daemon.run(&["timeline", "--since", "yesterday"]).0, 2);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod rig;
+mod spans;
 
 use std::time::Duration;
 
