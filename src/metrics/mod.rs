@@ -153,14 +153,16 @@ impl Page<'_> {
         help: &str,
         kind: MetricType,
         values: &[(Labels<'_>, T)],
-        mut encode: impl FnMut(MetricEncoder<'_>, &T) -> fmt::Result,
+        encode: impl Fn(MetricEncoder<'_>, &T) -> fmt::Result,
     ) -> fmt::Result {
-        // The writer ends the sentence.
         let mut encoder = self.encoder.encode_descriptor(name, help, None, kind)?;
-        for (labels, value) in values {
-            encode(encoder.encode_family(labels)?, value)?;
+        match values {
+            // Without empty braces.
+            [(labels, value)] if labels.is_empty() => encode(encoder, value),
+            values => {
+                values.iter().try_for_each(|(labels, value)| encode(encoder.encode_family(labels)?, value))
+            }
         }
-        Ok(())
     }
 }
 

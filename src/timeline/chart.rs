@@ -11,8 +11,6 @@ use crate::object::{Kind, ObjectKey};
 const MARGIN: i64 = 20;
 /// A wait that is a smaller part of the whole than this is not shown.
 const LEAST_WAIT: i64 = 500;
-/// Marks on the time axis, at most.
-const MAX_TICKS: i64 = 10;
 
 /// A picture of a timeline, in microseconds from its start.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,8 +19,6 @@ pub struct Chart {
     pub start: Timestamp,
     /// Its length.
     pub length: i64,
-    /// From one mark of the time axis to the next.
-    pub tick: i64,
     /// Pulls, then images, then VMs.
     pub rows: Vec<Row>,
     /// How many spans were forgotten before they could be drawn.
@@ -95,14 +91,21 @@ impl Chart {
                 // A wait that was none only hides what followed.
                 bars.retain(|bar| !bar.phase.waits() || bar.to - bar.from >= length / LEAST_WAIT);
                 let first = bars.first().map_or(0, |bar| bar.from);
-                let (label, title) = names(subject, &timeline.spans);
-                (Row { group, label, title, note: note(group, &bars), bars }, first)
+                let waiting = waiting(subject, &timeline.spans);
+                let (label, title) = names(subject, &waiting);
+                (Row { group, label, title, note: note(group, &bars, waiting.len()), bars }, first)
             })
             .collect();
         // Pulls in the order in which they began, objects by name.
         rows.sort_by_key(|(row, first)| (row.group, if row.group == Group::Pulls { *first } else { 0 }));
         let rows = rows.into_iter().map(|(row, _)| row).collect();
-        Some(Chart { start, length, tick: tick(length), rows, forgotten: timeline.forgotten })
+        Some(Chart { start, length, rows, forgotten: timeline.forgotten })
+    }
+
+    /// Where the time axis has its marks: at round times, few enough to be read.
+    pub(super) fn marks(&self, most: i64) -> impl Iterator<Item = i64> + use<> {
+        let tick = usize::try_from(tick(self.length, most.max(1))).unwrap_or(usize::MAX);
+        (0..=self.length).step_by(tick)
     }
 
     /// The phases that occur, in the order of a life.
@@ -214,33 +217,32 @@ fn last_news(span: &Span, now: Timestamp) -> Timestamp {
     }
 }
 
-fn names(subject: &Subject, spans: &[Span]) -> (String, String) {
+/// Who waits for a pull.
+fn waiting(subject: &Subject, spans: &[Span]) -> BTreeSet<String> {
+    let Subject::Pull { digest, .. } = subject else { return BTreeSet::new() };
+    let waits = spans.iter().filter(|span| span.awaits.as_ref() == Some(digest));
+    let objects = waits.filter_map(|span| match &span.subject {
+        Subject::Object(key) => Some(key.to_string()),
+        Subject::Pull { .. } => None,
+    });
+    objects.collect()
+}
+
+fn names(subject: &Subject, waiting: &BTreeSet<String>) -> (String, String) {
     match subject {
         Subject::Object(key) => (key.to_string(), key.to_string()),
         Subject::Pull { reference, digest } => {
-            let waits = spans.iter().filter(|span| span.awaits.as_ref() == Some(digest));
-            let waiting: BTreeSet<&Subject> = waits.map(|span| &span.subject).collect();
-            let waiting: Vec<String> = waiting.into_iter().filter_map(object).collect();
-            let title = match waiting.as_slice() {
-                [] => format!("{reference}, {digest}"),
-                some => format!("{reference}, {digest}, for {}", some.join(", ")),
-            };
+            let waiting: Vec<&str> = waiting.iter().map(String::as_str).collect();
+            let whose = if waiting.is_empty() { "nobody".to_owned() } else { waiting.join(", ") };
             // The registry is the same for most.
             let short = reference.split_once('/').map_or(reference.as_str(), |(_, path)| path);
-            (format!("pull {short}"), title)
+            (format!("pull {short}"), format!("{reference}, {digest}, for {whose}"))
         }
     }
 }
 
-fn object(subject: &Subject) -> Option<String> {
-    match subject {
-        Subject::Object(key) => Some(key.to_string()),
-        Subject::Pull { .. } => None,
-    }
-}
-
 /// How long it took to get there, from the last time that it set out.
-fn note(group: Group, bars: &[Bar]) -> String {
+fn note(group: Group, bars: &[Bar], waiting: usize) -> String {
     let Some(last) = bars.last() else { return String::new() };
     if last.outcome == Some(Outcome::Failed) || last.phase == Phase::Backoff {
         return "failed".to_owned();
@@ -252,7 +254,10 @@ fn note(group: Group, bars: &[Bar]) -> String {
     let way = &before[set_out.map_or(0, |index| index + 1)..];
     let goal = &bars[reached];
     match (group, way.first()) {
-        (Group::Pulls, first) => seconds(goal.to - first.map_or(goal.from, |bar| bar.from)),
+        (Group::Pulls, first) => {
+            let took = seconds(goal.to - first.map_or(goal.from, |bar| bar.from));
+            if waiting > 1 { format!("{took}, for {waiting}") } else { took }
+        }
         (_, Some(first)) => format!("ready in {}", seconds(goal.from - first.from)),
         (_, None) => "ready".to_owned(),
     }
@@ -299,8 +304,8 @@ pub(super) fn mark(micros: i64) -> String {
     }
 }
 
-/// The distance of the axis' marks: round numbers, few enough to be read.
-fn tick(length: i64) -> i64 {
+/// The distance of the axis' marks.
+fn tick(length: i64, most: i64) -> i64 {
     const SECOND: i64 = 1_000_000;
     const MINUTE: i64 = 60 * SECOND;
     const HOUR: i64 = 60 * MINUTE;
@@ -309,5 +314,5 @@ fn tick(length: i64) -> i64 {
     let minutes = [1, 2, 5, 10, 20, 30].map(|step| step * MINUTE);
     let steps = small.into_iter().chain(seconds).chain(minutes);
     let hours = (0..).map(|power: u32| HOUR.saturating_mul(2_i64.saturating_pow(power)));
-    steps.chain(hours).find(|step| length / step <= MAX_TICKS).unwrap_or(length)
+    steps.chain(hours).find(|step| length / step < most).unwrap_or(length)
 }

@@ -10,15 +10,17 @@ use super::{Outcome, Phase};
 
 /// All in the SVG's own units.
 const WIDTH: f64 = 1180.0;
-const RIGHT: f64 = 110.0;
+const RIGHT: f64 = 150.0;
 const TOP: f64 = 92.0;
 const ROW: f64 = 24.0;
 const GAP: f64 = 12.0;
 const HIGH: f64 = 16.0;
 const LOW: f64 = 6.0;
-const STRIP: f64 = 46.0;
+const STRIP: f64 = 40.0;
 /// Nothing that happened is narrower.
 const THINNEST: f64 = 2.0;
+/// Marks of the time axis, at most.
+const MARKS: i64 = 12;
 /// A character's width, more or less.
 const LETTER: f64 = 6.8;
 
@@ -110,7 +112,7 @@ impl Canvas<'_> {
 
     fn grid(&mut self, top: f64, bottom: f64) -> fmt::Result {
         self.marks(top - 6.0)?;
-        for micros in self.ticks() {
+        for micros in self.chart.marks(MARKS) {
             let x = self.x(micros);
             writeln!(self.out, "<path d=\"M{x:.1} {top}V{bottom}\" stroke=\"#e6e9ed\"/>")?;
         }
@@ -118,7 +120,7 @@ impl Canvas<'_> {
     }
 
     fn marks(&mut self, y: f64) -> fmt::Result {
-        for micros in self.ticks() {
+        for micros in self.chart.marks(MARKS) {
             let (x, text) = (self.x(micros), mark(micros));
             writeln!(
                 self.out,
@@ -206,10 +208,6 @@ impl Canvas<'_> {
         )?;
         self.y += STRIP + GAP;
         Ok(())
-    }
-
-    fn ticks(&self) -> impl Iterator<Item = i64> + use<> {
-        (0..=self.chart.length).step_by(usize::try_from(self.chart.tick).unwrap_or(usize::MAX))
     }
 
     fn x(&self, micros: i64) -> f64 {

@@ -7,6 +7,8 @@ use super::{Outcome, Phase};
 
 /// The least columns that bars get, however narrow the terminal is.
 const LEAST: usize = 20;
+/// Columns of a mark of the time axis, with some space.
+const MARK: usize = 8;
 /// The most columns of a label.
 const MOST_LABEL: usize = 32;
 
@@ -16,7 +18,7 @@ pub fn text(chart: &Chart, columns: usize, colour: bool) -> String {
         |of: fn(&Row) -> &str| chart.rows.iter().map(|row| of(row).chars().count()).max().unwrap_or(0);
     let (label, note) = (widest(|row| &row.label).min(MOST_LABEL), widest(|row| &row.note));
     let width = columns.saturating_sub(label + note + 3).max(LEAST);
-    let mut out = format!("{}, from {:.0}\n\n", chart.summary(), chart.start);
+    let mut out = format!("{}\nfrom {:.0}\n\n", chart.summary(), chart.start);
     line(&mut out, label, "", &axis(chart, width), "");
     for row in &chart.rows {
         let cells = cells(&row.bars, chart.length, width);
@@ -42,13 +44,12 @@ fn line(out: &mut String, width: usize, label: &str, bars: &str, note: &str) {
 /// The marks of the time axis, each above its instant.
 fn axis(chart: &Chart, width: usize) -> String {
     let mut axis = vec![' '; width];
-    let mut free = 0;
-    for micros in (0..=chart.length).step_by(usize::try_from(chart.tick).unwrap_or(usize::MAX)) {
+    for micros in chart.marks(i64::try_from(width / MARK).unwrap_or(1)) {
         let column = column(micros, chart.length, width);
         let text = format!("|{}", mark(micros));
-        if column >= free && column + text.chars().count() <= width {
-            free = column + text.chars().count() + 1;
-            axis.splice(column..free - 1, text.chars());
+        let end = column + text.chars().count();
+        if end <= width {
+            axis.splice(column..end, text.chars());
         }
     }
     axis.into_iter().collect()
