@@ -128,7 +128,7 @@ async fn the_numbers_say_what_happened() {
         "vmlet_phase_seconds_count{phase=\"boot\"} 2",
         "vmlet_pulls_total{outcome=\"failed\"} 1.0",
         "vmlet_pulls_total{outcome=\"done\"} 1.0",
-        "vmlet_pulled_bytes_total 50.0",
+        "vmlet_pulled_bytes_total 100.0",
         "vmlet_vm_restarts_total 1.0",
         "vmlet_reconcile_failures_total{kind=\"pull\",reason=\"RegistryUnavailable\"} 1.0",
         "vmlet_reconcile_failures_total{kind=\"vm\",reason=\"WorkloadExited\"} 1.0",
