@@ -72,11 +72,22 @@ pub struct Settings {
     #[arg(long, value_name = "QUANTITY", env = "VMLET_MEMORY_CAPACITY")]
     pub memory_capacity: Option<Quantity>,
 
+    /// Virtual processors of all VMs together; by default eight for each of the host's. VMs share the
+    /// host's processors, and most of them are idle most of the time.
+    #[arg(long, value_name = "N", env = "VMLET_CPU_CAPACITY", default_value_t = default_cpu_capacity(),
+        hide_default_value = true)]
+    pub cpu_capacity: u32,
+
     /// Full length of all VMs' private disks together; by default ten times what is free in the
     /// state folder when the daemon starts. Disks are sparse, so they may promise more than there
     /// is: most VMs write little of theirs.
     #[arg(long, value_name = "QUANTITY", env = "VMLET_DISK_CAPACITY")]
     pub disk_capacity: Option<Quantity>,
+
+    /// How long smaller VMs may pass one that waits for memory, processors or disk space; in seconds.
+    /// From then on none of lower rank is started before it, so that it cannot wait for ever.
+    #[arg(long, value_name = "SECONDS", env = "VMLET_PATIENCE", default_value = "120")]
+    pub patience: u32,
 
     /// A registry that is spoken to over plain http, beside those on loopback addresses. Can be
     /// repeated.
@@ -189,6 +200,11 @@ pub(crate) fn default_state() -> PathBuf {
 fn default_boots() -> NonZeroUsize {
     let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     processors.saturating_mul(NonZeroUsize::MIN.saturating_add(1))
+}
+
+fn default_cpu_capacity() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(8)
 }
 
 /// vmlet's folder of a kind (XDG Base Directory Specification), which for root is the system's.

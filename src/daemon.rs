@@ -158,6 +158,7 @@ async fn engine(
         resolvers: resolvers().await.iter().map(ToString::to_string).collect(),
         vmm_users: root.then(|| settings.vmm_users.0.clone()),
         capacity: capacity(settings, &folders.state)?,
+        patience: Duration::from_secs(settings.patience.into()),
         boot_timeout: BOOT_TIMEOUT,
         backoff: BACKOFF,
         log_limit: Some(LOG_LIMIT),
@@ -210,7 +211,7 @@ fn capacity(settings: &Settings, state: &Path) -> Result<Capacity> {
     let disk = settings
         .disk_capacity
         .map_or_else(|| free().map(|free| Quantity::bytes(free.saturating_mul(10))), Ok)?;
-    Ok(Capacity { memory, disk })
+    Ok(Capacity { memory, cpus: settings.cpu_capacity, disk })
 }
 
 /// Taps without a reservation are left of a store that was replaced.

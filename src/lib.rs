@@ -24,6 +24,7 @@ pub mod doctor;
 pub mod guest_image;
 pub mod hypervisor;
 pub mod image;
+mod latest;
 pub mod manifest;
 pub mod metrics;
 pub mod network;

@@ -296,8 +296,14 @@ async fn concurrent_reservers_get_distinct_leases() {
                 },
                 vmm_users: Some(1000..1064),
                 memory: Quantity::mebibytes(1),
+                cpus: 1,
                 disk: Quantity::mebibytes(1),
-                capacity: Capacity { memory: Quantity::mebibytes(64), disk: Quantity::mebibytes(64) },
+                capacity: Capacity {
+                    memory: Quantity::mebibytes(64),
+                    cpus: 64,
+                    disk: Quantity::mebibytes(64),
+                },
+                impatient: false,
             };
             let reservation = store.reserve_vm(claim).await.unwrap();
             (reservation.address().unwrap(), reservation.vmm_user.unwrap())

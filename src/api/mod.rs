@@ -23,6 +23,7 @@ mod socket;
 mod stall;
 pub mod types;
 mod watch;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -103,6 +104,7 @@ fn router(sources: Sources, cancel: CancellationToken) -> Router {
             .route(&all, list.clone())
             .route(&in_namespace, list)
             .route(&format!("{one}/status"), read.clone())
+            .route(&format!("{one}/why"), get(move |state, path| why::get(kind, state, path)))
             .route(&one, read.delete(move |state, path| resources::delete(kind, state, path)));
     }
     let vm = format!("/apis/{API_VERSION}/namespaces/{{namespace}}/vms/{{name}}");

@@ -28,6 +28,7 @@ mod timeline;
 mod validate;
 mod version;
 mod wait;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -68,6 +69,7 @@ struct Cli {
 enum Verb {
     Get(get::Get),
     Describe(describe::Describe),
+    Why(why::Why),
     Logs(logs::Logs),
     Console(console::Console),
     Exec(exec::Exec),
@@ -122,6 +124,7 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
     match verb {
         Verb::Get(verb) => verb.run(client).await,
         Verb::Describe(verb) => verb.run(client).await,
+        Verb::Why(verb) => verb.run(client).await,
         Verb::Logs(verb) => verb.run(client).await,
         Verb::Console(verb) => verb.run(client).await,
         Verb::Exec(verb) => verb.run(client).await,

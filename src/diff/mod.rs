@@ -13,6 +13,7 @@ mod consequence;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -23,7 +24,8 @@ use crate::manifest::{
     About, CONFLICT, Change, FileState, Held, MASS_DELETE, MassDeleteGuard, MassDeleteSettings, Snapshot,
     changes,
 };
-use crate::object::{AnyObject, FieldChange, ObjectKey, VmSpec, object_changes};
+use crate::object::{AnyObject, FieldChange, Kind, ObjectKey, VmSpec, object_changes};
+use crate::store::Origin;
 
 /// One object as the daemon holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,7 +87,7 @@ pub enum Scope {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Difference {
-    /// The objects, by kind, namespace and name.
+    /// The objects: those that go last, VMs before images, by namespace and name.
     pub changes: Vec<ObjectDifference>,
     /// One object declared in two places: the second is not used.
     pub conflicts: Vec<String>,
@@ -190,10 +192,15 @@ pub fn difference(running: &[Running], looks: &[Look], settings: MassDeleteSetti
         difference.notes.extend(part.notes);
         wanted.extend(objects);
     }
-    difference.changes.sort_by(|a, b| a.object.cmp(&b.object));
+    difference.changes.sort_by(|a, b| order(a).cmp(&order(b)));
     difference.changes.dedup_by(|a, b| a.object == b.object);
     consequence::foresee(running, &wanted, &mut difference.changes);
     difference
+}
+
+/// As people read it: what goes comes last, and VMs before images.
+fn order(change: &ObjectDifference) -> (bool, Reverse<Kind>, &ObjectKey) {
+    (matches!(change.action, Action::Delete { .. }), Reverse(change.object.kind), &change.object)
 }
 
 /// One look, folded.
@@ -281,7 +288,8 @@ impl Fold<'_> {
         if let (Some(old), Scope::Source(source) | Scope::Files { source, .. }) = (old, &self.look.scope)
             && old.source != *source
         {
-            let place = format!("{}/{}:{}", old.source, old.held.path.display(), old.held.line);
+            let held = &old.held;
+            let place = Origin { source: old.source.clone(), path: held.path.clone(), line: held.line };
             let message = format!("{}:{line} declares {key}, which {place} declares already", path.display());
             self.difference.conflicts.push(message);
             return;

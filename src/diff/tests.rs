@@ -144,9 +144,9 @@ fn what_is_gone_is_deleted_and_an_image_in_use_is_held() {
         (image("debian", "d:1"), vm("web", "image: {name: debian}"), vm("old", "image: {oci: a}"));
     let running = up("a.yaml", &(debian + &web + &old));
     let after = whole(&running, &[("a.yaml", &web)]);
-    assert_eq!(shown(&after), ["image/debian Delete Held vm/web", "vm/old Delete Stop"]);
+    assert_eq!(shown(&after), ["vm/old Delete Stop", "image/debian Delete Held vm/web"]);
     let after = whole(&running, &[]);
-    assert_eq!(shown(&after), ["image/debian Delete Remove", "vm/old Delete Stop", "vm/web Delete Stop"]);
+    assert_eq!(shown(&after), ["vm/old Delete Stop", "vm/web Delete Stop", "image/debian Delete Remove"]);
     assert!(matches!(after.changes[0].action, Action::Delete { file_exists: false, .. }));
 }
 
@@ -171,16 +171,13 @@ fn an_object_declared_twice_is_a_conflict() {
     assert!(after.is_empty());
     assert_eq!(
         after.conflicts,
-        ["a.yaml:1 declares vm/web too; b.yaml:1 stays in force: rename or remove one of the two"]
+        ["a.yaml:2 declares vm/web too; b.yaml:2 stays in force: rename or remove one of the two"]
     );
     // Another source's object cannot be declared.
     let mut foreign = running;
     foreign[0].source = "directory:/other".to_owned();
     let after = whole(&foreign, &[("a.yaml", &edited)]);
-    assert_eq!(
-        after.conflicts,
-        ["a.yaml:1 declares vm/web, which directory:/other/b.yaml:1 declares already"]
-    );
+    assert_eq!(after.conflicts, ["a.yaml:2 declares vm/web, which /other/b.yaml:2 declares already"]);
 }
 
 #[test]

@@ -41,6 +41,9 @@ pub trait Driver: Send + Sync + 'static {
     /// earlier daemon started.
     async fn exited(&self, dir: &std::path::Path, process: &ProcessIdentity) -> VmmExit;
 
+    /// Whether the process was started since the host's last start. If not it is gone.
+    fn of_this_boot(&self, process: &ProcessIdentity) -> bool;
+
     /// Whether exactly this process is alive.
     fn alive(&self, process: &ProcessIdentity) -> bool;
 
@@ -49,6 +52,10 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Kills the process and waits until it is gone. Gone already is fine.
     async fn kill(&self, process: &ProcessIdentity) -> Result<(), DriverError>;
+
+    /// Kills the VMM that runs in a folder which no record claims, and waits until it is gone. None is
+    /// fine. The folder says which process that is: [`Driver::spawn`] wrote it down.
+    async fn evict(&self, dir: &std::path::Path) -> Result<(), DriverError>;
 
     /// Removes the private disk, so that the next [`Driver::prepare`] makes a new one.
     async fn remove_disk(&self, dir: &std::path::Path) -> Result<(), DriverError>;

@@ -81,8 +81,10 @@ pub struct BaseDisk {
 pub struct StagedDisk {
     /// The image's manifest digest.
     pub digest: Digest,
-    /// The staging folder; none for the fake.
+    /// The staging folder; none for a scripted one.
     pub dir: Option<PathBuf>,
+    /// What a scripted staging place is held by: it goes when this is dropped.
+    pub held: Option<Box<dyn std::any::Any + Send + Sync>>,
     /// The disk's length in bytes.
     pub size: u64,
     /// What the image says about its process.

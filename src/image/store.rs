@@ -66,6 +66,7 @@ impl Images for ImageStore {
         let mut staged = StagedDisk {
             digest: digest.clone(),
             dir: Some(folder.clone()),
+            held: None,
             size: 0,
             config: ImageConfig::default(),
         };

@@ -19,6 +19,8 @@ pub(crate) const INVALID: &str = "InvalidManifest";
 pub(crate) const CONFLICT: &str = "Conflict";
 /// The folder cannot be read, or not completely.
 pub(crate) const UNAVAILABLE: &str = "SourceUnavailable";
+/// Declared again while the former object of the name is being deleted: no trouble, it waits.
+pub(super) const REDECLARED: &str = "Redeclared";
 /// Too much would be deleted at once.
 pub(crate) const MASS_DELETE: &str = "MassDelete";
 
@@ -112,7 +114,7 @@ pub fn changes(held: &[Held], snapshot: &Snapshot, guard: &mut MassDeleteGuard, 
     for key in keys {
         match fold.held.get(&key).copied() {
             None => fold.create(&key),
-            Some(held) if held.terminating => {}
+            Some(held) if held.terminating => fold.redeclared(&key, held),
             Some(held) if fold.keep_or_delete(&key, held) => {}
             Some(_) => {
                 deletions.insert(key);
@@ -247,6 +249,20 @@ impl<'a> Fold<'a> {
         }
         let problem = self.conflicts(key, path, located.line, &declarations);
         self.problem(key, held, problem);
+    }
+
+    /// An object that is being deleted says whether another of its name comes after it.
+    fn redeclared(&mut self, key: &ObjectKey, held: &Held) {
+        let declaration = self.declared.get(key).and_then(|declarations| declarations.first());
+        let problem = declaration.map(|(path, located)| {
+            let place = format!("{}:{}", path.display(), located.line);
+            let message = format!("declared again at {place}; created anew when the old one is gone");
+            Problem { reason: REDECLARED.to_owned(), message }
+        });
+        let waits = held.problem.as_ref().is_some_and(|held| held.reason == REDECLARED);
+        if problem.is_some() || waits {
+            self.problem(key, held, problem);
+        }
     }
 
     fn problem(&mut self, key: &ObjectKey, held: &Held, problem: Option<Problem>) {

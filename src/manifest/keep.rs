@@ -3,7 +3,8 @@
 //! In: the folder's snapshots, the store's deletions, the time. Out: declared and undeclared objects,
 //! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +13,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::desired::{About, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, changes};
+use super::desired::{
+    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes,
+};
 use super::source::{FileState, Snapshot};
-use crate::object::{AnyObject, Kind, ObjectKey, strongest};
+use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
 use crate::reconcile::Clock;
 use crate::store::{
-    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Subject, Watch,
+    ChangeKind, DeclareError, Declared, Event, Expired, Origin, Problem, Severity, Store, StoreError,
+    Subject, Watch,
 };
 
 /// What had errors has none any more.
@@ -73,12 +77,13 @@ pub async fn keep(
 ) {
     let source = format!("directory:{}", root.display());
     let mut keeper = Keeper {
-        broken: known_broken(&store, root),
+        broken: broken_files(&store.events(None)).into_keys().filter(|path| path.starts_with(root)).collect(),
         store,
         source,
         root: root.to_owned(),
         guard: MassDeleteGuard::new(settings),
         said: HashSet::new(),
+        saying: HashSet::new(),
         clock,
     };
     // The channel's first value is a placeholder, not a look at the folder.
@@ -136,9 +141,23 @@ struct Keeper {
     guard: MassDeleteGuard,
     /// Files whose latest event says that they have errors.
     broken: BTreeSet<PathBuf>,
-    /// Warnings that were logged, so that lasting trouble is logged once.
+    /// Warnings of the last look and of this one, so that lasting trouble is told once.
     said: HashSet<String>,
+    saying: HashSet<String>,
     clock: Clock,
+}
+
+#[derive(Clone)]
+struct Declaration {
+    object: Box<AnyObject>,
+    origin: Origin,
+    take_over: bool,
+}
+
+/// A declaration that cannot be in force beside the others.
+struct Refused {
+    declaration: Declaration,
+    error: DependencyError,
 }
 
 impl Keeper {
@@ -150,26 +169,28 @@ impl Keeper {
         let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
-        let (mut said, mut broken) = (HashSet::new(), BTreeSet::new());
+        let mut broken = BTreeSet::new();
+        let (mut refused, mut problems) = (Vec::new(), Vec::new());
         for change in changes(&held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
-                    self.declare(*object, origin, take_over).await?;
+                    refused.extend(self.declare(Declaration { object, origin, take_over }).await?);
                 }
                 Change::Undeclare(key) => self.undeclare(&key).await?,
-                Change::Problem { key, problem } => self.problem(&key, problem).await?,
+                Change::Problem { key, problem } => problems.push((key, problem)),
                 Change::Warning { about, reason, message } => {
                     let subject = self.subject(about);
                     if let (Subject::Manifest { path }, INVALID) = (&subject, reason) {
                         broken.insert(path.clone());
                     }
                     self.warn(subject, reason, &message);
-                    said.insert(message);
                 }
             }
         }
-        self.said = said;
+        let refused = self.declare_again(refused).await?;
+        self.note(problems, refused).await?;
+        self.said = mem::take(&mut self.saying);
         // What could not be read now may be as broken as before.
         if snapshot.complete {
             for path in self.broken.difference(&broken).cloned() {
@@ -182,10 +203,27 @@ impl Keeper {
         Ok(())
     }
 
-    async fn declare(&self, object: AnyObject, origin: Origin, take_over: bool) -> Result<(), StoreError> {
+    /// What was refused because of another declaration of this look may be right after it: the order
+    /// within a look does not matter.
+    async fn declare_again(&mut self, mut refused: Vec<Refused>) -> Result<Vec<Refused>, StoreError> {
+        loop {
+            let before = refused.len();
+            let mut again = Vec::new();
+            for Refused { declaration, .. } in refused {
+                again.extend(self.declare(declaration).await?);
+            }
+            if again.len() == before {
+                return Ok(again);
+            }
+            refused = again;
+        }
+    }
+
+    async fn declare(&mut self, declaration: Declaration) -> Result<Option<Refused>, StoreError> {
+        let Declaration { object, origin, take_over } = declaration.clone();
         let key = object.key();
         let place = origin.to_string();
-        match self.store.declare(object, origin, take_over, self.clock.now()).await {
+        match self.store.declare(*object, origin, take_over, self.clock.now()).await {
             Ok(Declared::Created { .. }) => {
                 self.event((&key).into(), "Declared", &format!("declared at {place}"))
             }
@@ -197,11 +235,39 @@ impl Keeper {
             }
             Ok(Declared::MetadataUpdated | Declared::Unchanged) => {}
             Err(error @ DeclareError::Conflict { .. }) => {
-                self.warn((&key).into(), "Conflict", &error.to_string())
+                self.warn((&key).into(), CONFLICT, &format!("{place}: {error}"));
             }
             // Declared again when it is gone: that is a change this loop waits for.
             Err(DeclareError::Terminating) => {}
+            Err(DeclareError::Dependency(error)) => return Ok(Some(Refused { declaration, error })),
             Err(DeclareError::Store(error)) => return Err(error),
+        }
+        Ok(None)
+    }
+
+    /// Notes what is wrong. A refused object that exists keeps its last good spec, and says so; of another
+    /// only an event can tell.
+    async fn note(
+        &mut self,
+        problems: Vec<(ObjectKey, Option<Problem>)>,
+        refused: Vec<Refused>,
+    ) -> Result<(), StoreError> {
+        let refused_keys: BTreeSet<ObjectKey> =
+            refused.iter().map(|refused| refused.declaration.object.key()).collect();
+        for (key, problem) in problems {
+            if !refused_keys.contains(&key) {
+                self.problem(&key, problem).await?;
+            }
+        }
+        for Refused { declaration, error } in refused {
+            let key = declaration.object.key();
+            let (origin, reason) = (declaration.origin, error.reason());
+            if self.store.record(&key).is_some() {
+                let message = format!("{origin}: {error}; the last spec stays");
+                self.problem(&key, Some(Problem { reason: reason.to_owned(), message })).await?;
+            } else {
+                self.warn((&key).into(), reason, &format!("{origin}: {error}; it is not created"));
+            }
         }
         Ok(())
     }
@@ -214,14 +280,19 @@ impl Keeper {
     }
 
     async fn problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<(), StoreError> {
-        let news = problem.clone();
-        if self.store.set_problem(key, problem).await? {
-            match news {
-                Some(Problem { reason, message }) => {
-                    self.record(key.into(), Severity::Warning, &reason, &message);
-                }
-                None => self.event(key.into(), MENDED, "its manifest is good again"),
+        let old = self.store.record(key).and_then(|record| record.problem().cloned());
+        if !self.store.set_problem(key, problem.clone()).await? {
+            return Ok(());
+        }
+        match problem {
+            Some(Problem { reason, message }) if reason == REDECLARED => {
+                self.event(key.into(), REDECLARED, &message);
             }
+            Some(Problem { reason, message }) => {
+                self.record(key.into(), Severity::Warning, &reason, &message);
+            }
+            None if old.is_some_and(|old| old.reason == REDECLARED) => {}
+            None => self.event(key.into(), MENDED, "its manifest is good again"),
         }
         Ok(())
     }
@@ -234,7 +305,8 @@ impl Keeper {
         }
     }
 
-    fn warn(&self, subject: Subject, reason: &str, message: &str) {
+    fn warn(&mut self, subject: Subject, reason: &str, message: &str) {
+        self.saying.insert(message.to_owned());
         if self.said.contains(message) {
             return;
         }
@@ -254,14 +326,14 @@ impl Keeper {
     }
 }
 
-/// The files below a folder that an earlier daemon found errors in and has not seen mended.
-fn known_broken(store: &Store, root: &Path) -> BTreeSet<PathBuf> {
-    let mut broken = BTreeSet::new();
-    for event in store.events(None) {
-        let Subject::Manifest { path } = event.subject else { continue };
+/// The files that the events find errors in and not mended since, and the errors.
+pub(crate) fn broken_files(events: &[Event]) -> BTreeMap<PathBuf, String> {
+    let mut broken = BTreeMap::new();
+    for event in events {
+        let Subject::Manifest { path } = &event.subject else { continue };
         match event.reason.as_str() {
-            INVALID if path.starts_with(root) => drop(broken.insert(path)),
-            MENDED => drop(broken.remove(&path)),
+            INVALID => drop(broken.insert(path.clone(), event.message.clone())),
+            MENDED => drop(broken.remove(path)),
             _ => {}
         }
     }

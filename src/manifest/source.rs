@@ -46,6 +46,18 @@ pub enum FileState {
     Unsettled,
 }
 
+impl FileState {
+    /// What a file at `path` with these bytes declares.
+    pub fn of(path: &Path, bytes: &[u8]) -> Self {
+        let decoded = decode(path, bytes);
+        if decoded.diagnostics.is_empty() {
+            FileState::Good(Arc::new(decoded.objects))
+        } else {
+            FileState::Broken(Arc::new(Broken::new(decoded.diagnostics, bytes)))
+        }
+    }
+}
+
 /// A file that is not used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Broken {
@@ -306,17 +318,8 @@ impl Pass<'_> {
                 return None;
             }
             Verdict::Same => {}
-            Verdict::New => remembered.state = Some(state_of(&root.join(path), bytes)),
+            Verdict::New => remembered.state = Some(FileState::of(&root.join(path), bytes)),
         }
         remembered.state.clone()
-    }
-}
-
-fn state_of(path: &Path, bytes: &[u8]) -> FileState {
-    let decoded = decode(path, bytes);
-    if decoded.diagnostics.is_empty() {
-        FileState::Good(Arc::new(decoded.objects))
-    } else {
-        FileState::Broken(Arc::new(Broken::new(decoded.diagnostics, bytes)))
     }
 }

@@ -66,7 +66,20 @@ pub struct VmSpec {
     #[serde(default = "default_grace")]
     #[schemars(extend("x-edit" = Effect::Live))]
     pub termination_grace_period_seconds: u32,
+    /// Who is started first when memory, processors or disk space are short: the higher number, then
+    /// the older VM. A running VM is never stopped for another.
+    #[serde(default)]
+    #[schemars(extend("x-edit" = Effect::Live))]
+    pub priority: i32,
+    /// VMs of the same namespace that must be Ready before this one is started, at most 64. One that
+    /// becomes unready later does not stop this VM.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Live))]
+    pub depends_on: Vec<String>,
 }
+
+/// The longest `dependsOn`.
+const MAX_DEPENDENCIES: usize = 64;
 
 fn default_cpus() -> u32 {
     1
@@ -193,7 +206,9 @@ pub enum RunPolicy {
 }
 
 impl VmSpec {
-    pub(super) fn check(&self, found: &mut Vec<Violation>) {
+    /// Whether the VM of this name keeps to the rules.
+    pub(super) fn check(&self, own_name: &str, found: &mut Vec<Violation>) {
+        self.check_dependencies(own_name, found);
         let mut rule = |holds: bool, path: &str, message: &str| {
             if !holds {
                 found.push(Violation::new(path, message));
@@ -276,11 +291,31 @@ impl VmSpec {
     }
 }
 
+impl VmSpec {
+    fn check_dependencies(&self, own_name: &str, found: &mut Vec<Violation>) {
+        if self.depends_on.len() > MAX_DEPENDENCIES {
+            let message = format!("at most {MAX_DEPENDENCIES} VMs");
+            return found.push(Violation::new("spec.dependsOn", message));
+        }
+        let mut names = BTreeSet::new();
+        for (index, name) in self.depends_on.iter().enumerate() {
+            let path = format!("spec.dependsOn[{index}]");
+            if name == own_name {
+                found.push(Violation::new(path, "a VM cannot wait for itself"));
+            } else if let Err(message) = validate_name(name) {
+                found.push(Violation::new(path, message));
+            } else if !names.insert(name) {
+                found.push(Violation::new(path, format!("{name} is listed twice")));
+            }
+        }
+    }
+}
+
 /// What is there of a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmStatus {
-    /// One word for people: Pending, Pulling, Starting, Running, Stopping, Stopped, Backoff, Failed, Terminating.
+    /// One word for people: Pending, Waiting, Pulling, Starting, Running, Stopping, Stopped, Backoff, Failed, Terminating.
     #[serde(default)]
     pub phase: String,
     /// `Ready` always; `ImageReady`, `Reserved`, `Booted`, `AgentConnected`; `Reconciling` and `Stalled`

@@ -16,6 +16,7 @@ mod backoff;
 mod clock;
 mod collector;
 mod conditions;
+mod dependents;
 mod entropy;
 mod image;
 mod meters;

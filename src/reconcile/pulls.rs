@@ -6,9 +6,11 @@
 //! wait; a pull that nobody waits for any more is cancelled and leaves nothing.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
@@ -18,7 +20,9 @@ use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
 use super::entropy::Entropy;
 use super::meters::Meters;
+use super::task::message_of;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
+use crate::latest;
 use crate::metrics::{Guarded, Histogram};
 use crate::object::Quantity;
 use crate::store::{DiskClaim, PublishError, Store, StoreError};
@@ -65,7 +69,7 @@ pub(super) struct Shop {
 }
 
 struct Pull {
-    state: watch::Receiver<PullState>,
+    state: latest::Receiver<PullState>,
     task: AbortHandle,
 }
 
@@ -78,7 +82,7 @@ impl Drop for Pull {
 /// A share in a pull. The pull lives as long as one of its shares.
 pub(super) struct Share {
     digest: Digest,
-    state: watch::Receiver<PullState>,
+    state: latest::Receiver<PullState>,
     _pull: Arc<Pull>,
 }
 
@@ -133,13 +137,13 @@ impl Pulls {
 
 impl Shop {
     fn start(self: Arc<Self>, reference: Reference, digest: Digest) -> Pull {
-        let (sender, state) = watch::channel(PullState::Queued);
+        let (sender, state) = latest::channel(PullState::Queued);
         let task = tokio::spawn(async move { self.pull(&reference, &digest, &sender).await });
         Pull { state, task: task.abort_handle() }
     }
 
     /// Tries until it is done, or cannot be.
-    async fn pull(&self, reference: &Reference, digest: &Digest, state: &watch::Sender<PullState>) {
+    async fn pull(&self, reference: &Reference, digest: &Digest, state: &latest::Sender<PullState>) {
         let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
         loop {
             let error = match self.attempt(reference, digest, state).await {
@@ -176,7 +180,7 @@ impl Shop {
         &self,
         reference: &Reference,
         digest: &Digest,
-        state: &watch::Sender<PullState>,
+        state: &latest::Sender<PullState>,
     ) -> Result<(), PullError> {
         if self.ready(digest) {
             return Ok(());
@@ -185,7 +189,10 @@ impl Shop {
         let _permit = self.permits.acquire().await.expect("the permits are never closed");
         waiting.end(Outcome::Done);
         let pulling = self.span(reference, digest, Phase::Pull);
-        let staged = ended(pulling, self.stage(reference, digest, state).await)?;
+        // Sound: a pull that panicked is begun anew, in a staging folder of its own.
+        let staged = AssertUnwindSafe(self.stage(reference, digest, state)).catch_unwind().await;
+        let staged = staged.map_err(|panic| PullError::Panic(message_of(panic.as_ref())));
+        let staged = ended(pulling, staged.and_then(|staged| Ok(staged?)))?;
         let installing = self.span(reference, digest, Phase::Install);
         // From here on the steps are few and quick, and run to their end even if everybody who
         // waited has gone: a living daemon never leaves a claim behind.
@@ -209,7 +216,7 @@ impl Shop {
         &self,
         reference: &Reference,
         digest: &Digest,
-        state: &watch::Sender<PullState>,
+        state: &latest::Sender<PullState>,
     ) -> Result<StagedDisk, ImageError> {
         let (sender, mut progress) = watch::channel(Progress::default());
         state.send_replace(PullState::Running(Progress::default()));
@@ -279,7 +286,7 @@ enum PullError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Publish(#[from] PublishError),
-    #[error("installing the disk panicked: {0}")]
+    #[error("the pull failed unexpectedly: {0}; please report this")]
     Panic(String),
 }
 
@@ -288,7 +295,7 @@ impl PullError {
         match self {
             PullError::Image(error) => error.reason,
             PullError::Store(_) | PullError::Publish(_) => "StoreFailed",
-            PullError::Panic(_) => "Panic",
+            PullError::Panic(_) => "InternalError",
         }
     }
 

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::Instant;
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 
 use super::backend::Backend;
 use super::error::StoreError;
 use super::record::Event;
 use super::state::State;
+use crate::latest;
 use crate::metrics::{Guarded, Histogram};
 
 /// Events that a watcher of events may lag behind.
@@ -24,7 +25,7 @@ const EVENT_BACKLOG: usize = 1024;
 pub(super) struct Engine {
     /// The one guard of the store.
     inner: Guarded<Inner>,
-    progress: watch::Sender<Progress>,
+    progress: latest::Sender<Progress>,
     events: broadcast::Sender<Arc<Event>>,
     flush: OnceLock<FlushBy>,
     stopping: AtomicBool,
@@ -63,7 +64,7 @@ impl Engine {
     pub(super) fn new(state: State) -> Engine {
         Engine {
             inner: Guarded::new(Inner { state, filling: 1, refusal: None }),
-            progress: watch::Sender::new(Progress::default()),
+            progress: latest::Sender::new(Progress::default()),
             events: broadcast::Sender::new(EVENT_BACKLOG),
             flush: OnceLock::new(),
             stopping: AtomicBool::new(false),
@@ -132,7 +133,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+    pub(super) fn progress(&self) -> latest::Receiver<Progress> {
         self.progress.subscribe()
     }
 

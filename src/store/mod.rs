@@ -21,6 +21,7 @@
 //!
 //! Start reading at `state.rs`; `engine.rs` runs it.
 
+mod admission;
 mod backend;
 mod declare;
 mod disks;
@@ -45,11 +46,12 @@ mod tests;
 mod watch;
 
 pub use crate::metrics::HistogramSnapshot;
+pub use admission::{Resource, Standing};
 pub use error::{
     DeclareError, Expired, OpenError, PublishError, ReleaseError, RemoveError, RemoveImageError,
     ReserveError, StoreError,
 };
-pub use memory::{Fault, MemoryBackend};
+pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
 pub use record::{
     DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, Problem, Record, Reservation, Run,
     Severity, Stopping, Subject, VmRecord,

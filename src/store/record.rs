@@ -194,13 +194,21 @@ pub struct Reservation {
     pub nic: Option<Nic>,
     /// The user that the VMM runs as, one for each VM; none when the daemon cannot change users.
     pub vmm_user: Option<u32>,
-    /// Memory.
+    /// Memory; none while the VM neither runs nor is about to.
     pub memory: Quantity,
+    /// Virtual processors; none likewise.
+    #[serde(default)]
+    pub cpus: u32,
     /// The private disk's full length.
     pub disk: Quantity,
 }
 
 impl Reservation {
+    /// Whether there is something to run on, not only what a VM keeps while it does not run.
+    pub fn can_run(&self) -> bool {
+        self.memory.as_bytes() > 0
+    }
+
     /// The leased address, if the VM is on the bridge.
     pub fn address(&self) -> Option<Ipv4Addr> {
         match self.nic.as_ref()?.link {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 
+use super::admission::Line;
 use super::events::EventLog;
 use super::history::History;
 use super::leases::Leases;
@@ -27,6 +28,7 @@ pub(super) struct State {
     pub(super) disks: BTreeMap<Digest, Arc<DiskRecord>>,
     pub(super) events: EventLog,
     pub(super) leases: Leases,
+    pub(super) line: Line,
     pub(super) history: History,
     pub(super) minter: Minter,
     version: u64,
@@ -43,6 +45,7 @@ impl State {
             disks: BTreeMap::new(),
             events: EventLog::new(settings),
             leases: Leases::default(),
+            line: Line::default(),
             history: History::new(settings.history),
             minter: settings.minter.clone(),
             version: 0,

@@ -1,3 +1,4 @@
+mod admission;
 mod crash;
 mod declare;
 mod disks;

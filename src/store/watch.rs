@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 
 use super::Store;
 use super::engine::{Engine, Progress};
 use super::error::Expired;
 use super::record::Event;
 use super::request::Change;
+use crate::latest;
 
 /// Changes taken from the history at a time: enough to be quick, few enough to hold the guard briefly.
 const CHUNK: usize = 128;
@@ -42,7 +43,7 @@ impl Store {
 /// Changes of objects, each once, in the order of their versions, after they became durable.
 pub struct Watch {
     engine: Arc<Engine>,
-    progress: watch::Receiver<Progress>,
+    progress: latest::Receiver<Progress>,
     /// The version of the last change taken from the history.
     cursor: u64,
     taken: VecDeque<Change>,

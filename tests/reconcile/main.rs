@@ -1,8 +1,10 @@
 //! The engine over a scripted world: who overlaps with whom, who wins, and what is left.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod admission;
 mod rig;
 mod spans;
+mod turns;
 
 use std::time::Duration;
 

@@ -116,7 +116,7 @@ fn creation(change: &ObjectDifference) -> String {
     if change.action == Action::Recreate {
         text.push_str(", once the former one is gone");
     }
-    text + &waiting(change)
+    if change.waits_for.is_some() { format!("{text}; {}", waiting(change)) } else { text }
 }
 
 fn deletion(change: &ObjectDifference) -> String {
@@ -135,9 +135,11 @@ fn consequence(change: &ObjectDifference, field: &FieldChange) -> String {
         (Kind::Image, "source") => {
             format!("pull; {} onto it, root disk anew", names(&change.vms, "restarts", "restart"))
         }
+        // A VM that runs goes on as it is until then.
+        (Kind::Vm, "image") if change.waits_for.is_some() => waiting(change),
         (Kind::Vm, "image") => {
             let pull = if field.field == "image.oci" && !field.to.is_null() { "pull; " } else { "" };
-            format!("{pull}{}{}", applied(change, field), waiting(change))
+            format!("{pull}{}", applied(change, field))
         }
         (Kind::Vm, "runPolicy") => match change.outcome {
             Outcome::Stop => "live: it stops".to_owned(),
@@ -160,7 +162,7 @@ fn applied(change: &ObjectDifference, field: &FieldChange) -> String {
 }
 
 fn waiting(change: &ObjectDifference) -> String {
-    let wait = |image: &ObjectKey| format!("; waits for {image}, which does not exist");
+    let wait = |image: &ObjectKey| format!("waits for {image}, which does not exist");
     change.waits_for.as_ref().map(wait).unwrap_or_default()
 }
 

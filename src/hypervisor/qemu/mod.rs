@@ -157,7 +157,9 @@ impl Driver for QemuDriver {
         let (launch, helper) = (launch.clone(), self.helper.clone());
         let gate = blocking(move || {
             let log = folder::begin_logs(&launch)?;
-            Gate::spawn(&helper, log).map_err(DriverError::at("SpawnFailed", &helper))
+            let gate = Gate::spawn(&helper, log).map_err(DriverError::at("SpawnFailed", &helper))?;
+            folder::record_process(&launch.dir, gate.process())?;
+            Ok(gate)
         })
         .await?;
         Ok(Box::new(GatedQemu { gate, command }))
@@ -187,6 +189,10 @@ impl Driver for QemuDriver {
         exit.await.unwrap_or_else(|error| exit::compose(status, error.message.as_bytes(), &[]))
     }
 
+    fn of_this_boot(&self, process: &ProcessIdentity) -> bool {
+        process::of_this_boot(process)
+    }
+
     fn alive(&self, process: &ProcessIdentity) -> bool {
         process::alive(process)
     }
@@ -206,6 +212,14 @@ impl Driver for QemuDriver {
             message: format!("cannot kill process {}: {error}", process.pid),
             transient: true,
         })
+    }
+
+    async fn evict(&self, dir: &Path) -> Result<(), DriverError> {
+        let owned = dir.to_owned();
+        match blocking(move || Ok(folder::recorded_process(&owned))).await? {
+            Some(process) => self.kill(&process).await,
+            None => Ok(()),
+        }
     }
 
     async fn remove_disk(&self, dir: &Path) -> Result<(), DriverError> {

@@ -35,6 +35,8 @@ fn phase(record: &VmRecord, seen: &Observed, plan: &Plan) -> Option<Phase> {
     match &plan.step {
         Step::Stop { .. } | Step::Ask | Step::Kill { .. } | Step::RecordExit { .. } => Some(Phase::Stop),
         Step::TearDown | Step::Remove => Some(Phase::TearDown),
+        // In line for room, or behind other VMs.
+        _ if plan.phase == "Waiting" => Some(Phase::Blocked),
         // A new image is fetched while the VM runs.
         _ if up && plan.phase == "Running" => running(seen),
         Step::Resolve(_) | Step::Pin(_) => Some(Phase::Resolve),
@@ -42,7 +44,7 @@ fn phase(record: &VmRecord, seen: &Observed, plan: &Plan) -> Option<Phase> {
         Step::Reserve { .. } => Some(Phase::Reserve),
         Step::Queue => Some(Phase::BootWait),
         Step::Boot => Some(Phase::Prepare),
-        Step::Wait(_) => match plan.phase {
+        Step::Wait(_) | Step::Relinquish => match plan.phase {
             "Pulling" => Some(Phase::ImageWait),
             "Starting" if matches!(seen.guest, Guest::Connected { .. }) => Some(Phase::Workload),
             "Starting" => Some(Phase::Boot),
@@ -72,6 +74,7 @@ pub(in crate::reconcile) fn name(step: &Step) -> &'static str {
         Step::Pull(_) => "pull",
         Step::Reserve { .. } => "reserve",
         Step::Queue => "queue",
+        Step::Relinquish => "relinquish",
         Step::Boot => "boot",
         Step::Stop { .. } => "stop",
         Step::Ask => "ask",

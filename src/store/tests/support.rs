@@ -88,8 +88,10 @@ pub(super) fn claim(name: &str, uid: Uid) -> VmClaim {
         network: bridge(None, &[]),
         vmm_users: Some(1000..1010),
         memory: Quantity::mebibytes(256),
+        cpus: 1,
         disk: Quantity::mebibytes(1024),
-        capacity: Capacity { memory: Quantity::mebibytes(1024), disk: Quantity::mebibytes(4096) },
+        capacity: Capacity { memory: Quantity::mebibytes(1024), cpus: 8, disk: Quantity::mebibytes(4096) },
+        impatient: false,
     }
 }
 

@@ -1,0 +1,353 @@
+//! What must hold: the reference model that a simulation is compared with.
+//!
+//! In: the folder, the store's records, the world. Out: sentences that say what is not (yet) as the
+//! folder says ([`unsettled`]), and what must never be ([`wrong`]). Nothing here knows how the engine
+//! works.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::time::Duration;
+
+use vmlet_wire::GuestState;
+
+use super::Simulation;
+use super::life::summary;
+use super::world::State;
+use crate::image::{Digest, Reference};
+use crate::manifest::FileState;
+use crate::object::{AnyObject, Condition, ImageSpec, Kind, ObjectKey, RunPolicy, VmSpec};
+use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
+
+/// Everything that is looked at, at one instant.
+struct Sight<'a> {
+    world: &'a State,
+    now: Duration,
+    records: BTreeMap<ObjectKey, Record>,
+    wanted: BTreeMap<ObjectKey, Vec<AnyObject>>,
+    /// A file cannot be read: what it held before stays.
+    broken: bool,
+    capacity: Capacity,
+    store: &'a Store,
+}
+
+fn look<T>(sim: &Simulation, store: &Store, then: impl FnOnce(&Sight<'_>) -> T) -> T {
+    let mut wanted: BTreeMap<ObjectKey, Vec<AnyObject>> = BTreeMap::new();
+    for state in sim.snapshot.files.values() {
+        let FileState::Good(objects) = state else { continue };
+        for located in objects.iter() {
+            wanted.entry(located.object.key()).or_default().push(located.object.clone());
+        }
+    }
+    let broken = sim.snapshot.files.values().any(|state| !matches!(state, FileState::Good(_)));
+    let records = Kind::ALL.into_iter().flat_map(|kind| store.list(kind, None).0);
+    let records = records.map(|record| (record.key(), record)).collect();
+    let world = sim.world.lock();
+    let capacity = sim.options.settings.capacity;
+    then(&Sight { now: world.now(), capacity, world: &world, records, wanted, broken, store })
+}
+
+/// What is not as the folder says.
+pub(super) fn unsettled(sim: &Simulation, store: &Store) -> Vec<String> {
+    look(sim, store, |sight| {
+        let mut open = Vec::new();
+        if let Some(why) = store.failed() {
+            open.push(format!("the store failed: {why}"));
+        }
+        for (key, wanted) in &sight.wanted {
+            match sight.records.get(key) {
+                None => open.push(format!("{key} is not there")),
+                Some(record) => open.extend(sight.unsettled(key, record, wanted)),
+            }
+        }
+        for (key, record) in &sight.records {
+            let stays = sight.broken && record.problem().is_some() || sight.in_use(key, record);
+            if !sight.wanted.contains_key(key) && !stays {
+                open.push(format!("{key} is still there: {}", summary(record)));
+            }
+        }
+        open.extend(sight.left_over());
+        open
+    })
+}
+
+/// What must never be.
+pub(super) fn wrong(sim: &Simulation, store: &Store) -> Vec<String> {
+    look(sim, store, |sight| {
+        let mut wrong = sight.leases();
+        wrong.extend(sight.twins());
+        for record in sight.records.values() {
+            if let Record::Vm(vm) = record {
+                let uid = vm.object.metadata.uid.unwrap_or_default();
+                let allowed = 1 + sight.world.blame.get(&uid).copied().unwrap_or(0) + sim.edits + sim.crashes;
+                if vm.starts > allowed {
+                    let key = record.key();
+                    wrong.push(format!("{key} was started {} times, {allowed} can be explained", vm.starts));
+                }
+            }
+        }
+        wrong
+    })
+}
+
+impl Sight<'_> {
+    fn unsettled(&self, key: &ObjectKey, record: &Record, wanted: &[AnyObject]) -> Option<String> {
+        if self.in_use(key, record) {
+            return None;
+        }
+        let said = || format!("{key}: {}", summary(record));
+        let metadata = record.metadata();
+        if metadata.deletion_timestamp.is_some() {
+            return Some(format!("{} (of an earlier declaration)", said()));
+        }
+        let fits = |wanted: &AnyObject| match (record, wanted) {
+            (Record::Vm(vm), AnyObject::Vm(wanted)) => vm.object.spec == wanted.spec,
+            (Record::Image(image), AnyObject::Image(wanted)) => image.object.spec == wanted.spec,
+            _ => false,
+        };
+        if !wanted.iter().any(fits) {
+            return Some(format!("{} (another spec is declared)", said()));
+        }
+        let settled = match record {
+            Record::Vm(vm) => self.vm_settled(vm),
+            Record::Image(image) => self.image_settled(image),
+        };
+        settled.err().map(|why| format!("{} ({why})", said()))
+    }
+
+    /// A deleted image stays while a VM names it, and says so.
+    fn in_use(&self, key: &ObjectKey, record: &Record) -> bool {
+        let Record::Image(image) = record else { return false };
+        let names = |record: &Record| match record {
+            Record::Vm(vm) => {
+                vm.object.metadata.namespace == key.namespace
+                    && vm.object.spec.image.name.as_ref() == Some(&key.name)
+            }
+            Record::Image(_) => false,
+        };
+        image.object.metadata.deletion_timestamp.is_some()
+            && ready(&image.object.status.conditions).is_some_and(|ready| ready.reason == "InUse")
+            && self.records.values().any(names)
+    }
+
+    fn image_settled(&self, image: &ImageRecord) -> Result<(), String> {
+        let ImageSpec { source } = &image.object.spec;
+        let status = &image.object.status;
+        observed(status.observed_generation, image.object.metadata.generation)?;
+        let Some(digest) = self.digest(&source.oci.reference) else {
+            return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
+        };
+        is_ready(&status.conditions)?;
+        if !image.image.as_ref().is_some_and(|pin| pin.digest == digest) {
+            return Err(format!("it is not {digest}"));
+        }
+        Ok(())
+    }
+
+    fn vm_settled(&self, vm: &VmRecord) -> Result<(), String> {
+        let (spec, status) = (&vm.object.spec, &vm.object.status);
+        observed(status.observed_generation, vm.object.metadata.generation)?;
+        let running: Vec<_> = self.processes_of(vm).collect();
+        let stopped = status.phase == "Stopped" && running.is_empty();
+        let ended = stopped && vm.last_exit.is_some() && spec.run_policy != RunPolicy::Always;
+        if ended || spec.run_policy == RunPolicy::Halted {
+            return if stopped { Ok(()) } else { Err("it is to be stopped".to_owned()) };
+        }
+        if is_ready(&status.conditions).is_err() && self.blocked(vm) {
+            return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
+        }
+        is_ready(&status.conditions)?;
+        let [process] = running[..] else { return Err(format!("{} processes run", running.len())) };
+        if process.guest(self.now) != Some(GuestState::Ready) {
+            return Err("its guest is not ready".to_owned());
+        }
+        if (process.launch.cpus, process.launch.memory) != (spec.cpus, spec.memory) {
+            return Err("it runs with other processors or memory".to_owned());
+        }
+        let held = vm.reservation.as_ref().ok_or("it runs without a reservation")?;
+        if self.wanted_digest(vm).is_some_and(|digest| digest != held.image) {
+            return Err("it runs another image".to_owned());
+        }
+        Ok(())
+    }
+
+    fn processes_of(&self, vm: &VmRecord) -> impl Iterator<Item = &super::world::Process> {
+        let (uid, now) = (vm.object.metadata.uid, self.now);
+        let own =
+            move |process: &&super::world::Process| Some(process.launch.uid) == uid && process.runs(now);
+        self.world.processes.values().filter(own)
+    }
+
+    /// What a reference stands for; none if it cannot be had.
+    fn digest(&self, reference: &str) -> Option<Digest> {
+        let reference: Reference = reference.parse().ok()?;
+        let doomed = self.world.doomed.contains(&reference.to_string());
+        self.world.image_script(&reference).digest.filter(|_| !doomed)
+    }
+
+    /// The digest that a VM is to run; none if it cannot be had, or was had before that.
+    fn wanted_digest(&self, vm: &VmRecord) -> Option<Digest> {
+        let spec = &vm.object.spec.image;
+        if let Some(reference) = &spec.oci {
+            return self.digest(reference);
+        }
+        let namespace = &vm.object.metadata.namespace;
+        let key = ObjectKey::new(Kind::Image, namespace, spec.name.as_ref()?);
+        match self.records.get(&key)? {
+            Record::Image(image) if image.object.metadata.deletion_timestamp.is_none() => {
+                self.digest(&image.object.spec.source.oci.reference)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether something that only an edit or another object mends is in a VM's way.
+    fn blocked(&self, vm: &VmRecord) -> bool {
+        let uid = vm.object.metadata.uid.map(|uid| uid.to_string());
+        self.wanted_digest(vm).is_none()
+            || uid.is_some_and(|uid| self.world.doomed.contains(&uid))
+            || self.others(vm).any(|other| clash(&vm.object.spec, other))
+            || self.crowded(vm)
+    }
+
+    /// Whether the others leave too little memory or disk for a VM.
+    fn crowded(&self, vm: &VmRecord) -> bool {
+        let (spec, capacity) = (&vm.object.spec, self.capacity);
+        let (memory, disk) = self.others(vm).fold((0, 0), |(memory, disk), held| {
+            (memory + held.memory.as_bytes(), disk + held.disk.as_bytes())
+        });
+        memory + spec.memory.as_bytes() > capacity.memory.as_bytes()
+            || disk + spec.root_disk.size.as_bytes() > capacity.disk.as_bytes()
+    }
+
+    fn others(&self, vm: &VmRecord) -> impl Iterator<Item = &Reservation> {
+        let key = vm.object.key();
+        let others = self.records.iter().filter(move |(other, _)| **other != key);
+        others.filter_map(|(_, record)| record.reservation())
+    }
+
+    /// Traces on the host that no object accounts for.
+    fn left_over(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let vms = || self.records.values().filter_map(vm_of);
+        for process in self.world.processes.values().filter(|process| process.runs(self.now)) {
+            let known =
+                vms().any(|vm| matches!(&vm.run, Run::Up { process: own, .. } if *own == process.identity));
+            if !known {
+                left.push(format!("process {} of {} runs", process.identity.pid, process.launch.key));
+            }
+        }
+        for folder in self.world.folders.values() {
+            let uid = Some(folder.uid);
+            if !vms().any(|vm| vm.object.metadata.uid == uid && vm.reservation.is_some()) {
+                left.push(format!("the folder of {} is there", folder.key));
+            }
+        }
+        let up: BTreeSet<&String> = vms()
+            .filter(|vm| matches!(vm.run, Run::Up { .. }))
+            .filter_map(|vm| Some(&vm.reservation.as_ref()?.nic.as_ref()?.mac))
+            .collect();
+        let attached: BTreeSet<&String> = self.world.attached.keys().collect();
+        if up != attached {
+            left.push(format!("attached are {attached:?}, running with a device are {up:?}"));
+        }
+        if !self.world.staged.is_empty() {
+            left.push(format!("{} staging places are there", self.world.staged.len()));
+        }
+        left.extend(self.disks_left());
+        left
+    }
+
+    fn disks_left(&self) -> Vec<String> {
+        let pins = self.records.values().filter_map(|record| record.pinned().map(|pin| &pin.digest));
+        let held = self.records.values().filter_map(|record| record.reservation().map(|held| &held.image));
+        let kept: BTreeSet<&Digest> = pins.chain(held).collect();
+        let mut left = Vec::new();
+        for disk in self.store.disks() {
+            if !matches!(disk.state, DiskState::Ready { .. }) {
+                left.push(format!("the record of {} says {:?}", disk.digest, disk.state));
+            } else if !kept.contains(&disk.digest) {
+                left.push(format!("nobody refers to {}", disk.digest));
+            }
+        }
+        let recorded: BTreeSet<Digest> = self.store.disks().into_iter().map(|disk| disk.digest).collect();
+        if recorded != self.world.disks {
+            left.push(format!("recorded are {recorded:?}, installed are {:?}", self.world.disks));
+        }
+        left
+    }
+
+    /// Nothing is held twice, and nothing by what is gone.
+    fn leases(&self) -> Vec<String> {
+        let held: Vec<&Reservation> = self.records.values().filter_map(Record::reservation).collect();
+        let nics: Vec<_> = held.iter().filter_map(|held| held.nic.as_ref()).collect();
+        let mut wrong = Vec::new();
+        twice(&mut wrong, "address", held.iter().filter_map(|held| held.address()));
+        twice(&mut wrong, "user", held.iter().filter_map(|held| held.vmm_user));
+        twice(&mut wrong, "MAC", nics.iter().map(|nic| &nic.mac));
+        twice(&mut wrong, "tap", nics.iter().filter_map(|nic| nic.link.tap()));
+        let ports = nics.iter().flat_map(|nic| nic.ports.iter().map(|port| (port.host, port.protocol)));
+        twice(&mut wrong, "host port", ports);
+        wrong
+    }
+
+    /// One VM, one process.
+    fn twins(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let running = self.world.processes.values().filter(|process| process.runs(self.now));
+        twice(&mut wrong, "a process of VM", running.map(|process| process.launch.uid));
+        wrong
+    }
+}
+
+fn twice<T: Ord + Debug + Clone>(wrong: &mut Vec<String>, what: &str, items: impl Iterator<Item = T>) {
+    let mut seen = BTreeSet::new();
+    for item in items {
+        if !seen.insert(item.clone()) {
+            wrong.push(format!("{what} {item:?} is held twice"));
+        }
+    }
+}
+
+/// Whether a VM wants what another holds.
+fn clash(spec: &VmSpec, held: &Reservation) -> bool {
+    let ports = held.nic.iter().flat_map(|nic| &nic.ports);
+    let wanted = &spec.network;
+    let port = ports
+        .into_iter()
+        .any(|held| wanted.ports.iter().any(|port| (port.host, port.protocol) == (held.host, held.protocol)));
+    port || wanted.address.is_some() && wanted.address == held.address()
+}
+
+fn vm_of(record: &Record) -> Option<&VmRecord> {
+    match record {
+        Record::Vm(vm) => Some(vm),
+        Record::Image(_) => None,
+    }
+}
+
+fn ready(conditions: &[Condition]) -> Option<&Condition> {
+    conditions.iter().find(|condition| condition.kind == "Ready")
+}
+
+fn is_ready(conditions: &[Condition]) -> Result<(), String> {
+    let ready = ready(conditions).is_some_and(|condition| condition.status == true.into());
+    if ready { Ok(()) } else { Err("it is not ready".to_owned()) }
+}
+
+fn observed(observed: i64, generation: i64) -> Result<(), String> {
+    if observed == generation { Ok(()) } else { Err(format!("generation {generation} was not looked at")) }
+}
+
+/// What is not ready says why, and when it is tried again if that is on its way.
+fn explained(conditions: &[Condition], phase: &str, retries: bool) -> Result<(), String> {
+    let said = ready(conditions).is_some_and(|ready| !ready.reason.is_empty() && !ready.message.is_empty());
+    if !said {
+        return Err("it does not say why it is not ready".to_owned());
+    }
+    match phase {
+        "Backoff" if !retries => Err("it does not say when it is tried again".to_owned()),
+        // On its way: what comes of it is not known yet.
+        "Resolving" | "Starting" | "Running" | "Stopping" => Err("it is on its way".to_owned()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,321 @@
+//! A daemon in a scripted world, from a seed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::images::ImageScript;
+use super::life::{Life, Paused, Remains};
+use super::options::Options;
+use super::oracle;
+use super::timeline::{Entry, Teller};
+use super::trouble::{Action, Trouble, VmScript};
+use super::world::World;
+use crate::image::Reference;
+use crate::manifest::{FileState, Snapshot};
+use crate::object::{Kind, ObjectKey};
+use crate::reconcile::Entropy;
+use crate::store::{Record, Store, StoreSettings};
+
+/// The longest time between two looks at whether all is as it should be.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// A daemon, the real engine and store, in a scripted world. See the [module](super).
+pub struct Simulation {
+    pub(super) world: Arc<World>,
+    pub(super) options: Options,
+    entropy: Entropy,
+    pub(super) snapshot: Arc<Snapshot>,
+    daemon: Daemon,
+    agenda: BTreeMap<(Duration, u64), Action>,
+    planned: u64,
+    /// Edits of the folder so far.
+    pub(super) edits: u32,
+    /// Deaths of the daemon so far.
+    pub(super) crashes: u32,
+}
+
+/// The daemon, or what a dead one left.
+#[allow(clippy::large_enum_variant, reason = "there is one")]
+enum Daemon {
+    Runs(Life),
+    Down {
+        remains: Remains,
+        until: Duration,
+    },
+    /// Between the two, for an instant.
+    Moving,
+}
+
+impl Simulation {
+    /// A simulation whose daemon starts with an empty folder of manifests. Equal seeds, options and
+    /// calls give equal simulations, down to the last entry of the timeline.
+    pub fn new(seed: u64, options: Options) -> Self {
+        let world = Arc::new(World::new(seed, options.trouble));
+        world.lock().tells = options.tell_effects;
+        let entropy = Entropy::seeded(seed);
+        let uids = entropy.clone();
+        let settings = StoreSettings {
+            history: options.history,
+            minter: Arc::new(move || uids.uuid()),
+            ..StoreSettings::default()
+        };
+        let (store, backend) = Store::in_memory_with(settings);
+        Simulation {
+            world,
+            options,
+            entropy,
+            snapshot: Arc::new(Snapshot { complete: true, ..Snapshot::default() }),
+            daemon: Daemon::Down { remains: (store, Arc::new(backend)), until: Duration::ZERO },
+            agenda: BTreeMap::new(),
+            planned: 0,
+            edits: 0,
+            crashes: 0,
+        }
+    }
+
+    /// The time since the start.
+    pub fn now(&self) -> Duration {
+        match &self.daemon {
+            Daemon::Runs(life) => life.now(),
+            _ => self.world.lock().now(),
+        }
+    }
+
+    /// Sets how an image reference behaves from now on. Without a script it is there, with a digest of
+    /// its own, and pulled in some seconds.
+    pub fn script_image(&mut self, reference: &str, script: ImageScript) {
+        let name =
+            reference.parse::<Reference>().map_or_else(|_| reference.to_owned(), |name| name.to_string());
+        self.world.lock().image_scripts.insert(name, script);
+    }
+
+    /// Sets how the starts of a VM go from now on.
+    pub fn script_vm(&mut self, key: ObjectKey, script: VmScript) {
+        self.world.lock().vm_scripts.insert(key, script);
+    }
+
+    /// Gives a file of the manifests folder this text.
+    pub fn write(&mut self, path: &str, text: &str) {
+        let state = FileState::of(&Path::new(super::MANIFESTS).join(path), text.as_bytes());
+        self.change_folder(|files| _ = files.insert(path.into(), state));
+    }
+
+    /// Removes a file of the manifests folder.
+    pub fn remove(&mut self, path: &str) {
+        self.change_folder(|files| _ = files.remove(Path::new(path)));
+    }
+
+    /// Replaces the whole folder, for example by what
+    /// [`DirectorySource::scan_once`](crate::manifest::DirectorySource::scan_once) saw of a real one.
+    pub fn replace(&mut self, snapshot: Snapshot) {
+        self.edits += 1;
+        self.snapshot = Arc::new(snapshot);
+        if let Daemon::Runs(life) = &self.daemon {
+            life.show(self.snapshot.clone());
+        }
+    }
+
+    fn change_folder(&mut self, change: impl FnOnce(&mut BTreeMap<PathBuf, FileState>)) {
+        let mut snapshot = Snapshot::clone(&self.snapshot);
+        change(&mut snapshot.files);
+        self.replace(snapshot);
+    }
+
+    /// Has something done at a time, counted from the start; at once if that is over.
+    pub fn at(&mut self, time: Duration, action: Action) {
+        self.planned += 1;
+        self.agenda.insert((time, self.planned), action);
+    }
+
+    /// Kills the daemon now; it is started again after `down`. Of what was written but not flushed, as
+    /// much is kept as chance has it.
+    pub fn crash(&mut self, down: Duration) {
+        if let Daemon::Runs(_) = self.daemon {
+            self.die("the daemon is killed".to_owned(), down);
+        }
+    }
+
+    /// Lets the daemon die at the n-th moment from now on (from 1), a moment being right before or
+    /// right after an effect on the world, right before a write of the store, or right before its
+    /// flush. None: it does not die.
+    pub fn crash_at_moment(&mut self, moment: Option<u64>) {
+        self.world.stop_at(moment);
+    }
+
+    /// The moments since the last [`crash_at_moment`](Simulation::crash_at_moment).
+    pub fn moments(&self) -> u64 {
+        self.world.moments()
+    }
+
+    /// Deaths of the daemon so far.
+    pub fn crashes(&self) -> u32 {
+        self.crashes
+    }
+
+    /// Sets what may go wrong by chance from now on.
+    pub fn set_trouble(&mut self, trouble: Trouble) {
+        self.world.lock().trouble = trouble;
+    }
+
+    /// Lets time pass.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.now() + time;
+        while self.now() < end {
+            self.step(end);
+        }
+    }
+
+    /// Lets time pass until nothing is planned any more and everything is as the manifests say: every
+    /// object is ready, or stopped by its run policy, or held up by something that only an edit mends
+    /// and that its status tells; and nothing else is left on the host. Returns the time.
+    ///
+    /// # Errors
+    /// What is not as it should be when `limit` has passed.
+    pub fn run_until_converged(&mut self, limit: Duration) -> Result<Duration, Vec<String>> {
+        let end = self.now() + limit;
+        let mut look = Duration::from_millis(100);
+        loop {
+            let open = self.unsettled();
+            if open.is_empty() {
+                return Ok(self.now());
+            }
+            if self.now() >= end {
+                return Err(open);
+            }
+            let changed = self.step(end.min(self.now() + look));
+            look = if changed { Duration::from_millis(100) } else { LOOK.min(look * 2) };
+        }
+    }
+
+    /// What is not yet as the manifests say.
+    pub fn unsettled(&self) -> Vec<String> {
+        let Daemon::Runs(life) = &self.daemon else { return vec!["the daemon does not run".to_owned()] };
+        if let Some(((at, _), _)) = self.agenda.first_key_value() {
+            return vec![format!("something is planned for {at:?}")];
+        }
+        life.inside(|| oracle::unsettled(self, &life.store))
+    }
+
+    /// What happened that must never happen, and what is wrong now: two processes of one VM, an effect
+    /// without a durable record, a lease held twice, too many restarts.
+    pub fn violations(&self) -> Vec<String> {
+        let mut violations = self.world.lock().violations.clone();
+        if let Daemon::Runs(life) = &self.daemon {
+            violations.extend(life.inside(|| oracle::wrong(self, &life.store)));
+        }
+        violations
+    }
+
+    /// Everything that happened so far, in order.
+    pub fn timeline(&self) -> Vec<Entry> {
+        self.world.lock().timeline.clone()
+    }
+
+    /// Every object's record, images first.
+    pub fn objects(&self) -> Vec<Record> {
+        let store = match &self.daemon {
+            Daemon::Runs(life) => &life.store,
+            Daemon::Down { remains: (store, _), .. } => store,
+            Daemon::Moving => return Vec::new(),
+        };
+        Kind::ALL.into_iter().flat_map(|kind| store.list(kind, None).0).collect()
+    }
+
+    /// Goes on until something happens, at most until `until`. True if an object changed.
+    fn step(&mut self, until: Duration) -> bool {
+        while let Some((&(at, number), _)) = self.agenda.first_key_value() {
+            if at > self.now() {
+                break;
+            }
+            if let Some(action) = self.agenda.remove(&(at, number)) {
+                self.act(action);
+            }
+        }
+        let next = self.agenda.first_key_value().map_or(until, |((at, _), _)| until.min(*at));
+        match &mut self.daemon {
+            Daemon::Runs(life) => match life.run(next) {
+                Paused::Time => return false,
+                Paused::Change => {}
+                Paused::Died => self.die(String::new(), self.options.down),
+                Paused::Failed(why) => self.die(format!("the daemon stops: {why}"), self.options.down),
+            },
+            Daemon::Down { until, .. } if *until > next => self.world.pass(next),
+            Daemon::Down { until, .. } => {
+                let until = *until;
+                self.world.pass(until);
+                self.start();
+            }
+            Daemon::Moving => {}
+        }
+        true
+    }
+
+    fn start(&mut self) {
+        if let Daemon::Down { remains, .. } = std::mem::replace(&mut self.daemon, Daemon::Moving) {
+            self.world.lock().tell(None, Teller::Script, "the daemon starts".to_owned());
+            let snapshot = self.snapshot.clone();
+            let life = Life::start(&self.world, remains, &self.options, &self.entropy, snapshot);
+            self.daemon = Daemon::Runs(life);
+        }
+    }
+
+    fn die(&mut self, why: String, down: Duration) {
+        if let Daemon::Runs(life) = std::mem::replace(&mut self.daemon, Daemon::Moving) {
+            self.crashes += 1;
+            if !why.is_empty() {
+                life.inside(|| self.world.lock().tell(None, Teller::Script, why));
+            }
+            let world = self.world.clone();
+            let remains = life.kill(|unflushed| world.lock().dice.random_range(0..=unflushed));
+            let until = self.world.lock().now() + down;
+            self.daemon = Daemon::Down { remains, until };
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        let text = match &action {
+            Action::Write { path, .. } => format!("{path} is written"),
+            Action::Remove { path } => format!("{path} is removed"),
+            Action::Replace(_) => "the folder is replaced".to_owned(),
+            Action::Crash { .. } => String::new(),
+            Action::Reboot { .. } => "the host reboots".to_owned(),
+            Action::FailStore => "the store's next write fails".to_owned(),
+            Action::KillVmm(key) => format!("the VMM of {key} is killed"),
+            Action::EndWorkload(key, code) => format!("the workload of {key} ends with code {code}"),
+            Action::Trouble(_) => "other trouble".to_owned(),
+        };
+        if !text.is_empty() {
+            self.in_time(|world| world.lock().tell(None, Teller::Script, text));
+        }
+        match action {
+            Action::Write { path, text } => self.write(&path, &text),
+            Action::Remove { path } => self.remove(&path),
+            Action::Replace(snapshot) => self.replace(Arc::unwrap_or_clone(snapshot)),
+            Action::Crash { down } => self.crash(down),
+            Action::Reboot { down } => {
+                self.crash(down);
+                self.world.reboot();
+            }
+            Action::FailStore => {
+                if let Daemon::Runs(life) = &self.daemon {
+                    life.fail_store();
+                }
+            }
+            Action::KillVmm(key) => self.in_time(|world| world.kill_vmm(&key)),
+            Action::EndWorkload(key, code) => self.in_time(|world| world.end_workload(&key, code)),
+            Action::Trouble(trouble) => self.set_trouble(*trouble),
+        }
+    }
+
+    /// Does something to the world on the daemon's clock, if one runs.
+    fn in_time<T>(&self, act: impl FnOnce(&World) -> T) -> T {
+        match &self.daemon {
+            Daemon::Runs(life) => life.inside(|| act(&self.world)),
+            _ => act(&self.world),
+        }
+    }
+}

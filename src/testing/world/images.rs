@@ -1,0 +1,182 @@
+//! The scripted registry and image store: staging places and base disks that are entries in the world.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rand::Rng;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+use super::{Effect, Refusal, State, World};
+use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Reference, StagedDisk};
+use crate::store::DiskState;
+use crate::testing::images::ImageScript;
+
+/// The length of every base disk.
+const SIZE: u64 = 1 << 20;
+/// How long a pull takes that no script speaks of.
+const PULL: Duration = Duration::from_secs(3);
+/// A pull is heard of so often.
+const LAYERS: usize = 4;
+
+/// The registry and image store of one daemon.
+pub(in crate::testing) struct ScriptedImages(pub(in crate::testing) Arc<World>);
+
+impl From<Refusal> for ImageError {
+    fn from(refusal: Refusal) -> Self {
+        let Refusal { reason, message, transient } = refusal;
+        ImageError { reason, message, transient }
+    }
+}
+
+/// Where a base disk is.
+pub(super) fn path(digest: &Digest) -> PathBuf {
+    PathBuf::from("/simulated/images").join(digest.folder()).join("disk.ext4")
+}
+
+fn base_disk(digest: &Digest) -> BaseDisk {
+    BaseDisk { digest: digest.clone(), path: path(digest), size: SIZE, config: ImageConfig::default() }
+}
+
+impl State {
+    /// How a reference behaves: as scripted, or there, with a digest of its own.
+    pub(in crate::testing) fn image_script(&self, reference: &Reference) -> ImageScript {
+        let name = reference.to_string();
+        self.image_scripts.get(&name).cloned().unwrap_or_else(|| {
+            let digest = Digest::sha256(Sha256::digest(name.as_bytes()).into());
+            ImageScript { digest: Some(digest), pull: PULL, failures: 0, panics: 0 }
+        })
+    }
+
+    fn find(&self, reference: &Reference) -> Result<Digest, Refusal> {
+        self.image_script(reference).digest.ok_or_else(|| Refusal {
+            reason: "NotFound",
+            message: format!("{reference} is not in the registry"),
+            transient: true,
+        })
+    }
+
+    fn durable_disk(&self, digest: &Digest) -> Option<DiskState> {
+        self.durable()?.disk(digest).map(|disk| disk.state)
+    }
+}
+
+/// A staging place: goes when it is dropped, unless a dead daemon drops it.
+struct Staging {
+    world: Arc<World>,
+    number: u64,
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let mut state = self.world.lock();
+        if !state.dead() {
+            state.staged.remove(&self.number);
+        }
+    }
+}
+
+fn of_reference(name: &'static str, reference: &Reference) -> Effect {
+    Effect { name, object: None, fate: Some(reference.to_string()) }
+}
+
+fn of_host(name: &'static str) -> Effect {
+    Effect { name, object: None, fate: None }
+}
+
+#[async_trait]
+impl Images for ScriptedImages {
+    async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError> {
+        let act = |state: &mut State| state.find(reference);
+        Ok(self.0.effect(&of_reference("resolve", reference), act).await?)
+    }
+
+    async fn stage(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        let world = self.0.clone();
+        let begin = |state: &mut State| {
+            state.find(reference)?;
+            let number = state.dice.random();
+            state.staged.insert(number, digest.clone());
+            Ok((Staging { world, number }, state.image_script(reference).pull))
+        };
+        let (staging, takes) = self.0.effect(&of_reference("begin a pull", reference), begin).await?;
+        for done in 0..LAYERS {
+            let (layers, bytes) = (LAYERS, 100 * LAYERS as u64);
+            progress.send_replace(Progress {
+                layers,
+                layers_done: done,
+                bytes,
+                bytes_done: 100 * done as u64,
+            });
+            tokio::time::sleep(takes / LAYERS as u32).await;
+        }
+        let finish = |state: &mut State| match state.image_scripts.get_mut(&reference.to_string()) {
+            Some(script) if script.failures > 0 => {
+                script.failures -= 1;
+                let message = format!("{reference}: connection reset by peer");
+                Err(Refusal { reason: "RegistryUnavailable", message, transient: true })
+            }
+            _ => Ok(()),
+        };
+        self.0.effect(&of_reference("pull", reference), finish).await?;
+        Ok(StagedDisk {
+            digest: digest.clone(),
+            dir: None,
+            held: Some(Box::new(staging)),
+            size: SIZE,
+            config: ImageConfig::default(),
+        })
+    }
+
+    async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {
+        let digest = &staged.digest;
+        let act = |state: &mut State| {
+            if !matches!(state.durable_disk(digest), Some(DiskState::Installing { .. })) {
+                state.violation(format!("{digest} is installed without a durable claim"));
+            }
+            state.disks.insert(digest.clone());
+            Ok(base_disk(digest))
+        };
+        Ok(self.0.effect(&of_host("install"), act).await?)
+    }
+
+    async fn disk(&self, digest: &Digest) -> Option<BaseDisk> {
+        let act = |state: &mut State| Ok(state.disks.contains(digest).then(|| base_disk(digest)));
+        // Looking cannot fail: what is not seen counts as absent.
+        let effect = of_host("look for a disk");
+        loop {
+            if let Ok(seen) = self.0.effect(&effect, act).await {
+                return seen;
+            }
+        }
+    }
+
+    async fn remove(&self, digest: &Digest) -> Result<(), ImageError> {
+        let act = |state: &mut State| {
+            let now = state.now();
+            let place = path(digest);
+            let user = state.processes.values().find(|process| process.runs(now) && *process.base() == place);
+            if let Some(key) = user.map(|process| process.launch.key.clone()) {
+                state.violation(format!("the base disk of {key} is removed under its feet"));
+            }
+            if !matches!(state.durable_disk(digest), Some(DiskState::Removing) | None) {
+                state.violation(format!("{digest} is removed while its record says that it stays"));
+            }
+            state.disks.remove(digest);
+            Ok(())
+        };
+        Ok(self.0.effect(&of_host("remove a disk"), act).await?)
+    }
+
+    async fn installed(&self) -> Result<Vec<Digest>, ImageError> {
+        let act = |state: &mut State| Ok(state.disks.iter().cloned().collect());
+        Ok(self.0.effect(&of_host("list disks"), act).await?)
+    }
+}

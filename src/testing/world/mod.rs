@@ -1,0 +1,360 @@
+//! The scripted world: what persists while daemons come and go.
+//!
+//! Passive: nothing here runs by itself. When a process ends or a guest speaks is computed from what
+//! was done to it and the time, so the world goes on while no daemon runs, and nothing of it dies with
+//! a daemon. Everything that a daemon does to it is an [`effect`](World::effect): it takes its time,
+//! may fail, and is a moment at which the daemon may die. A dead daemon changes nothing any more.
+//!
+//! The one guard covers a look-up or a change in memory. It may be held while the log's is taken
+//! ([`DurableView`]), never the other way round.
+
+mod driver;
+mod guest;
+mod images;
+mod network;
+mod process;
+
+pub(super) use self::driver::ScriptedDriver;
+pub(super) use self::images::ScriptedImages;
+pub(super) use self::network::ScriptedNetwork;
+pub(super) use self::process::Process;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use self::driver::Folder;
+use super::images::ImageScript;
+use super::timeline::{Entry, Teller};
+use super::trouble::{Trouble, VmScript};
+use crate::image::Digest;
+use crate::network::Nic;
+use crate::object::{ObjectKey, Uid};
+use crate::store::DurableView;
+
+/// The longest pause of an effect that is not slow: below a millisecond time stands still, and only the
+/// order changes.
+const YIELDS: u32 = 4;
+
+pub(super) struct World {
+    state: Mutex<State>,
+    /// Told when the daemon is to die.
+    died: Notify,
+}
+
+/// Everything there is.
+pub(super) struct State {
+    pub(super) dice: StdRng,
+    pub(super) trouble: Trouble,
+    /// The time when the present daemon was started, and on its clock.
+    base: Duration,
+    since: Option<Instant>,
+    dead: bool,
+    moments: u64,
+    stop_at: Option<u64>,
+    durable: Option<DurableView>,
+    /// Whether effects are told.
+    pub(super) tells: bool,
+    pub(super) timeline: Vec<Entry>,
+    /// What nobody may do, done.
+    pub(super) violations: Vec<String>,
+    /// What was refused for good: uids, references, and nothing else may stay unready for it.
+    pub(super) doomed: BTreeSet<String>,
+    /// Restarts of each VM that the world is to blame for.
+    pub(super) blame: BTreeMap<Uid, u32>,
+
+    pub(super) boot: u32,
+    pub(super) starts: u64,
+    pub(super) processes: BTreeMap<u32, Process>,
+    pub(super) folders: BTreeMap<PathBuf, Folder>,
+    pub(super) vm_scripts: BTreeMap<ObjectKey, VmScript>,
+    pub(super) image_scripts: BTreeMap<String, ImageScript>,
+    pub(super) staged: BTreeMap<u64, Digest>,
+    pub(super) disks: BTreeSet<Digest>,
+    pub(super) attached: BTreeMap<String, Nic>,
+}
+
+/// Something that a daemon does to the world.
+#[derive(Clone, Debug)]
+pub(super) struct Effect {
+    pub(super) name: &'static str,
+    pub(super) object: Option<ObjectKey>,
+    /// What a lasting failure is remembered by; none cannot fail for good.
+    pub(super) fate: Option<String>,
+}
+
+/// Why an effect did not take place, or is said not to have.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+    pub(super) transient: bool,
+}
+
+/// What chance has in store for an effect.
+struct Luck {
+    before: Pause,
+    after: Pause,
+    failure: Option<Failure>,
+}
+
+#[derive(Clone, Copy)]
+enum Pause {
+    Yields(u32),
+    Sleep(Duration),
+}
+
+struct Failure {
+    lasting: bool,
+    /// It took place nevertheless.
+    done: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, trouble: Trouble) -> Self {
+        let state = State {
+            dice: StdRng::seed_from_u64(seed),
+            trouble,
+            base: Duration::ZERO,
+            since: None,
+            dead: true,
+            moments: 0,
+            stop_at: None,
+            durable: None,
+            tells: false,
+            timeline: Vec::new(),
+            violations: Vec::new(),
+            doomed: BTreeSet::new(),
+            blame: BTreeMap::new(),
+            boot: 0,
+            starts: 0,
+            processes: BTreeMap::new(),
+            folders: BTreeMap::new(),
+            vm_scripts: BTreeMap::new(),
+            image_scripts: BTreeMap::new(),
+            staged: BTreeMap::new(),
+            disks: BTreeSet::new(),
+            attached: BTreeMap::new(),
+        };
+        World { state: Mutex::new(state), died: Notify::new() }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A daemon begins, on the clock of the runtime that this is called in. What an earlier pull
+    /// staged is swept, as the real image store does when it is opened.
+    pub(super) fn begin(&self, durable: DurableView) {
+        let mut state = self.lock();
+        state.since = Some(Instant::now());
+        state.dead = false;
+        state.durable = Some(durable);
+        state.staged.clear();
+    }
+
+    /// The daemon is dead from now on.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        state.base = state.now();
+        state.since = None;
+        state.dead = true;
+        state.durable = None;
+    }
+
+    /// Time passes while no daemon runs.
+    pub(super) fn pass(&self, until: Duration) {
+        let mut state = self.lock();
+        debug_assert!(state.since.is_none(), "a daemon's own clock runs");
+        state.base = state.base.max(until);
+    }
+
+    /// Resolves when chance or order has the daemon die.
+    pub(super) async fn died(&self) {
+        self.died.notified().await;
+    }
+
+    /// Lets the daemon die at its n-th moment from now on, counted from 1; none at none.
+    pub(super) fn stop_at(&self, moment: Option<u64>) {
+        let mut state = self.lock();
+        state.moments = 0;
+        state.stop_at = moment;
+    }
+
+    /// The moments since the last [`stop_at`](World::stop_at).
+    pub(super) fn moments(&self) -> u64 {
+        self.lock().moments
+    }
+
+    /// A moment at which the daemon may die. True if it is dead.
+    pub(super) fn moment(&self, what: impl FnOnce() -> String) -> bool {
+        let mut state = self.lock();
+        if state.dead {
+            return true;
+        }
+        state.moments += 1;
+        let crashes = state.trouble.crashes;
+        let dies = state.stop_at == Some(state.moments) || crashes > 0.0 && state.dice.random_bool(crashes);
+        if dies {
+            state.dead = true;
+            let text = format!("the daemon dies {}", what());
+            state.tell(None, Teller::Script, text);
+            self.died.notify_one();
+        }
+        dies
+    }
+
+    /// Does something to the world, as chance has it.
+    pub(super) async fn effect<T>(
+        &self,
+        effect: &Effect,
+        act: impl FnOnce(&mut State) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        self.survive(effect, "before").await;
+        let luck = self.lock().luck(effect);
+        luck.before.take().await;
+        self.not_dead().await;
+        if let Some(Failure { done: false, lasting }) = luck.failure {
+            return Err(self.lock().fail(effect, lasting));
+        }
+        let value = {
+            let mut state = self.lock();
+            let value = act(&mut state);
+            state.tell_effect(effect, value.as_ref().err().map(|refusal| refusal.message.as_str()));
+            value
+        }?;
+        self.survive(effect, "after").await;
+        luck.after.take().await;
+        self.not_dead().await;
+        match luck.failure {
+            Some(Failure { lasting, .. }) => {
+                drop(value);
+                Err(self.lock().fail(effect, lasting))
+            }
+            None => Ok(value),
+        }
+    }
+
+    async fn survive(&self, effect: &Effect, when: &str) {
+        if self.moment(|| format!("{when} {effect}")) {
+            std::future::pending().await
+        }
+    }
+
+    async fn not_dead(&self) {
+        if self.lock().dead {
+            std::future::pending().await
+        }
+    }
+}
+
+impl std::fmt::Display for Effect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.object {
+            Some(object) => write!(f, "{} of {object}", self.name),
+            None => f.write_str(self.name),
+        }
+    }
+}
+
+impl Pause {
+    async fn take(self) {
+        match self {
+            Pause::Yields(times) => {
+                for _ in 0..times {
+                    tokio::task::yield_now().await;
+                }
+            }
+            Pause::Sleep(time) => tokio::time::sleep(time).await,
+        }
+    }
+}
+
+impl State {
+    /// Since the simulation's start.
+    pub(super) fn now(&self) -> Duration {
+        self.base + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    pub(super) fn dead(&self) -> bool {
+        self.dead
+    }
+
+    pub(super) fn durable(&self) -> Option<&DurableView> {
+        self.durable.as_ref()
+    }
+
+    pub(super) fn chance(&mut self, share: f64) -> bool {
+        share > 0.0 && self.dice.random_bool(share)
+    }
+
+    /// A time from 1 ms up to the longest, short ones being likelier.
+    pub(super) fn while_(&mut self, longest: Duration) -> Duration {
+        let share: f64 = self.dice.random();
+        longest.mul_f64(share * share * share).max(Duration::from_millis(1))
+    }
+
+    fn pause(&mut self) -> Pause {
+        let Trouble { slow, longest, .. } = self.trouble;
+        if slow == 0.0 {
+            return Pause::Yields(0);
+        }
+        if self.chance(slow) {
+            return Pause::Sleep(self.while_(longest));
+        }
+        Pause::Yields(self.dice.random_range(0..=YIELDS))
+    }
+
+    fn luck(&mut self, effect: &Effect) -> Luck {
+        let (before, after) = (self.pause(), self.pause());
+        let failure = self.chance(self.trouble.failures).then(|| Failure {
+            lasting: effect.fate.is_some() && self.chance(self.trouble.lasting),
+            done: self.dice.random(),
+        });
+        Luck { before, after, failure }
+    }
+
+    fn fail(&mut self, effect: &Effect, lasting: bool) -> Refusal {
+        if let Some(fate) = effect.fate.clone().filter(|_| lasting) {
+            self.doomed.insert(fate);
+        }
+        let how = if lasting { "fails for good" } else { "fails" };
+        self.tell_effect(effect, Some(how));
+        Refusal {
+            reason: "Scripted",
+            message: format!("{} {how}, as scripted", effect.name),
+            transient: !lasting,
+        }
+    }
+
+    fn tell_effect(&mut self, effect: &Effect, failure: Option<&str>) {
+        if self.tells {
+            let text = match failure {
+                Some(failure) => format!("{}: {failure}", effect.name),
+                None => effect.name.to_owned(),
+            };
+            self.tell(effect.object.clone(), Teller::World, text);
+        }
+    }
+
+    pub(super) fn tell(&mut self, object: Option<ObjectKey>, teller: Teller, text: String) {
+        let at = self.now();
+        self.timeline.push(Entry { at, object, teller, text });
+    }
+
+    /// Notes what nobody may do.
+    pub(super) fn violation(&mut self, text: String) {
+        self.tell(None, Teller::World, format!("VIOLATION: {text}"));
+        self.violations.push(text);
+    }
+
+    pub(super) fn blame(&mut self, uid: Uid) {
+        *self.blame.entry(uid).or_default() += 1;
+    }
+}

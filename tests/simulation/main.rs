@@ -1,0 +1,12 @@
+//! The engine under attack: whole daemons in a scripted world, from seeds. See `vmlet::testing`.
+//!
+//! ```text
+//! cargo test --test simulation                                the fixed budget
+//! VMLET_SEED=42 cargo test --test simulation chance -- --nocapture    one schedule, with its timeline
+//! VMLET_SEEDS=100000 cargo test --test simulation chance      many schedules, and how many an hour
+//! ```
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod chance;
+mod schedule;
+mod threads;
