@@ -38,6 +38,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -71,6 +72,7 @@ fn router(api: Api) -> Router {
         .route("/healthz", get(async || "ok"))
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(ready))
+        .route("/store/export", get(export))
         .route("/api", get(discovery::core_versions))
         .route("/api/v1", get(discovery::core_resources))
         .route("/api/v1/events", get(events::list))
@@ -101,6 +103,20 @@ fn router(api: Api) -> Router {
         .fallback(async |uri: Uri| ApiError::no_such_path(uri.path()))
         .method_not_allowed_fallback(async |method: Method| ApiError::method_not_allowed(method.as_str()))
         .with_state(api)
+}
+
+/// A copy of the whole store, as `export.json` has it.
+async fn export(State(api): State<Api>) -> Response {
+    let exported = tokio::task::spawn_blocking(move || {
+        let mut body = Vec::new();
+        let written = api.store.export().map(|export| export.write(&mut body));
+        match written {
+            Ok(Ok(())) => ([(CONTENT_TYPE, "application/json")], body).into_response(),
+            Ok(Err(error)) => ApiError::unavailable(error.to_string()).into_response(),
+            Err(error) => ApiError::unavailable(error.to_string()).into_response(),
+        }
+    });
+    exported.await.unwrap_or_else(|error| ApiError::unavailable(error.to_string()).into_response())
 }
 
 /// Ready is what can answer truthfully: a store that failed cannot.
