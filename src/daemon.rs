@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use async_trait::async_trait;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use crate::agent::Agent;
 use crate::api::{self, Guests};
 use crate::boot;
 use crate::config::{AcceleratorChoice, NetworkChoice, Settings};
+use crate::hypervisor::GuestStream;
 use crate::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use crate::image::{self, ImageStore};
 use crate::manifest::{self, DirectorySource, MassDeleteSettings, Snapshot, keep};
@@ -251,6 +253,7 @@ async fn stop_network(store: &Store, host: Option<&HostNetwork>) {
     }
 }
 
+#[async_trait]
 impl Guests for Engine {
     fn agent(&self, uid: Uid) -> Option<Agent> {
         Engine::agent(self, uid)
@@ -258,5 +261,9 @@ impl Guests for Engine {
 
     fn vm_dir(&self, uid: Uid) -> PathBuf {
         Engine::vm_dir(self, uid)
+    }
+
+    async fn console(&self, uid: Uid) -> Result<GuestStream, String> {
+        Engine::console(self, uid).await.map_err(|error| error.to_string())
     }
 }

@@ -32,6 +32,7 @@ mod export;
 mod histogram;
 mod history;
 mod leases;
+mod line;
 mod memory;
 mod offline;
 mod open;
