@@ -1,6 +1,9 @@
 //! The command line as its users meet it: the real binary against a real socket.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "cli/store.rs"]
+mod store;
+
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
@@ -242,7 +245,7 @@ fn steady(text: &str) -> String {
 
 #[test]
 fn help() {
-    for verb in ["", "get", "wait", "exec", "logs", "timeline", "validate", "diff", "why"] {
+    for verb in ["", "get", "wait", "exec", "logs", "timeline", "validate", "diff", "why", "store"] {
         let words: Vec<&str> = [verb, "-h"].into_iter().filter(|word| !word.is_empty()).collect();
         let (code, stdout, _) = outcome(&vmlet(&words).output().unwrap());
         assert_eq!(code, 0);
