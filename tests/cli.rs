@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assert_cmd::Command;
+use async_trait::async_trait;
 use insta::assert_snapshot;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -15,7 +16,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use vmlet::api::{Guests, bind, serve};
-use vmlet::hypervisor::ProcessIdentity;
+use vmlet::hypervisor::{GuestStream, ProcessIdentity};
 use vmlet::image::{Digest, ImageConfig};
 use vmlet::manifest::decode;
 use vmlet::object::{Condition, ConditionStatus, Kind, ObjectKey, Uid, VmStatus};
@@ -46,6 +47,7 @@ struct OneGuest {
     dir: PathBuf,
 }
 
+#[async_trait]
 impl Guests for OneGuest {
     fn agent(&self, _: Uid) -> Option<Agent> {
         Some(self.agent.clone())
@@ -53,6 +55,10 @@ impl Guests for OneGuest {
 
     fn vm_dir(&self, _: Uid) -> PathBuf {
         self.dir.clone()
+    }
+
+    async fn console(&self, _: Uid) -> Result<GuestStream, String> {
+        Err("nobody made one".to_owned())
     }
 }
 
@@ -129,7 +135,7 @@ impl Daemon {
                 generation: 1,
                 image: digest.clone(),
                 network: NetworkClaim::Bridge {
-                    subnet: "10.88.0.0/24".parse().unwrap(),
+                    subnet: "10.63.0.0/24".parse().unwrap(),
                     fixed: None,
                     ports: vec![],
                 },

@@ -36,6 +36,7 @@ pub use socket::{BindError, bind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{Method, Uri};
@@ -44,17 +45,25 @@ use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
+use crate::hypervisor::GuestStream;
 use crate::object::{API_VERSION, GROUP, Kind, Uid};
 use crate::store::Store;
 use error::ApiError;
 
 /// The running VMs, as the engine knows them.
+#[async_trait]
 pub trait Guests: Send + Sync + 'static {
     /// The link to a VM's guest, while there is one.
     fn agent(&self, uid: Uid) -> Option<Agent>;
 
     /// The VM's folder on the host; it need not exist.
     fn vm_dir(&self, uid: Uid) -> PathBuf;
+
+    /// A connection to the VM's console.
+    ///
+    /// # Errors
+    /// When there is none to be had; then a sentence that says why.
+    async fn console(&self, uid: Uid) -> Result<GuestStream, String>;
 }
 
 /// What the handlers work with.
