@@ -326,7 +326,8 @@ impl Folder {
         let until = cancel.clone();
         tokio::spawn(async move {
             let root = std::path::Path::new("/m");
-            keep(store, root, receiver, MassDeleteSettings::default(), clock, until).await;
+            let (readiness, _) = watch::channel(Readiness::default());
+            keep(store, root, receiver, MassDeleteSettings::default(), readiness, clock, until).await;
         });
         Folder { snapshots, cancel }
     }
