@@ -25,6 +25,7 @@ mod store;
 mod target;
 mod terminal;
 mod text;
+mod timeline;
 mod validate;
 mod version;
 mod wait;
@@ -74,6 +75,7 @@ enum Verb {
     Console(console::Console),
     Exec(exec::Exec),
     Events(events::Events),
+    Timeline(timeline::Draw),
     Wait(wait::Wait),
     Delete(delete::Delete),
     Validate(validate::Validate),
@@ -129,6 +131,7 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
         Verb::Console(verb) => verb.run(client).await,
         Verb::Exec(verb) => verb.run(client).await,
         Verb::Events(verb) => verb.run(client).await,
+        Verb::Timeline(verb) => verb.run(client).await,
         Verb::Wait(verb) => verb.run(client).await,
         Verb::Delete(verb) => verb.run(client).await,
         Verb::Validate(verb) => verb.run(),

@@ -11,7 +11,7 @@ use futures_util::stream::{BoxStream, select_all, unfold};
 use indicatif::ProgressDrawTarget;
 use jiff::SignedDuration;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::client::{Client, JSON};
 use super::error::{CliError, Outcome};
@@ -21,9 +21,13 @@ use super::target::{Scope, Targets};
 use crate::api::types::WatchKind;
 use crate::object::{Kind, ObjectKey};
 
+/// How often a daemon that has just started is asked whether it knows what is declared.
+const READY_PERIOD: Duration = Duration::from_millis(50);
+
 /// Wait until objects have a condition, or are gone
 ///
-/// Exits with 1 when the time is over, and says what is missing.
+/// A daemon that has just started reads its manifests first. Exits with 1 when the time is over, and
+/// says what is missing.
 ///
 /// Examples:
 ///   vmlet wait --for condition=Ready vm --all --timeout 5m
@@ -103,7 +107,12 @@ impl Wait {
             waiting.expect(ObjectKey::new(kind, &self.scope.namespace, name));
         }
         let feeds = kinds.iter().map(|kind| feed(client, *kind, self.scope.list_path(*kind, &[])));
-        let done = timeout(self.timeout, waiting.until_done(select_all(feeds))).await;
+        let feeds = select_all(feeds);
+        let done = timeout(self.timeout, async {
+            waiting.until_ready(client).await?;
+            waiting.until_done(feeds).await
+        });
+        let done = done.await;
         if let Some(board) = &mut waiting.board {
             board.clear();
         }
@@ -133,6 +142,8 @@ struct Waiting {
     named: bool,
     /// Whether any object was ever waited for.
     any: bool,
+    /// Why the daemon does not know yet what is declared.
+    unready: Option<String>,
     board: Option<Board>,
 }
 
@@ -146,12 +157,22 @@ impl Waiting {
     fn new(goal: Goal, kinds: &[Kind]) -> Self {
         let board = io::stderr().is_terminal().then(|| Board::new(ProgressDrawTarget::stderr()));
         let unlisted = kinds.to_vec();
-        Waiting { goal, pending: BTreeMap::new(), unlisted, named: false, any: false, board }
+        Waiting { goal, pending: BTreeMap::new(), unlisted, named: false, any: false, unready: None, board }
     }
 
     fn expect(&mut self, key: ObjectKey) {
         self.pending.insert(key, Pending::default());
         (self.named, self.any) = (true, true);
+    }
+
+    /// Until then nobody knows which objects there are.
+    async fn until_ready(&mut self, client: &Client) -> Outcome {
+        while let Err(why) = client.ready().await? {
+            self.unready = Some(why);
+            sleep(READY_PERIOD).await;
+        }
+        self.unready = None;
+        Ok(())
     }
 
     async fn until_done(
@@ -252,6 +273,9 @@ impl Waiting {
     }
 
     fn timed_out(&self, targets: &[String]) -> CliError {
+        if let Some(why) = &self.unready {
+            return CliError::new(format!("timed out waiting: {why}"));
+        }
         let what = match &self.goal {
             Goal::Condition { name, status } if status.eq_ignore_ascii_case("true") => {
                 format!("is not {name}")

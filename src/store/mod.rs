@@ -29,7 +29,6 @@ mod engine;
 mod error;
 mod events;
 mod export;
-mod histogram;
 mod history;
 mod leases;
 mod line;
@@ -38,6 +37,7 @@ mod offline;
 mod open;
 mod publish;
 mod record;
+mod report;
 mod request;
 mod reserve;
 mod row;
@@ -48,13 +48,13 @@ mod state;
 mod tests;
 mod watch;
 
+pub use crate::metrics::HistogramSnapshot;
 pub use admission::{Resource, Standing};
 pub use error::{
     DeclareError, Expired, OpenError, PublishError, ReleaseError, RemoveError, RemoveImageError,
     ReserveError, StoreError,
 };
 pub use export::{Counts, Export};
-pub use histogram::HistogramSnapshot;
 pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
 pub use offline::{ClosedStore, ClosedStoreError, import};
 pub use record::{
@@ -178,7 +178,7 @@ impl Store {
 
     /// How long the store's one guard was held, for reads and transactions.
     pub fn guard_histogram(&self) -> HistogramSnapshot {
-        self.engine().guard_times.snapshot()
+        self.engine().guard_times().snapshot()
     }
 
     /// How long it took to encode a batch, to write it and to make it durable.

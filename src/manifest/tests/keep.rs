@@ -36,9 +36,10 @@ async fn errors_of_a_file_without_objects_are_events_of_the_file() {
     let start = |store: Store, snapshots| {
         let cancel = CancellationToken::new();
         let (keeper, guard) = (cancel.clone(), MassDeleteSettings::default());
-        tokio::spawn(
-            async move { keep(store, Path::new(ROOT), snapshots, guard, Clock::Host, keeper).await },
-        );
+        let (ready, _) = watch::channel(Readiness::default());
+        tokio::spawn(async move {
+            keep(store, Path::new(ROOT), snapshots, guard, ready, Clock::Host, keeper).await
+        });
         cancel
     };
     let cancel = start(store.clone(), snapshots.clone());
