@@ -17,6 +17,7 @@ use vmlet::api::{Guests, Sources, bind, serve};
 use vmlet::manifest::{Readiness, decode};
 use vmlet::metrics::Metrics;
 use vmlet::object::{Kind, Uid};
+use vmlet::reconcile::Clock;
 use vmlet::store::{Origin, Store, StoreSettings};
 use vmlet::timeline::Recorder;
 
@@ -189,7 +190,7 @@ fn a_copy_of_the_running_daemons_store() {
     runtime.block_on(async {
         let listener = bind(&state.0.path().join("socket")).await.unwrap();
         let (guests, (_, readiness)) = (Arc::new(NoGuests), watch::channel(Readiness::default()));
-        let (recorder, metrics) = (Recorder::default(), Metrics::default());
+        let (recorder, metrics) = (Recorder::new(Clock::Host), Metrics::default());
         let sources = Sources { store, guests, recorder, metrics, readiness };
         tokio::spawn(serve(listener, sources, CancellationToken::new()));
     });
