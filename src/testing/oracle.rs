@@ -15,7 +15,7 @@ use super::life::summary;
 use super::world::State;
 use crate::image::{Digest, Reference};
 use crate::manifest::FileState;
-use crate::object::{AnyObject, Condition, ImageSpec, Kind, ObjectKey, RunPolicy, VmSpec};
+use crate::object::{AnyObject, Condition, ImageSpec, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
 use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
 
 /// Everything that is looked at, at one instant.
@@ -133,9 +133,10 @@ impl Sight<'_> {
         let ImageSpec { source } = &image.object.spec;
         let status = &image.object.status;
         observed(status.observed_generation, image.object.metadata.generation)?;
-        let Some(digest) = self.digest(&source.oci.reference) else {
+        if self.out_of_reach(image) {
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
-        };
+        }
+        let digest = self.digest(&source.oci.reference).ok_or("it is not in the registry")?;
         is_ready(&status.conditions)?;
         if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
             return Err(format!("it is not {digest}"));
@@ -177,24 +178,36 @@ impl Sight<'_> {
         self.world.processes.values().filter(own)
     }
 
-    /// What a reference stands for; none if it cannot be had.
+    /// What a reference stands for; none if it is not in the registry.
     fn digest(&self, reference: &str) -> Option<Digest> {
-        let reference: Reference = reference.parse().ok()?;
-        let doomed = self.world.doomed.contains(&reference.to_string());
-        self.world.image_script(&reference).digest.filter(|_| !doomed)
+        self.world.image_script(&reference.parse().ok()?).digest
     }
 
-    /// The digest that a VM is to run; none if it cannot be had, or was had before that.
+    /// Whether a reference was refused for good.
+    fn doomed(&self, reference: &str) -> bool {
+        reference.parse::<Reference>().is_ok_and(|name| self.world.doomed.contains(&name.to_string()))
+    }
+
+    /// Whether an image cannot be had: it is not in the registry, or was refused for good and is not
+    /// tried again.
+    fn out_of_reach(&self, image: &ImageRecord) -> bool {
+        let reference = &image.object.spec.source.oci.reference;
+        self.digest(reference).is_none() || self.doomed(reference) && stalled(&image.object.status.conditions)
+    }
+
+    /// The digest that a VM is to run; none if it cannot be had.
     fn wanted_digest(&self, vm: &VmRecord) -> Option<Digest> {
         let spec = &vm.object.spec.image;
         if let Some(reference) = &spec.oci {
-            return self.digest(reference);
+            let refused = self.doomed(reference) && stalled(&vm.object.status.conditions);
+            return self.digest(reference).filter(|_| !refused);
         }
         let namespace = &vm.object.metadata.namespace;
         let key = ObjectKey::new(Kind::Image, namespace, spec.name.as_ref()?);
         match self.records.get(&key)? {
             Record::Image(image) if image.object.metadata.deletion_timestamp.is_none() => {
-                self.digest(&image.object.spec.source.oci.reference)
+                let reference = &image.object.spec.source.oci.reference;
+                self.digest(reference).filter(|_| !self.out_of_reach(image))
             }
             _ => None,
         }
@@ -202,9 +215,9 @@ impl Sight<'_> {
 
     /// Whether something that only an edit or another object mends is in a VM's way.
     fn blocked(&self, vm: &VmRecord) -> bool {
-        let uid = vm.object.metadata.uid.map(|uid| uid.to_string());
+        let refused = |uid: Uid| self.world.doomed.contains(&uid.to_string());
         self.wanted_digest(vm).is_none()
-            || uid.is_some_and(|uid| self.world.doomed.contains(&uid))
+            || vm.object.metadata.uid.is_some_and(refused) && stalled(&vm.object.status.conditions)
             || self.others(vm).any(|other| clash(&vm.object.spec, other))
             || self.crowded(vm)
     }
@@ -326,6 +339,10 @@ fn vm_of(record: &Record) -> Option<&VmRecord> {
 
 fn ready(conditions: &[Condition]) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.kind == "Ready")
+}
+
+fn stalled(conditions: &[Condition]) -> bool {
+    conditions.iter().any(|condition| condition.kind == "Stalled" && condition.status == true.into())
 }
 
 fn is_ready(conditions: &[Condition]) -> Result<(), String> {
