@@ -39,7 +39,7 @@ pub struct Settings {
     pub bridge: String,
 
     /// The VMs' addresses. The bridge takes the first one.
-    #[arg(long, value_name = "CIDR", env = "VMLET_SUBNET", default_value = "10.88.0.0/24",
+    #[arg(long, value_name = "CIDR", env = "VMLET_SUBNET", default_value = "10.63.0.0/24",
         value_parser = subnet)]
     pub subnet: Ipv4Net,
 
@@ -72,11 +72,22 @@ pub struct Settings {
     #[arg(long, value_name = "QUANTITY", env = "VMLET_MEMORY_CAPACITY")]
     pub memory_capacity: Option<Quantity>,
 
+    /// Virtual processors of all VMs together; by default eight for each of the host's. VMs share the
+    /// host's processors, and most of them are idle most of the time.
+    #[arg(long, value_name = "N", env = "VMLET_CPU_CAPACITY", default_value_t = default_cpu_capacity(),
+        hide_default_value = true)]
+    pub cpu_capacity: u32,
+
     /// Full length of all VMs' private disks together; by default ten times what is free in the
     /// state folder when the daemon starts. Disks are sparse, so they may promise more than there
     /// is: most VMs write little of theirs.
     #[arg(long, value_name = "QUANTITY", env = "VMLET_DISK_CAPACITY")]
     pub disk_capacity: Option<Quantity>,
+
+    /// How long smaller VMs may pass one that waits for memory, processors or disk space; in seconds.
+    /// From then on none of lower rank is started before it, so that it cannot wait for ever.
+    #[arg(long, value_name = "SECONDS", env = "VMLET_PATIENCE", default_value = "120")]
+    pub patience: u32,
 
     /// A registry that is spoken to over plain http, beside those on loopback addresses. Can be
     /// repeated.
@@ -161,7 +172,7 @@ fn interface_name(text: &str) -> Result<String, String> {
 }
 
 fn subnet(text: &str) -> Result<Ipv4Net, String> {
-    let net: Ipv4Net = text.parse().map_err(|_| "write for example 10.88.0.0/24".to_owned())?;
+    let net: Ipv4Net = text.parse().map_err(|_| "write for example 10.63.0.0/24".to_owned())?;
     if net != net.trunc() {
         return Err(format!("{net} has bits behind its prefix; did you mean {}?", net.trunc()));
     }
@@ -191,6 +202,11 @@ fn default_boots() -> NonZeroUsize {
     processors.saturating_mul(NonZeroUsize::MIN.saturating_add(1))
 }
 
+fn default_cpu_capacity() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(8)
+}
+
 /// vmlet's folder of a kind (XDG Base Directory Specification), which for root is the system's.
 fn own_dir(system: &str, variable: &str, in_home: &str) -> PathBuf {
     let base = if nix::unistd::geteuid().is_root() {
@@ -210,9 +226,9 @@ mod tests {
 
     #[test]
     fn a_subnet_is_whole_and_has_room() {
-        assert_eq!(subnet("10.88.0.0/24").unwrap().to_string(), "10.88.0.0/24");
-        assert!(subnet("10.88.0.1/24").unwrap_err().contains("did you mean 10.88.0.0/24"));
-        assert!(subnet("10.88.0.0/30").is_err());
+        assert_eq!(subnet("10.63.0.0/24").unwrap().to_string(), "10.63.0.0/24");
+        assert!(subnet("10.63.0.1/24").unwrap_err().contains("did you mean 10.63.0.0/24"));
+        assert!(subnet("10.63.0.0/30").is_err());
         assert!(subnet("::/64").is_err());
     }
 

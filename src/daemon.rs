@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use async_trait::async_trait;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,13 +20,14 @@ use crate::agent::Agent;
 use crate::api::{self, Guests};
 use crate::boot;
 use crate::config::{AcceleratorChoice, NetworkChoice, Settings};
+use crate::hypervisor::GuestStream;
 use crate::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use crate::image::{self, ImageStore};
 use crate::manifest::{self, DirectorySource, MassDeleteSettings, Snapshot, keep};
 use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
 use crate::object::{Kind, Quantity, Uid};
 use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Entropy, Parts};
-use crate::store::{Capacity, Record, Store, StoreSettings};
+use crate::store::{Capacity, Record, Store, StoreSettings, sync_dir};
 
 /// How long a boot may take until the guest is heard of: generous, since an emulated guest among
 /// many others is slow.
@@ -105,6 +107,8 @@ impl Folders {
         {
             std::fs::create_dir_all(folder)
                 .and_then(|()| std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)))
+                // What the store acknowledges must not lose its folder to a power loss.
+                .and_then(|()| folder.parent().map_or(Ok(()), sync_dir))
                 .with_context(|| {
                     format!("the folder {} cannot be made; choose another with --state", folder.display())
                 })?;
@@ -156,6 +160,7 @@ async fn engine(
         resolvers: resolvers().await.iter().map(ToString::to_string).collect(),
         vmm_users: root.then(|| settings.vmm_users.0.clone()),
         capacity: capacity(settings, &folders.state)?,
+        patience: Duration::from_secs(settings.patience.into()),
         boot_timeout: BOOT_TIMEOUT,
         backoff: BACKOFF,
         log_limit: Some(LOG_LIMIT),
@@ -208,7 +213,7 @@ fn capacity(settings: &Settings, state: &Path) -> Result<Capacity> {
     let disk = settings
         .disk_capacity
         .map_or_else(|| free().map(|free| Quantity::bytes(free.saturating_mul(10))), Ok)?;
-    Ok(Capacity { memory, disk })
+    Ok(Capacity { memory, cpus: settings.cpu_capacity, disk })
 }
 
 /// Taps without a reservation are left of a store that was replaced.
@@ -248,6 +253,7 @@ async fn stop_network(store: &Store, host: Option<&HostNetwork>) {
     }
 }
 
+#[async_trait]
 impl Guests for Engine {
     fn agent(&self, uid: Uid) -> Option<Agent> {
         Engine::agent(self, uid)
@@ -255,5 +261,9 @@ impl Guests for Engine {
 
     fn vm_dir(&self, uid: Uid) -> PathBuf {
         Engine::vm_dir(self, uid)
+    }
+
+    async fn console(&self, uid: Uid) -> Result<GuestStream, String> {
+        Engine::console(self, uid).await.map_err(|error| error.to_string())
     }
 }

@@ -19,6 +19,7 @@ pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod diff;
 pub mod doctor;
 pub mod guest_image;
 pub mod hypervisor;

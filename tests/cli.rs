@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assert_cmd::Command;
+use async_trait::async_trait;
 use insta::assert_snapshot;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -15,9 +16,13 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use vmlet::api::{Guests, bind, serve};
+use vmlet::hypervisor::{GuestStream, ProcessIdentity};
+use vmlet::image::{Digest, ImageConfig};
 use vmlet::manifest::decode;
 use vmlet::object::{Condition, ConditionStatus, Kind, ObjectKey, Uid, VmStatus};
-use vmlet::store::{Origin, Severity, Store, VmUpdate};
+use vmlet::store::{
+    Capacity, DiskClaim, NetworkClaim, Origin, Run, Severity, Store, Subject, VmClaim, VmUpdate,
+};
 
 const MANIFEST: &str = "\
 apiVersion: vmlet.dev/v1alpha1
@@ -42,6 +47,7 @@ struct OneGuest {
     dir: PathBuf,
 }
 
+#[async_trait]
 impl Guests for OneGuest {
     fn agent(&self, _: Uid) -> Option<Agent> {
         Some(self.agent.clone())
@@ -49,6 +55,10 @@ impl Guests for OneGuest {
 
     fn vm_dir(&self, _: Uid) -> PathBuf {
         self.dir.clone()
+    }
+
+    async fn console(&self, _: Uid) -> Result<GuestStream, String> {
+        Err("nobody made one".to_owned())
     }
 }
 
@@ -90,6 +100,60 @@ impl Daemon {
         }
     }
 
+    /// Declares what the files of a folder hold, as a daemon that reads it would have.
+    fn declare_folder(&self, root: &Path) {
+        for entry in std::fs::read_dir(root).unwrap() {
+            let path = entry.unwrap().path();
+            let decoded = decode(&path, &std::fs::read(&path).unwrap());
+            for located in decoded.objects {
+                let source = format!("directory:{}", root.display());
+                let path = path.strip_prefix(root).unwrap().to_owned();
+                let origin = Origin { source, path, line: located.line };
+                let declared = self.store.declare(located.object, origin, false, Timestamp::now());
+                self.runtime.block_on(declared).unwrap();
+            }
+        }
+    }
+
+    /// Reserves what the VM needs and records a process of it, started with its present spec.
+    fn start_vm(&self, name: &str) {
+        let key = ObjectKey::new(Kind::Vm, "default", name);
+        let object = self.store.vm(&key).unwrap().object.clone();
+        let uid = object.metadata.uid.unwrap();
+        let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let started = async {
+            let claim = Uid::new_v4();
+            if self.store.claim_disk(&digest, claim).await.unwrap() == DiskClaim::Granted {
+                let (path, config) = ("/d".into(), ImageConfig::default());
+                self.store.publish_disk(&digest, claim, path, object.spec.memory, config).await.unwrap();
+            }
+            let claim = VmClaim {
+                cpus: 1,
+                impatient: false,
+                key: key.clone(),
+                uid,
+                generation: 1,
+                image: digest.clone(),
+                network: NetworkClaim::Bridge {
+                    subnet: "10.63.0.0/24".parse().unwrap(),
+                    fixed: None,
+                    ports: vec![],
+                },
+                vmm_users: None,
+                memory: object.spec.memory,
+                disk: object.spec.root_disk.size,
+                capacity: Capacity { memory: "1Ti".parse().unwrap(), cpus: 64, disk: "1Ti".parse().unwrap() },
+            };
+            self.store.reserve_vm(claim).await.unwrap();
+            let process = ProcessIdentity { pid: 1, start_time: 1, boot_id: "b".into() };
+            let spec = Box::new(object.spec.clone());
+            let run = Run::Up { process, spec, since: Timestamp::now(), stopping: None };
+            let update = VmUpdate { run: Some(run), ..VmUpdate::default() };
+            self.store.publish_vm(&key, uid, update).await.unwrap();
+        };
+        self.runtime.block_on(started);
+    }
+
     fn ready(&self, name: &str) {
         let key = ObjectKey::new(Kind::Vm, "default", name);
         let record = self.store.vm(&key).unwrap();
@@ -105,7 +169,7 @@ impl Daemon {
             phase: "Running".into(),
             conditions: vec![condition],
             observed_generation: 1,
-            addresses: vec!["10.88.0.4".into()],
+            addresses: vec!["10.63.0.4".into()],
             ..VmStatus::default()
         };
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
@@ -168,7 +232,7 @@ fn steady(text: &str) -> String {
 
 #[test]
 fn help() {
-    for verb in ["", "get", "wait", "exec", "logs", "validate"] {
+    for verb in ["", "get", "wait", "exec", "logs", "validate", "diff", "why"] {
         let words: Vec<&str> = [verb, "-h"].into_iter().filter(|word| !word.is_empty()).collect();
         let (code, stdout, _) = outcome(&vmlet(&words).output().unwrap());
         assert_eq!(code, 0);
@@ -323,6 +387,142 @@ fn validate() {
     assert_eq!(code, 1);
     assert!(stderr.contains("vm/web is declared already at good.yaml:"), "{stderr}");
     assert_eq!(run(&["validate", "absent.yaml"]).0, 1);
+}
+
+const FOLDER: &str = "\
+apiVersion: vmlet.dev/v1alpha1
+kind: Image
+metadata: {name: base}
+spec: {source: {oci: {reference: '127.0.0.1:5055/debian:12'}}}
+---
+apiVersion: vmlet.dev/v1alpha1
+kind: VM
+metadata: {name: app, labels: {tier: front}}
+spec: {image: {name: base}, env: [{name: A, value: '1'}]}
+---
+apiVersion: vmlet.dev/v1alpha1
+kind: VM
+metadata: {name: db}
+spec: {image: {name: base}}
+";
+const OLD: &str = "\
+apiVersion: vmlet.dev/v1alpha1
+kind: VM
+metadata: {name: old}
+spec: {image: {oci: 'alpine:3'}}
+";
+
+#[test]
+fn diff() {
+    let daemon = Daemon::start();
+    let root = daemon.dir.path().join("manifests");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("all.yaml"), FOLDER).unwrap();
+    std::fs::write(root.join("old.yaml"), OLD).unwrap();
+    daemon.declare_folder(&root);
+    for name in ["app", "db", "old"] {
+        daemon.start_vm(name);
+    }
+    let steady = |text: &str| text.replace(&daemon.dir.path().display().to_string(), "DIR");
+    let diff = |words: &[&str]| {
+        let mut command = daemon.vmlet(&[&["diff"], words].concat());
+        let (code, stdout, stderr) = outcome(&command.current_dir(daemon.dir.path()).output().unwrap());
+        (code, steady(&stdout), steady(&stderr))
+    };
+    assert_eq!(diff(&["manifests"]), (0, "nothing changes\n".to_owned(), String::new()));
+
+    let edited = FOLDER
+        .replace("debian:12", "debian:13")
+        .replace("tier: front", "tier: edge")
+        .replace("env: [{name: A, value: '1'}]", "memory: 512Mi, env: [{name: A, value: '2'}]");
+    std::fs::write(root.join("all.yaml"), &edited).unwrap();
+    std::fs::rename(root.join("old.yaml"), daemon.dir.path().join("gone")).unwrap();
+    std::fs::write(root.join("new.yaml"), OLD.replace("name: old", "name: new")).unwrap();
+    let (code, stdout, stderr) = diff(&["manifests"]);
+    assert_eq!((code, stderr.as_str()), (1, ""));
+    assert_snapshot!("diff", stdout);
+
+    let (code, stdout, _) = diff(&["-o", "json", "manifests"]);
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(code, 1);
+    assert_eq!(report["summary"]["restarts"].as_array().map(Vec::len), Some(2));
+    let app = report["changes"].as_array().unwrap().iter().find(|change| change["object"]["name"] == "app");
+    assert_eq!(app.unwrap()["fields"][1]["effect"], "restart");
+
+    // One file, and a copy of the folder: nothing is deleted.
+    let (code, stdout, stderr) = diff(&["manifests/new.yaml"]);
+    assert_eq!(code, 1);
+    assert_snapshot!("diff_file", stdout + &stderr);
+    let copy = daemon.dir.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::write(copy.join("all.yaml"), FOLDER.replace("image: {name: base}}", "image: {name: missing}}"))
+        .unwrap();
+    let (code, stdout, stderr) = diff(&["copy"]);
+    assert_eq!(code, 1);
+    assert_snapshot!("diff_copy", stdout + &stderr);
+}
+
+#[test]
+fn diff_fails_with_2() {
+    let daemon = Daemon::start();
+    let root = daemon.dir.path().join("manifests");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("old.yaml"), OLD).unwrap();
+    daemon.declare_folder(&root);
+    let path = root.display().to_string();
+    std::fs::write(root.join("two.yaml"), OLD).unwrap();
+    let (code, stdout, stderr) = daemon.run(&["diff", &path]);
+    assert_eq!((code, stdout.as_str()), (2, "nothing changes\n"));
+    assert_eq!(
+        stderr,
+        "error: two.yaml:1 declares vm/old too; old.yaml:1 stays in force: rename or remove one of the two\n"
+    );
+    std::fs::write(root.join("two.yaml"), OLD.replace("kind: VM", "kind: VMM")).unwrap();
+    let (code, _, stderr) = daemon.run(&["diff", &path]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("kind \"VMM\" is unknown") && stderr.contains("two.yaml:2:7"), "{stderr}");
+    assert_eq!(daemon.run(&["diff", "/nonexistent"]).0, 2);
+    assert_eq!(outcome(&vmlet(&["diff", "--socket", "/nonexistent/sock", &path]).output().unwrap()).0, 2);
+}
+
+#[test]
+fn why() {
+    let daemon = Daemon::start();
+    let now = Timestamp::now();
+    let image = ObjectKey::new(Kind::Image, "default", "debian");
+    daemon.store.record_event(&image, None, Severity::Warning, "PullFailed", "connection reset by peer", now);
+    daemon.start_vm("web");
+    let event = |reason, message| {
+        let web = ObjectKey::new(Kind::Vm, "default", "web");
+        daemon.store.record_event(&web, None, Severity::Normal, reason, message, now);
+    };
+    event("Started", "hostile \x1b[2J text");
+    let mac = daemon
+        .store
+        .vm(&ObjectKey::new(Kind::Vm, "default", "web"))
+        .unwrap()
+        .reservation
+        .clone()
+        .unwrap()
+        .nic
+        .unwrap()
+        .mac;
+    let ready = steady(&daemon.text(&["why", "vm/web"])).replace(&mac, "MAC");
+    assert_snapshot!("why_ready", ready);
+    assert_snapshot!("why_image", steady(&daemon.text(&["why", "image/debian"])));
+    let answer: Value = serde_json::from_str(&daemon.text(&["why", "vm", "ci-1", "-o", "json"])).unwrap();
+    assert_eq!((answer["object"].as_str(), answer["ready"].as_bool()), (Some("vm/ci-1"), Some(false)));
+
+    // A manifest that declares no object yet.
+    let broken = Subject::Manifest { path: "/m/new.yaml".into() };
+    let message = "/m/new.yaml:3:1: spec.memroy is not a field of VM (did you mean `memory`?)";
+    daemon.store.record_event(broken, None, Severity::Warning, "InvalidManifest", message, now);
+    let (code, _, stderr) = daemon.run(&["why", "vm/wbe"]);
+    assert_eq!(code, 1);
+    assert_snapshot!("why_unknown", stderr);
+    let events = daemon.text(&["events"]);
+    assert!(events.contains("/m/new.yaml") && events.contains("InvalidManifest"), "{events}");
+    assert_eq!(daemon.run(&["why", "vms"]).0, 2);
 }
 
 #[test]

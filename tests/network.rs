@@ -17,7 +17,7 @@ use vmlet::network::{HostNetwork, HostSettings, Network, forwarding_warnings};
 use vmlet::object::{Port, Protocol};
 
 fn settings() -> HostSettings {
-    HostSettings { bridge: "vmtest0".to_owned(), subnet: "10.88.0.0/24".parse().unwrap() }
+    HostSettings { bridge: "vmtest0".to_owned(), subnet: "10.63.0.0/24".parse().unwrap() }
 }
 
 fn port(host: u16, guest: u16) -> Port {
@@ -46,7 +46,7 @@ fn vms_reach_what_they_should_and_are_reached_where_published() {
     let (web, client) = host.block_on(async {
         let network = HostNetwork::start(settings()).await.unwrap();
         let (web, client) =
-            (Vm::new("10.88.0.5", vec![port(8080, 80), udp(5300, 53)]), Vm::new("10.88.0.6", vec![]));
+            (Vm::new("10.63.0.5", vec![port(8080, 80), udp(5300, 53)]), Vm::new("10.63.0.6", vec![]));
         network.attach(&web.nic).await.unwrap();
         network.attach(&client.nic).await.unwrap();
         (web, client)
@@ -56,19 +56,19 @@ fn vms_reach_what_they_should_and_are_reached_where_published() {
     let _server = web.within(|| serve(at("0.0.0.0", 80)));
 
     // The server answers with the address that it sees.
-    assert_eq!(host.within(|| fetch(at("10.88.0.5", 80))).unwrap(), "10.88.0.1", "host to VM");
-    assert_eq!(client.within(|| fetch(at("10.88.0.5", 80))).unwrap(), "10.88.0.6", "VM to VM");
-    assert_eq!(host.within(|| fetch(at("127.0.0.1", 8080))).unwrap(), "10.88.0.1", "forward from loopback");
+    assert_eq!(host.within(|| fetch(at("10.63.0.5", 80))).unwrap(), "10.63.0.1", "host to VM");
+    assert_eq!(client.within(|| fetch(at("10.63.0.5", 80))).unwrap(), "10.63.0.6", "VM to VM");
+    assert_eq!(host.within(|| fetch(at("127.0.0.1", 8080))).unwrap(), "10.63.0.1", "forward from loopback");
     assert_eq!(host.within(|| fetch(at("192.0.2.1", 8080))).unwrap(), "192.0.2.1", "from an own address");
     assert_eq!(outside.within(|| fetch(at("192.0.2.1", 8080))).unwrap(), "192.0.2.2", "from beyond");
-    assert_eq!(client.within(|| fetch(at("10.88.0.1", 8080))).unwrap(), "10.88.0.1", "from another VM");
+    assert_eq!(client.within(|| fetch(at("10.63.0.1", 8080))).unwrap(), "10.63.0.1", "from another VM");
 
     let (resolver, asker) =
         (web.within(|| listen(at("0.0.0.0", 53))), host.within(|| listen(at("127.0.0.1", 0))));
     asker.send_to(b"name?", at("127.0.0.1", 5300)).unwrap();
     let mut datagram = [0; 16];
     let (length, from) = resolver.recv_from(&mut datagram).unwrap();
-    assert_eq!((&datagram[..length], from.ip().to_string().as_str()), (&b"name?"[..], "10.88.0.1"));
+    assert_eq!((&datagram[..length], from.ip().to_string().as_str()), (&b"name?"[..], "10.63.0.1"));
     resolver.send_to(b"address", from).unwrap();
     let (length, from) = asker.recv_from(&mut datagram).unwrap();
     assert_eq!((&datagram[..length], from), (&b"address"[..], at("127.0.0.1", 5300)), "the same for UDP");
@@ -77,13 +77,13 @@ fn vms_reach_what_they_should_and_are_reached_where_published() {
     assert_eq!(web.within(|| fetch(at("192.0.2.2", 80))).unwrap(), "192.0.2.1", "outwards by NAT");
 
     // Beyond the host only what is published is reached, even with a route to the VMs.
-    outside.within(|| run("ip", &["route", "add", "10.88.0.0/24", "via", "192.0.2.1"]));
-    assert!(outside.within(|| fetch(at("10.88.0.5", 80))).is_err(), "an unpublished address from beyond");
+    outside.within(|| run("ip", &["route", "add", "10.63.0.0/24", "via", "192.0.2.1"]));
+    assert!(outside.within(|| fetch(at("10.63.0.5", 80))).is_err(), "an unpublished address from beyond");
 
     // The host's loopback is the host's own.
     let _server = host.within(|| serve(at("127.0.0.1", 9000)));
     web.within(|| run("sysctl", &["-qw", "net.ipv4.conf.eth0.route_localnet=1"]));
-    web.within(|| run("ip", &["route", "replace", "127.0.0.0/8", "via", "10.88.0.1", "table", "local"]));
+    web.within(|| run("ip", &["route", "replace", "127.0.0.0/8", "via", "10.63.0.1", "table", "local"]));
     web.within(|| run("ip", &["route", "del", "local", "127.0.0.1", "dev", "lo", "table", "local"]));
     assert!(web.within(|| fetch(at("127.0.0.1", 9000))).is_err(), "the host's loopback from a VM");
 }
@@ -93,32 +93,32 @@ fn a_guest_speaks_only_as_itself() {
     let host = Namespace::new();
     let vm = host.block_on(async {
         let network = HostNetwork::start(settings()).await.unwrap();
-        let vm = Vm::new("10.88.0.5", vec![]);
+        let vm = Vm::new("10.63.0.5", vec![]);
         network.attach(&vm.nic).await.unwrap();
         vm
     });
     let vm = vm.boot(&host);
-    let listener = host.within(|| listen(at("10.88.0.1", 9000)));
-    vm.within(|| run("ip", &["address", "add", "10.88.0.77/24", "dev", "eth0"]));
+    let listener = host.within(|| listen(at("10.63.0.1", 9000)));
+    vm.within(|| run("ip", &["address", "add", "10.63.0.77/24", "dev", "eth0"]));
     // Frames of one tap stay in order: when the honest one is there, the others were dropped.
     let send = |from: &str, text: &str| {
         let socket = vm.within(|| UdpSocket::bind(at(from, 0)).unwrap());
-        socket.send_to(text.as_bytes(), at("10.88.0.1", 9000)).unwrap();
+        socket.send_to(text.as_bytes(), at("10.63.0.1", 9000)).unwrap();
     };
     let mut buffer = [0; 64];
     let mut receive = || {
         let (length, _) = listener.recv_from(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
-    send("10.88.0.5", "first");
+    send("10.63.0.5", "first");
     assert_eq!(receive(), "first");
-    send("10.88.0.77", "another address");
-    send("10.88.0.5", "honest");
+    send("10.63.0.77", "another address");
+    send("10.63.0.5", "honest");
     assert_eq!(receive(), "honest");
     vm.within(|| run("ip", &["link", "set", "eth0", "address", "52:54:00:00:00:99"]));
-    send("10.88.0.5", "another MAC");
+    send("10.63.0.5", "another MAC");
     vm.within(|| run("ip", &["link", "set", "eth0", "address", &vm.nic.mac]));
-    send("10.88.0.5", "honest again");
+    send("10.63.0.5", "honest again");
     assert_eq!(receive(), "honest again");
 }
 
@@ -135,7 +135,7 @@ fn nothing_is_left_and_nothing_else_is_touched() {
     host.block_on(async {
         let network = HostNetwork::start(settings()).await.unwrap();
         let empty = run("nft", &["-s", "list", "ruleset"]);
-        let (one, two) = (Vm::new("10.88.0.5", vec![port(8080, 80)]), Vm::new("10.88.0.6", vec![]));
+        let (one, two) = (Vm::new("10.63.0.5", vec![port(8080, 80)]), Vm::new("10.63.0.6", vec![]));
         network.attach(&one.nic).await.unwrap();
         network.attach(&two.nic).await.unwrap();
         let full = run("nft", &["-s", "list", "ruleset"]);
@@ -161,7 +161,7 @@ fn nothing_is_left_and_nothing_else_is_touched() {
         let mut changed = one.nic.clone();
         changed.ports = vec![port(8080, 8000)];
         network.attach(&changed).await.unwrap();
-        assert!(run("nft", &["list", "ruleset"]).contains("8080 : 10.88.0.5 . 8000"));
+        assert!(run("nft", &["list", "ruleset"]).contains("8080 : 10.63.0.5 . 8000"));
 
         for _ in 0..2 {
             network.detach(&one.nic).await.unwrap();
@@ -188,7 +188,7 @@ fn an_attach_that_is_cut_off_is_mended_by_the_next_call() {
         let network = HostNetwork::start(settings()).await.unwrap();
         let state = || (run("nft", &["-s", "list", "ruleset"]), run("ip", &["-br", "link"]));
         let empty = state();
-        let vm = Vm::new("10.88.0.5", vec![port(8080, 80)]);
+        let vm = Vm::new("10.63.0.5", vec![port(8080, 80)]);
         for micros in [0, 100, 500, 1000, 2000, 4000, 8000, 16000] {
             let _ = tokio::time::timeout(Duration::from_micros(micros), network.attach(&vm.nic)).await;
             network.detach(&vm.nic).await.unwrap();
@@ -209,7 +209,7 @@ fn vms_come_and_go_at_once() {
         let network = HostNetwork::start(settings()).await.unwrap();
         let empty = run("nft", &["-s", "list", "ruleset"]);
         let vms: Vec<Vm> =
-            (0..16).map(|n| Vm::new(&format!("10.88.0.{}", 10 + n), vec![port(8080 + n, 80)])).collect();
+            (0..16).map(|n| Vm::new(&format!("10.63.0.{}", 10 + n), vec![port(8080 + n, 80)])).collect();
         let results = join_all(vms.iter().map(|vm| network.attach(&vm.nic))).await;
         assert!(results.iter().all(Result::is_ok), "{results:?}");
         assert_eq!(network.list_taps().await.unwrap().len(), vms.len());
@@ -231,7 +231,7 @@ fn a_tap_belongs_to_the_user_that_it_is_for() {
     let host = Namespace::new();
     host.block_on(async {
         let network = HostNetwork::start(settings()).await.unwrap();
-        let mut vm = Vm::new("10.88.0.5", vec![]);
+        let mut vm = Vm::new("10.63.0.5", vec![]);
         for user in [3_000_001, 3_000_002] {
             vm.own(user);
             network.attach(&vm.nic).await.unwrap();
@@ -247,14 +247,14 @@ fn a_port_in_use_is_an_error_that_says_so() {
     host.block_on(async {
         let network = HostNetwork::start(settings()).await.unwrap();
         let listener = TcpListener::bind(at("127.0.0.1", 8080)).unwrap();
-        let vm = Vm::new("10.88.0.5", vec![port(8080, 80)]);
+        let vm = Vm::new("10.63.0.5", vec![port(8080, 80)]);
         let error = network.attach(&vm.nic).await.unwrap_err();
         assert_eq!((error.reason, error.transient), ("PortInUse", true));
         assert!(error.message.contains("TCP port 8080"), "{error}");
         assert_eq!(network.list_taps().await.unwrap(), Vec::<String>::new());
         drop(listener);
         network.attach(&vm.nic).await.unwrap();
-        let other = Vm::new("10.88.0.6", vec![port(8080, 80)]);
+        let other = Vm::new("10.63.0.6", vec![port(8080, 80)]);
         let error = network.attach(&other.nic).await.unwrap_err();
         assert_eq!(error.reason, "PortInUse");
         assert!(error.message.contains("another VM"), "{error}");
@@ -271,12 +271,12 @@ fn what_is_not_ours_is_refused() {
     host.within(|| {
         run("ip", &["link", "del", "vmtest0"]);
         run("ip", &["link", "add", "other0", "type", "bridge"]);
-        run("ip", &["address", "add", "10.88.0.129/25", "dev", "other0"]);
+        run("ip", &["address", "add", "10.63.0.129/25", "dev", "other0"]);
         run("ip", &["link", "set", "other0", "up"])
     });
     let error = start().unwrap_err();
     assert_eq!(error.reason, "SubnetInUse");
-    assert!(error.message.contains("10.88.0.128/25") && error.message.contains("other0"), "{error}");
+    assert!(error.message.contains("10.63.0.128/25") && error.message.contains("other0"), "{error}");
     host.within(|| run("ip", &["link", "del", "other0"]));
     start().unwrap();
     // A default route is no overlap; another subnet for a bridge that exists is refused.

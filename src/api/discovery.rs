@@ -67,6 +67,7 @@ pub(super) async fn resources() -> Json<Value> {
     for kind in Kind::ALL {
         resources.push(resource(kind, "", &["delete", "get", "list", "watch"]));
         resources.push(resource(kind, "/status", &["get"]));
+        resources.push(resource(kind, "/why", &["get"]));
     }
     for subresource in ["/log", "/console", "/stats", "/exec"] {
         resources.push(resource(Kind::Vm, subresource, &["get"]));

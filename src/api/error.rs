@@ -43,6 +43,14 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFound", message).about(key)
     }
 
+    /// The same, with what to do about it.
+    pub(super) fn hints(mut self, hints: &[String]) -> Self {
+        let causes =
+            hints.iter().map(|hint| StatusCause { reason: "Hint".to_owned(), message: hint.clone() });
+        self.0.details.get_or_insert_default().causes.extend(causes);
+        self
+    }
+
     /// No such path.
     pub(super) fn no_such_path(path: &str) -> Self {
         let message = format!("the server could not find the requested resource {path:?}");

@@ -3,6 +3,7 @@
 //! Events are not part of the store's history. Their version is the time at which they last
 //! happened, in microseconds: good enough to continue a list without missing any.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 
 use axum::Json;
@@ -24,8 +25,8 @@ use super::resources::Place;
 use super::selector::FieldSelector;
 use super::types::{List, ListMeta, Row, Table, WatchKind};
 use super::watch::{Chunks, error_line, lasts, line, streamed};
-use crate::object::API_VERSION;
-use crate::store::{Event, EventWatch, Severity};
+use crate::object::{API_VERSION, DEFAULT_NAMESPACE};
+use crate::store::{Event, EventWatch, Severity, Subject};
 
 /// What events can be selected by.
 const FIELDS: [&str; 8] = [
@@ -101,6 +102,27 @@ fn watch(api: Api, filter: Filter, form: Form, params: &Params) -> Answer {
     Ok(streamed(watcher, "application/json"))
 }
 
+/// A subject as `involvedObject`. Manifests are in no namespace; as in Kubernetes, events of such things
+/// are listed in `default`.
+struct Involved<'a> {
+    kind: &'static str,
+    namespace: &'a str,
+    name: Cow<'a, str>,
+}
+
+impl<'a> Involved<'a> {
+    fn of(subject: &'a Subject) -> Self {
+        match subject {
+            Subject::Object(key) => {
+                Involved { kind: key.kind.as_str(), namespace: &key.namespace, name: (&key.name).into() }
+            }
+            Subject::Manifest { path } => {
+                Involved { kind: "Manifest", namespace: DEFAULT_NAMESPACE, name: path.to_string_lossy() }
+            }
+        }
+    }
+}
+
 struct Filter {
     namespace: Option<String>,
     fields: FieldSelector,
@@ -108,17 +130,17 @@ struct Filter {
 
 impl Filter {
     fn matches(&self, event: &Event) -> bool {
-        let object = &event.object;
+        let involved = Involved::of(&event.subject);
         let (name, uid) = (name(event), event.uid.map(|uid| uid.to_string()).unwrap_or_default());
-        self.namespace.as_ref().is_none_or(|namespace| *namespace == object.namespace)
+        self.namespace.as_ref().is_none_or(|namespace| *namespace == involved.namespace)
             && self.fields.matches(|field| match field {
-                "involvedObject.kind" => object.kind.as_str(),
-                "involvedObject.name" => &object.name,
+                "involvedObject.kind" => involved.kind,
+                "involvedObject.name" => &involved.name,
                 "involvedObject.uid" => &uid,
                 "metadata.name" => &name,
                 "reason" => &event.reason,
                 "type" => severity(event.severity),
-                _ => &object.namespace,
+                _ => involved.namespace,
             })
     }
 }
@@ -198,7 +220,7 @@ fn table<'a>(events: impl IntoIterator<Item = &'a Event>, version: String, inclu
             age(event.last_seen, now).into(),
             severity(event.severity).into(),
             event.reason.clone().into(),
-            event.object.to_string().into(),
+            event.subject.to_string().into(),
             event.count.into(),
             age(event.first_seen, now).into(),
             name(event).into(),
@@ -216,15 +238,16 @@ fn table<'a>(events: impl IntoIterator<Item = &'a Event>, version: String, inclu
 }
 
 fn value(event: &Event) -> Value {
+    let involved = Involved::of(&event.subject);
     json!({
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": metadata(event),
         "involvedObject": {
             "apiVersion": API_VERSION,
-            "kind": event.object.kind.as_str(),
-            "namespace": event.object.namespace,
-            "name": event.object.name,
+            "kind": involved.kind,
+            "namespace": involved.namespace,
+            "name": involved.name,
             "uid": event.uid,
         },
         "type": severity(event.severity),
@@ -242,7 +265,7 @@ fn value(event: &Event) -> Value {
 fn metadata(event: &Event) -> Value {
     json!({
         "name": name(event),
-        "namespace": event.object.namespace,
+        "namespace": Involved::of(&event.subject).namespace,
         "resourceVersion": version(event).to_string(),
         "creationTimestamp": event.first_seen,
     })
@@ -251,14 +274,15 @@ fn metadata(event: &Event) -> Value {
 /// Equal for the repetitions of one event, and different for different ones.
 fn name(event: &Event) -> String {
     let mut hash = Sha256::new();
-    for part in [&event.object.to_string(), &event.reason, &event.message] {
+    for part in [&event.subject.to_string(), &event.reason, &event.message] {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }
     if let Some(uid) = event.uid {
         hash.update(uid);
     }
-    format!("{}.{}", event.object.name, hex::encode(&hash.finalize()[..8]))
+    let prefix = event.subject.object().map_or("manifest", |object| object.name.as_str());
+    format!("{prefix}.{}", hex::encode(&hash.finalize()[..8]))
 }
 
 fn version(event: &Event) -> u64 {

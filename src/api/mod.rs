@@ -7,6 +7,7 @@
 
 mod age;
 pub mod channel;
+mod declarations;
 mod discovery;
 mod error;
 mod events;
@@ -22,6 +23,7 @@ mod socket;
 mod stall;
 pub mod types;
 mod watch;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +36,7 @@ pub use socket::{BindError, bind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{Method, Uri};
@@ -42,17 +45,25 @@ use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
+use crate::hypervisor::GuestStream;
 use crate::object::{API_VERSION, GROUP, Kind, Uid};
 use crate::store::Store;
 use error::ApiError;
 
 /// The running VMs, as the engine knows them.
+#[async_trait]
 pub trait Guests: Send + Sync + 'static {
     /// The link to a VM's guest, while there is one.
     fn agent(&self, uid: Uid) -> Option<Agent>;
 
     /// The VM's folder on the host; it need not exist.
     fn vm_dir(&self, uid: Uid) -> PathBuf;
+
+    /// A connection to the VM's console.
+    ///
+    /// # Errors
+    /// When there is none to be had; then a sentence that says why.
+    async fn console(&self, uid: Uid) -> Result<GuestStream, String>;
 }
 
 /// What the handlers work with.
@@ -75,7 +86,8 @@ fn router(api: Api) -> Router {
         .route("/api/v1/namespaces/{namespace}/events", get(events::list))
         .route("/apis", get(discovery::groups))
         .route(&format!("/apis/{GROUP}"), get(discovery::group))
-        .route(&format!("/apis/{API_VERSION}"), get(discovery::resources));
+        .route(&format!("/apis/{API_VERSION}"), get(discovery::resources))
+        .route(&format!("/apis/{API_VERSION}/declarations"), get(declarations::list));
     for kind in Kind::ALL {
         let all = format!("/apis/{API_VERSION}/{}", kind.plural());
         let in_namespace = format!("/apis/{API_VERSION}/namespaces/{{namespace}}/{}", kind.plural());
@@ -86,6 +98,7 @@ fn router(api: Api) -> Router {
             .route(&all, list.clone())
             .route(&in_namespace, list)
             .route(&format!("{one}/status"), read.clone())
+            .route(&format!("{one}/why"), get(move |state, path| why::get(kind, state, path)))
             .route(&one, read.delete(move |state, path| resources::delete(kind, state, path)));
     }
     let vm = format!("/apis/{API_VERSION}/namespaces/{{namespace}}/vms/{{name}}");

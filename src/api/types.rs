@@ -4,7 +4,9 @@
 //! a client of another version keeps the fields it does not know.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -109,7 +111,7 @@ pub struct StatusDetails {
 /// One cause of a [`Status`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusCause {
-    /// `ExitCode`, `DeclaredIn`.
+    /// `ExitCode`, `DeclaredIn`, `Hint`.
     pub reason: String,
     /// The cause's text: the exit code, the file.
     #[serde(default)]
@@ -145,8 +147,13 @@ impl Status {
 
     /// The text of the first cause with this reason.
     pub fn cause(&self, reason: &str) -> Option<&str> {
-        let causes = &self.details.as_ref()?.causes;
-        causes.iter().find(|cause| cause.reason == reason).map(|cause| cause.message.as_str())
+        self.causes(reason).next()
+    }
+
+    /// The texts of the causes with this reason.
+    pub fn causes(&self, reason: &str) -> impl Iterator<Item = &str> {
+        let causes = self.details.iter().flat_map(|details| &details.causes);
+        causes.filter(move |cause| cause.reason == reason).map(|cause| cause.message.as_str())
     }
 }
 
@@ -236,4 +243,109 @@ pub struct VersionInfo {
     /// Anything else, for clients of other versions.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
+}
+
+/// An object as its source declares it, and the process that runs of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Declaration {
+    /// The object: spec, name, namespace, labels and annotations only.
+    pub object: Value,
+    /// Who declares it: `directory:/etc/vmlet/manifests`.
+    pub source: String,
+    /// The file, below the source's folder.
+    pub path: PathBuf,
+    /// Where in it, from 1.
+    pub line: u32,
+    /// It is being deleted.
+    #[serde(default)]
+    pub terminating: bool,
+    /// The spec that a VM's process was started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Value>,
+    /// The process has ended and is not started again as things are.
+    #[serde(default)]
+    pub ended: bool,
+    /// The ended workload's exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}
+
+/// Why an object is as it is: the answer of `…/why`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Why {
+    /// `vm/web`.
+    pub object: String,
+    /// Whether it is Ready.
+    pub ready: bool,
+    /// The Ready condition's reason.
+    pub reason: String,
+    /// The Ready condition's sentence.
+    pub message: String,
+    /// Others that wait for the same pull.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_with: Vec<String>,
+    /// The file and line that declare it.
+    pub declared: String,
+    /// The spec's generation.
+    pub generation: i64,
+    /// The generation that the status speaks of.
+    pub observed_generation: i64,
+    /// When this generation was first seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Timestamp>,
+    /// What is wrong with the declaration; the last good spec is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// What it holds of the host: address, MAC, memory, disk, ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reserved: Vec<String>,
+    /// The last thing that went well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_step: Option<Happened>,
+    /// What it waits for, the nearest first; each waits for the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocked_by: Vec<Blocker>,
+    /// The last thing that went wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<Happened>,
+    /// When a failed step is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<Timestamp>,
+    /// What comes when nothing blocks it any more, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<String>,
+}
+
+/// An event, in short.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Happened {
+    /// One word for programs.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+    /// When it last happened.
+    pub at: Timestamp,
+    /// How often.
+    pub count: u32,
+}
+
+/// What an object waits for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Blocker {
+    /// An object (`image/debian`), or a limit (`boot permits`).
+    pub what: String,
+    /// One word for programs.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+    /// The last thing that went wrong there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<Happened>,
+    /// When it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<Timestamp>,
 }

@@ -195,6 +195,10 @@ fn refusal(code: StatusCode, body: &[u8]) -> CliError {
         return CliError::new(format!("the daemon answered {code}"));
     };
     let error = CliError::new(status.message.clone());
+    let hints: Vec<&str> = status.causes("Hint").collect();
+    if !hints.is_empty() {
+        return error.hint(hints.join("\nhint: "));
+    }
     match status.cause("DeclaredIn") {
         Some(place) => error.hint(format!("edit {}", place.rsplit_once(':').map_or(place, |(file, _)| file))),
         None if status.reason == "NotFound" => error.hint("`vmlet get all -A` shows what there is"),

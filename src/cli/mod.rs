@@ -9,6 +9,7 @@ mod console;
 mod daemon;
 mod delete;
 mod describe;
+mod diff;
 mod doctor;
 mod error;
 mod events;
@@ -26,6 +27,7 @@ mod text;
 mod validate;
 mod version;
 mod wait;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -66,6 +68,7 @@ struct Cli {
 enum Verb {
     Get(get::Get),
     Describe(describe::Describe),
+    Why(why::Why),
     Logs(logs::Logs),
     Console(console::Console),
     Exec(exec::Exec),
@@ -73,6 +76,7 @@ enum Verb {
     Wait(wait::Wait),
     Delete(delete::Delete),
     Validate(validate::Validate),
+    Diff(diff::Diff),
     Schema(schema::Schema),
     Daemon(Box<daemon::Daemon>),
     Doctor(doctor::Doctor),
@@ -118,6 +122,7 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
     match verb {
         Verb::Get(verb) => verb.run(client).await,
         Verb::Describe(verb) => verb.run(client).await,
+        Verb::Why(verb) => verb.run(client).await,
         Verb::Logs(verb) => verb.run(client).await,
         Verb::Console(verb) => verb.run(client).await,
         Verb::Exec(verb) => verb.run(client).await,
@@ -125,6 +130,7 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
         Verb::Wait(verb) => verb.run(client).await,
         Verb::Delete(verb) => verb.run(client).await,
         Verb::Validate(verb) => verb.run(),
+        Verb::Diff(verb) => verb.run(client).await,
         Verb::Schema(verb) => verb.run(),
         Verb::Doctor(verb) => verb.run().await,
         Verb::Completions(verb) => verb.run(),

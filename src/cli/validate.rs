@@ -1,6 +1,6 @@
 //! `vmlet validate`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::error::{CliError, Outcome};
 use crate::manifest::{Diagnostic, DirectorySource, FileState, Located, MAX_FILE_SIZE, Settings, decode};
-use crate::object::ObjectKey;
+use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, check_dependencies};
 
 /// Check manifests without a daemon
 ///
@@ -38,6 +38,8 @@ struct Report {
     diagnostics: Vec<Diagnostic>,
     /// Where each object is declared first.
     objects: BTreeMap<ObjectKey, (PathBuf, u32)>,
+    /// What each VM depends on.
+    dependencies: BTreeMap<ObjectKey, Vec<String>>,
 }
 
 impl Validate {
@@ -47,6 +49,7 @@ impl Validate {
         for path in &self.paths {
             if path.is_dir() { report.folder(path) } else { report.file(path) }
         }
+        report.check_dependencies();
         let valid = report.diagnostics.is_empty();
         let mut out = io::stdout();
         let counts = (plural(report.objects.len(), "object"), plural(report.files, "file"));
@@ -118,7 +121,12 @@ impl Report {
         for located in objects {
             let key = located.object.key();
             match self.objects.get(&key) {
-                None => drop(self.objects.insert(key, (path.to_owned(), located.line))),
+                None => {
+                    if let AnyObject::Vm(vm) = &located.object {
+                        self.dependencies.insert(key.clone(), vm.spec.depends_on.clone());
+                    }
+                    self.objects.insert(key, (path.to_owned(), located.line));
+                }
                 // Naming a file twice is no conflict.
                 Some((earlier, _)) if earlier == path => {}
                 Some((earlier, line)) => {
@@ -126,6 +134,28 @@ impl Report {
                     self.found(path, located.line, message);
                 }
             }
+        }
+    }
+
+    /// Each circle is reported once, at the first of its VMs.
+    fn check_dependencies(&mut self) {
+        let (mut found, mut reported) = (Vec::new(), BTreeSet::new());
+        for key in self.dependencies.keys() {
+            let named = |name: &str| ObjectKey::new(Kind::Vm, &key.namespace, name);
+            let of = |name: &str| self.dependencies.get(&named(name)).cloned().unwrap_or_default();
+            let Err(error) = check_dependencies(&key.name, of) else { continue };
+            let circle: Vec<ObjectKey> = match &error {
+                DependencyError::Cycle(names) => names.iter().map(|name| named(name)).collect(),
+                DependencyError::TooMany => vec![key.clone()],
+            };
+            if circle.iter().all(|key| !reported.contains(key)) {
+                found.push((key.clone(), error.to_string()));
+            }
+            reported.extend(circle);
+        }
+        for (key, message) in found {
+            let (path, line) = self.objects[&key].clone();
+            self.found(&path, line, format!("{key}: {message}"));
         }
     }
 
@@ -149,12 +179,12 @@ impl Report {
 }
 
 /// A file's bytes, one more than allowed at most: the decoder then says that it is too long.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-fn plural(count: usize, noun: &str) -> String {
+pub(super) fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

@@ -69,10 +69,10 @@ mod tests {
 
     #[test]
     fn hosts_keeps_the_images_lines_and_replaces_ours() {
-        let first = hosts("127.0.0.1\tlocalhost\n10.0.0.9 db\n", "10.88.0.4", "web");
-        assert_eq!(first, "127.0.0.1\tlocalhost\n10.0.0.9 db\n10.88.0.4 web # vmlet\n");
-        let second = hosts(&first, "10.88.0.5", "api");
-        assert_eq!(second, "127.0.0.1\tlocalhost\n10.0.0.9 db\n10.88.0.5 api # vmlet\n");
+        let first = hosts("127.0.0.1\tlocalhost\n10.0.0.9 db\n", "10.63.0.4", "web");
+        assert_eq!(first, "127.0.0.1\tlocalhost\n10.0.0.9 db\n10.63.0.4 web # vmlet\n");
+        let second = hosts(&first, "10.63.0.5", "api");
+        assert_eq!(second, "127.0.0.1\tlocalhost\n10.0.0.9 db\n10.63.0.5 api # vmlet\n");
     }
 
     #[test]
@@ -88,8 +88,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("target"), "kept").unwrap();
         std::os::unix::fs::symlink("target", dir.path().join("resolv.conf")).unwrap();
-        replace(dir.path(), "resolv.conf", "nameserver 10.88.0.1\n").unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("resolv.conf")).unwrap(), "nameserver 10.88.0.1\n");
+        replace(dir.path(), "resolv.conf", "nameserver 10.63.0.1\n").unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("resolv.conf")).unwrap(), "nameserver 10.63.0.1\n");
         assert!(!dir.path().join("resolv.conf").is_symlink());
         assert_eq!(fs::read_to_string(dir.path().join("target")).unwrap(), "kept");
     }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -35,6 +35,15 @@ pub enum Step {
     RemoveDisk,
     /// [`Driver::cleanup`].
     Cleanup,
+    /// [`Driver::exited`], which cannot fail, but panic.
+    Exited,
+}
+
+/// How a step fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    Error { transient: bool },
+    Panic,
 }
 
 /// How VMs behave that are prepared from now on.
@@ -86,7 +95,9 @@ struct State {
     /// Processes that may be in their boot: looked through at each release.
     booting: Vec<u32>,
     last_pid: u32,
-    failures: HashMap<(Step, Option<Uid>), (usize, bool)>,
+    /// How often the host was restarted.
+    boots: u32,
+    failures: HashMap<(Step, Option<Uid>), (usize, Trouble)>,
     max_booting: usize,
     violations: Vec<String>,
 }
@@ -131,7 +142,12 @@ impl FakeDriver {
 
     /// Lets the next `count` tries of a step fail, for one VM or for any.
     pub fn fail_next(&self, step: Step, uid: Option<Uid>, count: usize, transient: bool) {
-        self.state().failures.insert((step, uid), (count, transient));
+        self.state().failures.insert((step, uid), (count, Trouble::Error { transient }));
+    }
+
+    /// Lets the next `count` tries of a step panic, for one VM or for any.
+    pub fn panic_next(&self, step: Step, uid: Option<Uid>, count: usize) {
+        self.state().failures.insert((step, uid), (count, Trouble::Panic));
     }
 
     /// Ends the VM in this folder, as a crash or its guest would. Returns whether it ran.
@@ -139,6 +155,15 @@ impl FakeDriver {
         let state = self.state();
         let running = state.process_in(dir);
         running.is_some_and(|process| process.end.send_replace(Some(exit)).is_none())
+    }
+
+    /// The host goes down with all that runs, and is started again.
+    pub fn reboot(&self) {
+        let mut state = self.state();
+        state.boots += 1;
+        state.processes.clear();
+        state.pids.clear();
+        state.booting.clear();
     }
 
     /// The uids of the VMs that run.
@@ -162,7 +187,8 @@ impl FakeDriver {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.world.state.lock().expect("no holder of this lock panics")
+        // Its holders panic only as scripted, before they change anything.
+        self.world.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end_later(&self, pid: u32, after: Duration, exit: VmmExit) {
@@ -197,18 +223,23 @@ fn powered_off() -> VmmExit {
 impl State {
     fn check(&mut self, step: Step, uid: Option<Uid>) -> Result<(), DriverError> {
         for key in [(step, uid), (step, None)] {
-            if let Some((count, transient)) = self.failures.get_mut(&key)
+            if let Some((count, trouble)) = self.failures.get_mut(&key)
                 && *count > 0
             {
                 *count -= 1;
+                let Trouble::Error { transient } = *trouble else { panic!("{step:?} panics as scripted") };
                 return Err(DriverError {
                     reason: "Scripted",
                     message: format!("{step:?} fails as scripted"),
-                    transient: *transient,
+                    transient,
                 });
             }
         }
         Ok(())
+    }
+
+    fn boot_id(&self) -> String {
+        format!("fake-{}", self.boots)
     }
 
     fn check_dir(&mut self, step: Step, dir: &Path) -> Result<(), DriverError> {
@@ -257,7 +288,7 @@ impl State {
         let identity = ProcessIdentity {
             pid: self.last_pid,
             start_time: u64::from(self.last_pid),
-            boot_id: "fake".to_owned(),
+            boot_id: self.boot_id(),
         };
         self.forget_ended(launch.uid);
         let process = Process {
@@ -350,11 +381,16 @@ impl Driver for FakeDriver {
         }
     }
 
-    async fn exited(&self, _dir: &Path, process: &ProcessIdentity) -> VmmExit {
+    async fn exited(&self, dir: &Path, process: &ProcessIdentity) -> VmmExit {
+        let _ = self.state().check_dir(Step::Exited, dir);
         let end = self.state().processes.get(&process.pid).map(|process| process.end.subscribe());
         let unknown = VmmExit { code: None, signal: None, workload: None, message: String::new() };
         let Some(mut end) = end else { return unknown };
         end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone()).unwrap_or(unknown)
+    }
+
+    fn of_this_boot(&self, process: &ProcessIdentity) -> bool {
+        process.boot_id == self.state().boot_id()
     }
 
     fn alive(&self, process: &ProcessIdentity) -> bool {
@@ -382,6 +418,14 @@ impl Driver for FakeDriver {
         state.check(Step::Kill, Some(uid))?;
         if let Some(known) = state.processes.get(&process.pid).filter(|known| known.identity == *process) {
             end_unless_ended(known, signalled(nix::libc::SIGKILL));
+        }
+        Ok(())
+    }
+
+    async fn evict(&self, dir: &Path) -> Result<(), DriverError> {
+        let state = self.state();
+        if let Some(process) = state.process_in(dir) {
+            end_unless_ended(process, signalled(nix::libc::SIGKILL));
         }
         Ok(())
     }

@@ -37,9 +37,22 @@ pub trait Driver: Send + Sync + 'static {
     /// Connects to the guest's end of the VM's byte stream (bytes are the guest's own: hostile).
     async fn connect(&self, dir: &std::path::Path) -> Result<GuestStream, DriverError>;
 
+    /// Connects to the VM's serial console. One connection at a time is served, and what the guest wrote
+    /// before is not repeated. Drivers without consoles refuse.
+    async fn console(&self, _dir: &std::path::Path) -> Result<GuestStream, DriverError> {
+        Err(DriverError {
+            reason: "NoConsole",
+            message: format!("{} gives VMs no console", self.name()),
+            transient: false,
+        })
+    }
+
     /// Waits until the process is gone, at once if it is. Cancel-safe. Works for processes that an
     /// earlier daemon started.
     async fn exited(&self, dir: &std::path::Path, process: &ProcessIdentity) -> VmmExit;
+
+    /// Whether the process was started since the host's last start. If not it is gone.
+    fn of_this_boot(&self, process: &ProcessIdentity) -> bool;
 
     /// Whether exactly this process is alive.
     fn alive(&self, process: &ProcessIdentity) -> bool;
@@ -49,6 +62,10 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Kills the process and waits until it is gone. Gone already is fine.
     async fn kill(&self, process: &ProcessIdentity) -> Result<(), DriverError>;
+
+    /// Kills the VMM that runs in a folder which no record claims, and waits until it is gone. None is
+    /// fine. The folder says which process that is: [`Driver::spawn`] wrote it down.
+    async fn evict(&self, dir: &std::path::Path) -> Result<(), DriverError>;
 
     /// Removes the private disk, so that the next [`Driver::prepare`] makes a new one.
     async fn remove_disk(&self, dir: &std::path::Path) -> Result<(), DriverError>;

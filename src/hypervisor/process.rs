@@ -33,6 +33,12 @@ impl ProcessIdentity {
     }
 }
 
+/// Whether the process was started since the host's last start. Unknown counts as yes: its end is
+/// looked for anyway.
+pub fn of_this_boot(process: &ProcessIdentity) -> bool {
+    boot_id().map_or(true, |boot_id| boot_id == process.boot_id)
+}
+
 /// Whether exactly this process runs: neither gone nor a zombie, with all its threads.
 pub fn alive(process: &ProcessIdentity) -> bool {
     matches!(open(process), Ok(Some(pidfd)) if !has_ended(&pidfd))

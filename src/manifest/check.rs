@@ -158,7 +158,7 @@ impl Checker<'_> {
             (Form::Ipv4, Value::String(text)) => {
                 if text.parse::<std::net::Ipv4Addr>().is_err() {
                     let message = format!("{path}: {} is not an IPv4 address", shown(value));
-                    self.add(path, false, message, Some("write for example 10.88.0.10".to_owned()));
+                    self.add(path, false, message, Some("write for example 10.63.0.10".to_owned()));
                 }
             }
             (Form::Choice(words), Value::String(text)) => self.choice(words, text, path),
@@ -275,7 +275,7 @@ fn first_sentence(text: &str) -> &str {
 }
 
 /// The known name that was probably meant.
-pub(super) fn similar<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn similar<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     if text.len() > 64 {
         return None;
     }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::decode::Located;
@@ -14,13 +15,15 @@ use crate::object::{AnyObject, ObjectKey};
 use crate::store::{Problem, Record};
 
 /// The file has errors.
-const INVALID: &str = "InvalidManifest";
+pub(crate) const INVALID: &str = "InvalidManifest";
 /// Two files declare one object.
-const CONFLICT: &str = "Conflict";
+pub(crate) const CONFLICT: &str = "Conflict";
 /// The folder cannot be read, or not completely.
-const UNAVAILABLE: &str = "SourceUnavailable";
+pub(crate) const UNAVAILABLE: &str = "SourceUnavailable";
+/// Declared again while the former object of the name is being deleted: no trouble, it waits.
+pub(super) const REDECLARED: &str = "Redeclared";
 /// Too much would be deleted at once.
-const MASS_DELETE: &str = "MassDelete";
+pub(crate) const MASS_DELETE: &str = "MassDelete";
 
 /// An object that the store holds for this source.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,13 +78,24 @@ pub enum Change {
     },
     /// Tell people. Repeated for as long as it is so.
     Warning {
-        /// The object, if it is about one.
-        key: Option<ObjectKey>,
+        /// What it is about.
+        about: About,
         /// One CamelCase word.
         reason: &'static str,
         /// A sentence.
         message: String,
     },
+}
+
+/// What a warning is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum About {
+    /// An object.
+    Object(ObjectKey),
+    /// A file, below the source's folder.
+    File(PathBuf),
+    /// The whole folder.
+    Folder,
 }
 
 /// Compares what is held with what a snapshot declares.
@@ -101,7 +115,7 @@ pub fn changes(held: &[Held], snapshot: &Snapshot, guard: &mut MassDeleteGuard, 
     for key in keys {
         match fold.held.get(&key).copied() {
             None => fold.create(&key),
-            Some(held) if held.terminating => {}
+            Some(held) if held.terminating => fold.redeclared(&key, held),
             Some(held) if fold.keep_or_delete(&key, held) => {}
             Some(_) => {
                 deletions.insert(key);
@@ -110,6 +124,33 @@ pub fn changes(held: &[Held], snapshot: &Snapshot, guard: &mut MassDeleteGuard, 
     }
     fold.delete(deletions, guard, now);
     fold.changes
+}
+
+/// What is left to compare of `now` when all was well with `before` and its objects were declared: the files
+/// whose objects changed. None if more than that is different, so that everything must be compared.
+pub(super) fn edited(before: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
+    if !before.complete || !now.complete || before.files.len() != now.files.len() {
+        return None;
+    }
+    let mut files = BTreeMap::new();
+    for ((path, old), (same, new)) in before.files.iter().zip(&now.files) {
+        match (old, new) {
+            (FileState::Good(old), FileState::Good(new)) if path == same => {
+                if !Arc::ptr_eq(old, new) {
+                    let keys =
+                        |objects: &[Located]| objects.iter().map(|at| at.object.key()).collect::<Vec<_>>();
+                    if keys(old) != keys(new) {
+                        return None;
+                    }
+                    files.insert(path.clone(), FileState::Good(new.clone()));
+                }
+            }
+            // Its objects stay as they are until it is settled.
+            (FileState::Good(_), FileState::Unsettled) if path == same => {}
+            _ => return None,
+        }
+    }
+    Some(Snapshot { complete: true, files, trouble: Vec::new() })
 }
 
 /// A declaration: the file and the object.
@@ -144,17 +185,17 @@ enum Silence<'a> {
 }
 
 impl<'a> Fold<'a> {
-    fn warn(&mut self, key: Option<&ObjectKey>, reason: &'static str, message: String) {
-        self.changes.push(Change::Warning { key: key.cloned(), reason, message });
+    fn warn(&mut self, about: About, reason: &'static str, message: String) {
+        self.changes.push(Change::Warning { about, reason, message });
     }
 
     fn warn_of_files(&mut self) {
         for trouble in &self.snapshot.trouble {
-            self.warn(None, UNAVAILABLE, format!("{trouble}; nothing is deleted meanwhile"));
+            self.warn(About::Folder, UNAVAILABLE, format!("{trouble}; nothing is deleted meanwhile"));
         }
-        for state in self.snapshot.files.values() {
+        for (path, state) in &self.snapshot.files {
             if let FileState::Broken(broken) = state {
-                self.warn(None, INVALID, summary(broken));
+                self.warn(About::File(path.clone()), INVALID, summary(broken));
             }
         }
     }
@@ -186,7 +227,7 @@ impl<'a> Fold<'a> {
                 located.line,
                 path.display()
             );
-            self.warn(Some(key), CONFLICT, message);
+            self.warn(About::Object(key.clone()), CONFLICT, message);
         }
         let (other, located) = others.first()?;
         let message = format!(
@@ -238,6 +279,20 @@ impl<'a> Fold<'a> {
         self.problem(key, held, problem);
     }
 
+    /// An object that is being deleted says whether another of its name comes after it.
+    fn redeclared(&mut self, key: &ObjectKey, held: &Held) {
+        let declaration = self.declared.get(key).and_then(|declarations| declarations.first());
+        let problem = declaration.map(|(path, located)| {
+            let place = format!("{}:{}", path.display(), located.line);
+            let message = format!("declared again at {place}; created anew when the old one is gone");
+            Problem { reason: REDECLARED.to_owned(), message }
+        });
+        let waits = held.problem.as_ref().is_some_and(|held| held.reason == REDECLARED);
+        if problem.is_some() || waits {
+            self.problem(key, held, problem);
+        }
+    }
+
     fn problem(&mut self, key: &ObjectKey, held: &Held, problem: Option<Problem>) {
         if held.problem != problem {
             self.changes.push(Change::Problem { key: key.clone(), problem });
@@ -283,7 +338,7 @@ impl<'a> Fold<'a> {
         let alive = self.held.values().filter(|held| !held.terminating).count();
         match guard.refusal(&deletions, alive, now) {
             Some(warning) => {
-                self.warn(None, MASS_DELETE, warning);
+                self.warn(About::Folder, MASS_DELETE, warning);
                 for key in deletions {
                     let held = self.held[&key];
                     let message = format!(

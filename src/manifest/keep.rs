@@ -3,23 +3,32 @@
 //! In: the folder's snapshots, the store's deletions, the time. Out: declared and undeclared objects,
 //! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
 
-use std::collections::HashSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::mem;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
-use super::source::Snapshot;
-use crate::object::{AnyObject, Kind, ObjectKey, strongest};
+use super::desired::{
+    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes, edited,
+};
+use super::source::{FileState, Snapshot};
+use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
 use crate::reconcile::Clock;
 use crate::store::{
-    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Watch,
+    ChangeKind, DeclareError, Declared, Event, Expired, Origin, Problem, Severity, Store, StoreError,
+    Subject, Watch,
 };
 
+/// What had errors has none any more.
+const MENDED: &str = "ManifestGood";
+/// Declarations that wait for one flush, at most.
+const DECLARED_AT_ONCE: usize = 256;
 /// The wait after a pass that the store refused.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -33,8 +42,17 @@ pub async fn keep(
     cancel: CancellationToken,
 ) {
     let source = format!("directory:{}", root.display());
-    let mut keeper =
-        Keeper { store, source, guard: MassDeleteGuard::new(settings), said: HashSet::new(), clock };
+    let mut keeper = Keeper {
+        broken: broken_files(&store.events(None)).into_keys().filter(|path| path.starts_with(root)).collect(),
+        store,
+        source,
+        root: root.to_owned(),
+        guard: MassDeleteGuard::new(settings),
+        applied: None,
+        said: HashSet::new(),
+        saying: HashSet::new(),
+        clock,
+    };
     // The channel's first value is a placeholder, not a look at the folder.
     let mut seen = false;
     let mut deletions = keeper.watch();
@@ -47,7 +65,7 @@ pub async fn keep(
                 Ok(()) => seen = true,
                 Err(_) => return,
             },
-            () = deleted(&mut deletions) => {}
+            () = deleted(&mut deletions) => keeper.applied = None,
             () = until(keeper.guard.due().map(Instant::from_std)) => {}
             () = until(retry) => {}
         }
@@ -84,10 +102,29 @@ async fn deleted(changes: &mut Watch) {
 struct Keeper {
     store: Store,
     source: String,
+    root: PathBuf,
     guard: MassDeleteGuard,
-    /// Warnings that were logged, so that lasting trouble is logged once.
+    /// The last snapshot, if all that it declares is in the store and nothing else, and nothing is wrong with it.
+    applied: Option<Snapshot>,
+    /// Files whose latest event says that they have errors.
+    broken: BTreeSet<PathBuf>,
+    /// Warnings of the last look and of this one, so that lasting trouble is told once.
     said: HashSet<String>,
+    saying: HashSet<String>,
     clock: Clock,
+}
+
+#[derive(Clone)]
+struct Declaration {
+    object: Box<AnyObject>,
+    origin: Origin,
+    take_over: bool,
+}
+
+/// A declaration that cannot be in force beside the others.
+struct Refused {
+    declaration: Declaration,
+    error: DependencyError,
 }
 
 impl Keeper {
@@ -95,86 +132,223 @@ impl Keeper {
         self.store.watch(None).expect("a watch from now on has missed nothing")
     }
 
+    /// An edit costs no more for all that is not edited: that is left out.
     async fn apply(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
-        let own = records.filter(|record| record.origin().source == self.source);
-        let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
-        let mut said = HashSet::new();
-        for change in changes(&held, snapshot, &mut self.guard, Instant::now().into_std()) {
-            match change {
-                Change::Declare { object, path, line, take_over } => {
-                    let origin = Origin { source: self.source.clone(), path, line };
-                    self.declare(*object, origin, take_over).await?;
-                }
-                Change::Undeclare(key) => self.undeclare(&key).await?,
-                Change::Problem { key, problem } => self.problem(&key, problem).await?,
-                Change::Warning { key, reason, message } => {
-                    self.warn(key.as_ref(), reason, &message);
-                    said.insert(message);
-                }
-            }
-        }
-        self.said = said;
+        let Some(mut applied) = self.applied.take() else { return self.apply_all(snapshot).await };
+        let Some(edited) = edited(&applied, snapshot) else { return self.apply_all(snapshot).await };
+        let declared = edited.files.values().filter_map(|state| match state {
+            FileState::Good(objects) => Some(objects.iter().map(|located| located.object.key())),
+            _ => None,
+        });
+        let records = declared.flatten().filter_map(|key| self.store.record(&key));
+        let held: Vec<Held> = records.map(|record| Held::from(&record)).collect();
+        let quiet = self.compare(&held, &edited).await?;
+        applied.files.extend(edited.files);
+        self.applied = quiet.then_some(applied);
         Ok(())
     }
 
-    async fn declare(&self, object: AnyObject, origin: Origin, take_over: bool) -> Result<(), StoreError> {
-        let key = object.key();
-        let place = origin.to_string();
-        match self.store.declare(object, origin, take_over, self.clock.now()).await {
-            Ok(Declared::Created { .. }) => self.event(&key, "Declared", &format!("declared at {place}")),
+    async fn apply_all(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
+        let own = records.filter(|record| record.origin().source == self.source);
+        let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
+        let settled = snapshot.files.values().all(|state| matches!(state, FileState::Good(_)));
+        let terminating = held.iter().any(|held| held.terminating);
+        let quiet = self.compare(&held, snapshot).await?;
+        let quiet = quiet && snapshot.complete && settled && !terminating;
+        self.applied = quiet.then(|| snapshot.clone());
+        Ok(())
+    }
+
+    /// Makes the store agree. False if there is something wrong, or something to be done again.
+    async fn compare(&mut self, held: &[Held], snapshot: &Snapshot) -> Result<bool, StoreError> {
+        let mut broken = BTreeSet::new();
+        let (mut declarations, mut undeclared, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+        for change in changes(held, snapshot, &mut self.guard, Instant::now().into_std()) {
+            match change {
+                Change::Declare { object, path, line, take_over } => {
+                    let origin = Origin { source: self.source.clone(), path, line };
+                    declarations.push(Declaration { object, origin, take_over });
+                }
+                Change::Undeclare(key) => undeclared.push(key),
+                Change::Problem { key, problem } => problems.push((key, problem)),
+                Change::Warning { about, reason, message } => {
+                    let subject = self.subject(about);
+                    if let (Subject::Manifest { path }, INVALID) = (&subject, reason) {
+                        broken.insert(path.clone());
+                    }
+                    self.warn(subject, reason, &message);
+                }
+            }
+        }
+        let refused = self.declare_all(declarations).await?;
+        let mut quiet = refused.is_empty() && undeclared.is_empty() && problems.is_empty();
+        for key in undeclared {
+            self.undeclare(&key).await?;
+        }
+        self.note(problems, refused).await?;
+        self.said = mem::take(&mut self.saying);
+        quiet &= self.said.is_empty();
+        // What could not be read now may be as broken as before.
+        if snapshot.complete {
+            for path in self.broken.difference(&broken).cloned() {
+                self.event(Subject::Manifest { path }, MENDED, "it has no errors any more, or is gone");
+            }
+            self.broken = broken;
+        } else {
+            self.broken.extend(broken);
+        }
+        Ok(quiet)
+    }
+
+    /// Declares, in order. What is refused because of another declaration of this look may be right after
+    /// it: the order within a look does not matter.
+    async fn declare_all(&mut self, mut declarations: Vec<Declaration>) -> Result<Vec<Refused>, StoreError> {
+        loop {
+            let before = declarations.len();
+            let refused = self.declare(declarations).await?;
+            if refused.is_empty() || refused.len() == before {
+                return Ok(refused);
+            }
+            declarations = refused.into_iter().map(|refused| refused.declaration).collect();
+        }
+    }
+
+    /// One transaction each, in order, and one flush for many: each waits for its own.
+    async fn declare(&mut self, declarations: Vec<Declaration>) -> Result<Vec<Refused>, StoreError> {
+        let (store, now) = (self.store.clone(), self.clock.now());
+        let declare = |declaration: Declaration| {
+            let (store, Declaration { object, origin, take_over }) = (store.clone(), declaration.clone());
+            async move { (declaration, store.declare(*object, origin, take_over, now).await) }
+        };
+        let mut declared = stream::iter(declarations.into_iter().map(declare)).buffered(DECLARED_AT_ONCE);
+        let mut refused = Vec::new();
+        while let Some((declaration, result)) = declared.next().await {
+            refused.extend(self.declared(declaration, result)?);
+        }
+        Ok(refused)
+    }
+
+    /// Tells people what became of a declaration.
+    fn declared(
+        &mut self,
+        declaration: Declaration,
+        result: Result<Declared, DeclareError>,
+    ) -> Result<Option<Refused>, StoreError> {
+        let (key, place) = (declaration.object.key(), declaration.origin.to_string());
+        match result {
+            Ok(Declared::Created { .. }) => {
+                self.event((&key).into(), "Declared", &format!("declared at {place}"))
+            }
             Ok(Declared::Updated { changes, .. }) => {
                 let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
                 let effect =
                     strongest(&changes).map_or_else(String::new, |effect| format!("; effect: {effect}"));
-                self.event(&key, "SpecChanged", &format!("{}{effect}", shown.join(", ")));
+                self.event((&key).into(), "SpecChanged", &format!("{}{effect}", shown.join(", ")));
             }
             Ok(Declared::MetadataUpdated | Declared::Unchanged) => {}
             Err(error @ DeclareError::Conflict { .. }) => {
-                self.warn(Some(&key), "Conflict", &error.to_string())
+                self.warn((&key).into(), CONFLICT, &format!("{place}: {error}"));
             }
             // Declared again when it is gone: that is a change this loop waits for.
             Err(DeclareError::Terminating) => {}
+            Err(DeclareError::Dependency(error)) => return Ok(Some(Refused { declaration, error })),
             Err(DeclareError::Store(error)) => return Err(error),
+        }
+        Ok(None)
+    }
+
+    /// Notes what is wrong. A refused object that exists keeps its last good spec, and says so; of another
+    /// only an event can tell.
+    async fn note(
+        &mut self,
+        problems: Vec<(ObjectKey, Option<Problem>)>,
+        refused: Vec<Refused>,
+    ) -> Result<(), StoreError> {
+        let refused_keys: BTreeSet<ObjectKey> =
+            refused.iter().map(|refused| refused.declaration.object.key()).collect();
+        for (key, problem) in problems {
+            if !refused_keys.contains(&key) {
+                self.problem(&key, problem).await?;
+            }
+        }
+        for Refused { declaration, error } in refused {
+            let key = declaration.object.key();
+            let (origin, reason) = (declaration.origin, error.reason());
+            if self.store.record(&key).is_some() {
+                let message = format!("{origin}: {error}; the last spec stays");
+                self.problem(&key, Some(Problem { reason: reason.to_owned(), message })).await?;
+            } else {
+                self.warn((&key).into(), reason, &format!("{origin}: {error}; it is not created"));
+            }
         }
         Ok(())
     }
 
     async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
         if self.store.undeclare(key, &self.source, self.clock.now()).await? {
-            self.event(key, "Undeclared", "its manifest is gone; it is deleted");
+            self.event(key.into(), "Undeclared", "its manifest is gone; it is deleted");
         }
         Ok(())
     }
 
     async fn problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<(), StoreError> {
-        let news = problem.clone();
-        if self.store.set_problem(key, problem).await? {
-            match news {
-                Some(Problem { reason, message }) => self.record(key, Severity::Warning, &reason, &message),
-                None => self.event(key, "ManifestGood", "its manifest is good again"),
+        let old = self.store.record(key).and_then(|record| record.problem().cloned());
+        if !self.store.set_problem(key, problem.clone()).await? {
+            return Ok(());
+        }
+        match problem {
+            Some(Problem { reason, message }) if reason == REDECLARED => {
+                self.event(key.into(), REDECLARED, &message);
             }
+            Some(Problem { reason, message }) => {
+                self.record(key.into(), Severity::Warning, &reason, &message);
+            }
+            None if old.is_some_and(|old| old.reason == REDECLARED) => {}
+            None => self.event(key.into(), MENDED, "its manifest is good again"),
         }
         Ok(())
     }
 
-    fn warn(&self, key: Option<&ObjectKey>, reason: &str, message: &str) {
+    fn subject(&self, about: About) -> Subject {
+        match about {
+            About::Object(key) => Subject::Object(key),
+            About::File(path) => Subject::Manifest { path: self.root.join(path) },
+            About::Folder => Subject::Manifest { path: self.root.clone() },
+        }
+    }
+
+    fn warn(&mut self, subject: Subject, reason: &str, message: &str) {
+        self.saying.insert(message.to_owned());
         if self.said.contains(message) {
             return;
         }
         tracing::warn!(reason, "{message}");
-        if let Some(key) = key {
-            self.record(key, Severity::Warning, reason, message);
+        self.record(subject, Severity::Warning, reason, message);
+    }
+
+    fn event(&self, subject: Subject, reason: &str, message: &str) {
+        tracing::info!(subject = %subject, reason, "{message}");
+        self.record(subject, Severity::Normal, reason, message);
+    }
+
+    fn record(&self, subject: Subject, severity: Severity, reason: &str, message: &str) {
+        let record = subject.object().and_then(|key| self.store.record(key));
+        let uid = record.and_then(|record| record.metadata().uid);
+        self.store.record_event(subject, uid, severity, reason, message, self.clock.now());
+    }
+}
+
+/// The files that the events find errors in and not mended since, and the errors.
+pub(crate) fn broken_files(events: &[Event]) -> BTreeMap<PathBuf, String> {
+    let mut broken = BTreeMap::new();
+    for event in events {
+        let Subject::Manifest { path } = &event.subject else { continue };
+        match event.reason.as_str() {
+            INVALID => drop(broken.insert(path.clone(), event.message.clone())),
+            MENDED => drop(broken.remove(path)),
+            _ => {}
         }
     }
-
-    fn event(&self, key: &ObjectKey, reason: &str, message: &str) {
-        tracing::info!(object = %key, reason, "{message}");
-        self.record(key, Severity::Normal, reason, message);
-    }
-
-    fn record(&self, key: &ObjectKey, severity: Severity, reason: &str, message: &str) {
-        let uid = self.store.record(key).and_then(|record| record.object().metadata().uid);
-        self.store.record_event(key, uid, severity, reason, message, self.clock.now());
-    }
+    broken
 }

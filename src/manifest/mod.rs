@@ -27,11 +27,14 @@ mod watcher;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use check::similar;
 pub use check::{Finding, object_from_value};
 pub use crd::{crd, schema};
 pub use decode::{Decoded, Located, MAX_FILE_SIZE, decode};
-pub use desired::{Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
+pub use desired::{About, Change, Held, MassDeleteGuard, MassDeleteSettings, changes};
+pub(crate) use desired::{CONFLICT, MASS_DELETE};
 pub use diagnostic::Diagnostic;
+pub(crate) use keep::broken_files;
 pub use keep::keep;
 pub use reference::reference;
 pub use scan::Limits;

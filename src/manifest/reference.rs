@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::shape::{self, Form, Shape};
-use crate::object::{Effect, Kind, vm_effect};
+use crate::object::{Kind, effect_of};
 
 const INTRODUCTION: &str = include_str!("reference.md");
 
@@ -15,22 +15,23 @@ pub fn reference() -> String {
         let part = |name| shape.field(name).expect("objects have metadata, spec and status");
         write!(page, "\n## {kind}\n\n").expect("strings take everything");
         page.push_str("| field | type | default | an edit | meaning |\n| --- | --- | --- | --- | --- |\n");
-        spec_rows(&mut page, kind, part("spec"), "spec", None);
+        spec_rows(&mut page, kind, part("spec"), "spec");
         write!(page, "\n### {kind} status\n\nWritten by vmlet, ignored in manifests.\n\n")
             .expect("strings take everything");
         page.push_str("| field | type | meaning |\n| --- | --- | --- |\n");
         status_rows(&mut page, part("status"), "status");
     }
-    page.push_str("\n## Metadata\n\n| field | type | default | meaning |\n| --- | --- | --- | --- |\n");
+    page.push_str(
+        "\n## Metadata\n\n| field | type | default | an edit | meaning |\n| --- | --- | --- | --- | --- |\n",
+    );
     metadata_rows(&mut page);
     page
 }
 
 /// One row a field, nested ones below theirs.
-fn spec_rows(page: &mut String, kind: Kind, shape: &Shape, path: &str, effect: Option<Effect>) {
+fn spec_rows(page: &mut String, kind: Kind, shape: &Shape, path: &str) {
     for field in fields_of(shape) {
         let path = format!("{path}.{}", field.name);
-        let effect = effect.unwrap_or_else(|| effect_of(kind, &field.name));
         let default = if field.required { "required".to_owned() } else { default_of(&field.shape) };
         row(
             page,
@@ -38,20 +39,16 @@ fn spec_rows(page: &mut String, kind: Kind, shape: &Shape, path: &str, effect: O
                 &format!("`{path}`"),
                 &type_of(&field.shape),
                 &default,
-                &effect.to_string(),
+                &edit_of(kind, &path),
                 &meaning(&field.shape),
             ],
         );
-        spec_rows(page, kind, &field.shape, &nested(&path, &field.shape), Some(effect));
+        spec_rows(page, kind, &field.shape, &nested(&path, &field.shape));
     }
 }
 
-/// As `vm_changes` and `image_changes` have it.
-fn effect_of(kind: Kind, field: &str) -> Effect {
-    match kind {
-        Kind::Vm => vm_effect(field),
-        Kind::Image => Effect::Live,
-    }
+fn edit_of(kind: Kind, path: &str) -> String {
+    effect_of(kind, path).map(|effect| effect.to_string()).unwrap_or_default()
 }
 
 fn status_rows(page: &mut String, shape: &Shape, path: &str) {
@@ -66,8 +63,9 @@ fn metadata_rows(page: &mut String) {
     let metadata = shape::of(Kind::Vm).field("metadata").expect("objects have metadata");
     for field in metadata.fields() {
         let default = if field.required { "required".to_owned() } else { default_of(&field.shape) };
-        let name = format!("`metadata.{}`", field.name);
-        row(page, &[&name, &type_of(&field.shape), &default, &meaning(&field.shape)]);
+        let path = format!("metadata.{}", field.name);
+        let edit = edit_of(Kind::Vm, &path);
+        row(page, &[&format!("`{path}`"), &type_of(&field.shape), &default, &edit, &meaning(&field.shape)]);
     }
 }
 

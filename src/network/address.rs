@@ -80,7 +80,7 @@ impl FromStr for Subnet {
     fn from_str(text: &str) -> Result<Self, SubnetError> {
         let refuse = |_| SubnetError {
             text: text.to_owned(),
-            reason: "use an IPv4 network, for example 10.88.0.0/24".to_owned(),
+            reason: "use an IPv4 network, for example 10.63.0.0/24".to_owned(),
         };
         text.parse::<Ipv4Net>().map_err(refuse)?.try_into()
     }
@@ -100,7 +100,7 @@ impl From<Subnet> for String {
     }
 }
 
-/// `10.88.0.0/24`
+/// `10.63.0.0/24`
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -24,11 +24,11 @@ pub struct HostSettings {
 }
 
 impl Default for HostSettings {
-    /// `vmlet0`, 10.88.0.0/24.
+    /// `vmlet0`, 10.63.0.0/24.
     fn default() -> Self {
         HostSettings {
             bridge: "vmlet0".to_owned(),
-            subnet: "10.88.0.0/24".parse().expect("the default is a subnet"),
+            subnet: "10.63.0.0/24".parse().expect("the default is a subnet"),
         }
     }
 }

@@ -14,12 +14,12 @@ fn ip(text: &str) -> Ipv4Addr {
 
 #[test]
 fn the_first_host_is_the_gateway_and_the_others_are_for_vms() {
-    let subnet: Subnet = "10.88.0.0/29".parse().unwrap();
-    assert_eq!((subnet.gateway(), subnet.prefix()), (ip("10.88.0.1"), 29));
+    let subnet: Subnet = "10.63.0.0/29".parse().unwrap();
+    assert_eq!((subnet.gateway(), subnet.prefix()), (ip("10.63.0.1"), 29));
     let hosts: Vec<_> = subnet.hosts().map(|host| host.to_string()).collect();
-    assert_eq!(hosts, ["10.88.0.2", "10.88.0.3", "10.88.0.4", "10.88.0.5", "10.88.0.6"]);
+    assert_eq!(hosts, ["10.63.0.2", "10.63.0.3", "10.63.0.4", "10.63.0.5", "10.63.0.6"]);
     assert!(subnet.hosts().all(|host| subnet.is_host(host)));
-    for other in ["10.88.0.0", "10.88.0.1", "10.88.0.7", "10.88.0.8"] {
+    for other in ["10.63.0.0", "10.63.0.1", "10.63.0.7", "10.63.0.8"] {
         assert!(!subnet.is_host(ip(other)), "{other}");
     }
 }
@@ -27,9 +27,9 @@ fn the_first_host_is_the_gateway_and_the_others_are_for_vms() {
 #[test]
 fn a_subnet_says_what_is_wrong_with_it() {
     let wrong = |text: &str| text.parse::<Subnet>().unwrap_err().to_string();
-    assert!(wrong("10.88.0.1/24").contains("use 10.88.0.0/24"));
-    assert!(wrong("10.88.0.0/30").contains("8 to 29"));
-    assert!(wrong("10.88.0.0").contains("for example 10.88.0.0/24"));
+    assert!(wrong("10.63.0.1/24").contains("use 10.63.0.0/24"));
+    assert!(wrong("10.63.0.0/30").contains("8 to 29"));
+    assert!(wrong("10.63.0.0").contains("for example 10.63.0.0/24"));
     assert!(wrong("fd00::/64").contains("IPv4"));
     assert!(wrong("127.0.0.0/24").contains("unicast"));
     assert!(wrong("240.0.0.0/24").contains("unicast"));
@@ -37,9 +37,9 @@ fn a_subnet_says_what_is_wrong_with_it() {
 
 #[test]
 fn overlap_is_symmetric_containment() {
-    let subnet: Subnet = "10.88.0.0/24".parse().unwrap();
+    let subnet: Subnet = "10.63.0.0/24".parse().unwrap();
     for (other, expected) in
-        [("10.88.0.0/16", true), ("10.88.0.128/25", true), ("10.88.1.0/24", false), ("0.0.0.0/0", true)]
+        [("10.63.0.0/16", true), ("10.63.0.128/25", true), ("10.63.1.0/24", false), ("0.0.0.0/0", true)]
     {
         assert_eq!(subnet.overlaps(other.parse().unwrap()), expected, "{other}");
     }
@@ -60,35 +60,35 @@ fn entries_are_read_back_from_nft() {
         {"nftables": [{"metainfo": {"version": "1.0.6", "json_schema_version": 1}}, {"map": {"family": "ip",
           "name": "tcp_forwards", "table": "vmlet0", "type": "inet_service", "handle": 6,
           "map": "ipv4_addr . inet_service",
-          "elem": [[8080, {"concat": ["10.88.0.5", 80]}], [70000, {"concat": ["10.88.0.6", 80]}]]}}]}
+          "elem": [[8080, {"concat": ["10.63.0.5", 80]}], [70000, {"concat": ["10.63.0.6", 80]}]]}}]}
         {"nftables": [{"metainfo": {}}, {"map": {"name": "udp_forwards"}}]}
         {"nftables": [{"set": {"name": "taps", "elem": ["vmt1"]}}]}
         {"nftables": [{"set": {"name": "leases",
-          "elem": [{"concat": ["vmt1", "52:54:00:00:00:01", "10.88.0.5"]}, {"concat": []}]}}]}"#;
+          "elem": [{"concat": ["vmt1", "52:54:00:00:00:01", "10.63.0.5"]}, {"concat": []}]}}]}"#;
     let entries = parse_entries(text).unwrap();
     assert_eq!(
         entries.forwards.into_iter().collect::<Vec<_>>(),
-        [((Protocol::Tcp, 8080), (ip("10.88.0.5"), 80))]
+        [((Protocol::Tcp, 8080), (ip("10.63.0.5"), 80))]
     );
     assert_eq!(entries.taps, BTreeSet::from(["vmt1".to_owned()]));
     assert_eq!(
         entries.leases,
-        BTreeSet::from([("vmt1".to_owned(), "52:54:00:00:00:01".to_owned(), ip("10.88.0.5"))])
+        BTreeSet::from([("vmt1".to_owned(), "52:54:00:00:00:01".to_owned(), ip("10.63.0.5"))])
     );
 }
 
 #[test]
 fn a_change_deletes_what_differs_before_it_adds() {
     let mut present = Entries::default();
-    present.forwards.insert((Protocol::Tcp, 80), (ip("10.88.0.5"), 80));
-    present.forwards.insert((Protocol::Udp, 53), (ip("10.88.0.5"), 53));
+    present.forwards.insert((Protocol::Tcp, 80), (ip("10.63.0.5"), 80));
+    present.forwards.insert((Protocol::Udp, 53), (ip("10.63.0.5"), 53));
     present.taps.insert("vmt1".to_owned());
     let mut wanted = present.clone();
-    wanted.forwards.insert((Protocol::Tcp, 80), (ip("10.88.0.5"), 8080));
+    wanted.forwards.insert((Protocol::Tcp, 80), (ip("10.63.0.5"), 8080));
     assert_eq!(
         present.change_to(&wanted, "br"),
-        "delete element ip br tcp_forwards { 80 : 10.88.0.5 . 80 }\n\
-         add element ip br tcp_forwards { 80 : 10.88.0.5 . 8080 }\n"
+        "delete element ip br tcp_forwards { 80 : 10.63.0.5 . 80 }\n\
+         add element ip br tcp_forwards { 80 : 10.63.0.5 . 8080 }\n"
     );
     assert_eq!(present.change_to(&present, "br"), "");
 }
@@ -96,12 +96,12 @@ fn a_change_deletes_what_differs_before_it_adds() {
 #[test]
 fn entries_of_a_vm_leave_out_the_others() {
     let mut all = Entries::default();
-    for (tap, address, port) in [("vmt1", "10.88.0.5", 80), ("vmt2", "10.88.0.6", 81)] {
+    for (tap, address, port) in [("vmt1", "10.63.0.5", 80), ("vmt2", "10.63.0.6", 81)] {
         all.forwards.insert((Protocol::Tcp, port), (ip(address), 80));
         all.taps.insert(tap.to_owned());
         all.leases.insert((tap.to_owned(), "52:54:00:00:00:01".to_owned(), ip(address)));
     }
-    let one = all.of("vmt2", ip("10.88.0.6"));
+    let one = all.of("vmt2", ip("10.63.0.6"));
     assert_eq!(one.forwards.keys().collect::<Vec<_>>(), [&(Protocol::Tcp, 81)]);
     assert_eq!((one.taps.len(), one.leases.len()), (1, 1));
 }

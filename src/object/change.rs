@@ -1,55 +1,17 @@
-//! What an edit of a spec does to the running object: one table, field by field.
+//! What an edit changes, field by field, with the effect of each.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
-use super::{ImageSpec, VmSpec};
-
-/// What a changed field does. Ordered: the strongest effect of an edit is the edit's effect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Effect {
-    /// Applied to the running object.
-    Live,
-    /// The VM is shut down and started again on its disk.
-    Restart,
-    /// The VM is shut down, its root disk deleted, and started anew.
-    Recreate,
-}
-
-impl fmt::Display for Effect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Effect::Live => "live",
-            Effect::Restart => "restart",
-            Effect::Recreate => "recreate",
-        })
-    }
-}
-
-/// The effect of each top-level field of a VM's spec. A field that is not listed is a bug that the
-/// tests catch.
-pub(super) const VM_EFFECTS: [(&str, Effect); 12] = [
-    ("image", Effect::Recreate),
-    ("cpus", Effect::Restart),
-    ("memory", Effect::Restart),
-    ("rootDisk", Effect::Recreate),
-    ("command", Effect::Restart),
-    ("args", Effect::Restart),
-    ("env", Effect::Restart),
-    ("workingDir", Effect::Restart),
-    ("user", Effect::Restart),
-    ("network", Effect::Restart),
-    ("runPolicy", Effect::Live),
-    ("terminationGracePeriodSeconds", Effect::Live),
-];
+use super::{AnyObject, Effect, ImageSpec, Kind, VmSpec, effect_of};
 
 /// One changed field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FieldChange {
-    /// The field, from the spec on: `memory`, `network`.
+    /// The field, from spec or metadata on: `memory`, `network.ports`, `env[PATH].value`, `labels.tier`.
     pub field: String,
     /// Its value before; null when it was absent.
     pub from: Value,
@@ -57,6 +19,13 @@ pub struct FieldChange {
     pub to: Value,
     /// What the change does.
     pub effect: Effect,
+}
+
+impl FieldChange {
+    /// The spec's field that the change is in: `network` of `network.ports`.
+    pub fn top(&self) -> &str {
+        self.field.split(['.', '[']).next().unwrap_or_default()
+    }
 }
 
 /// `memory 256Mi → 512Mi (restart)`
@@ -71,20 +40,29 @@ impl fmt::Display for FieldChange {
     }
 }
 
-/// What a change of a top-level field of a VM's spec does.
-pub fn vm_effect(field: &str) -> Effect {
-    VM_EFFECTS.iter().find(|(name, _)| *name == field).map_or(Effect::Recreate, |(_, effect)| *effect)
-}
-
-/// The fields in which two VM specs differ.
+/// The fields in which two VM specs differ; none means that they are equal.
 pub fn vm_changes(old: &VmSpec, new: &VmSpec) -> Vec<FieldChange> {
-    changes(&to_value(old), &to_value(new), vm_effect)
+    Comparison::of(Kind::Vm, "spec.", &to_value(old), &to_value(new))
 }
 
-/// The fields in which two image specs differ. An image's fields never touch what runs by
-/// themselves: VMs follow when the new image is ready.
+/// The fields in which two image specs differ; none means that they are equal.
 pub fn image_changes(old: &ImageSpec, new: &ImageSpec) -> Vec<FieldChange> {
-    changes(&to_value(old), &to_value(new), |_| Effect::Live)
+    Comparison::of(Kind::Image, "spec.", &to_value(old), &to_value(new))
+}
+
+/// The fields that a source writes (spec, labels, annotations) in which two objects of one kind differ.
+pub fn object_changes(old: &AnyObject, new: &AnyObject) -> Vec<FieldChange> {
+    let mut changes = match (old, new) {
+        (AnyObject::Vm(old), AnyObject::Vm(new)) => vm_changes(&old.spec, &new.spec),
+        (AnyObject::Image(old), AnyObject::Image(new)) => image_changes(&old.spec, &new.spec),
+        _ => Vec::new(),
+    };
+    let metadata = |object: &AnyObject| {
+        let metadata = object.metadata();
+        json!({"labels": metadata.labels, "annotations": metadata.annotations})
+    };
+    changes.extend(Comparison::of(old.key().kind, "metadata.", &metadata(old), &metadata(new)));
+    changes
 }
 
 /// The effect of a whole edit; none if nothing changed.
@@ -96,20 +74,71 @@ fn to_value<T: Serialize>(spec: &T) -> Value {
     serde_json::to_value(spec).expect("specs are plain data with string keys")
 }
 
-fn changes(old: &Value, new: &Value, effect: impl Fn(&str) -> Effect) -> Vec<FieldChange> {
-    let empty = serde_json::Map::new();
-    let (old, new) = (old.as_object().unwrap_or(&empty), new.as_object().unwrap_or(&empty));
-    let mut fields: Vec<&String> = old.keys().chain(new.keys()).collect();
-    fields.sort();
-    fields.dedup();
-    fields
-        .into_iter()
-        .filter(|field| old.get(*field) != new.get(*field))
-        .map(|field| FieldChange {
-            field: field.clone(),
-            from: old.get(field).cloned().unwrap_or(Value::Null),
-            to: new.get(field).cloned().unwrap_or(Value::Null),
-            effect: effect(field),
-        })
-        .collect()
+/// A walk over two values at once.
+struct Comparison {
+    kind: Kind,
+    /// The part of the object that is compared: `spec.`.
+    part: &'static str,
+    changes: Vec<FieldChange>,
+}
+
+impl Comparison {
+    fn of(kind: Kind, part: &'static str, old: &Value, new: &Value) -> Vec<FieldChange> {
+        let mut comparison = Comparison { kind, part, changes: Vec::new() };
+        comparison.values("", old, new);
+        comparison.changes
+    }
+
+    fn values(&mut self, path: &str, old: &Value, new: &Value) {
+        let none = Map::new();
+        match (old, new) {
+            _ if old == new => {}
+            (Value::Object(old), Value::Object(new)) => self.fields(path, old, new),
+            (Value::Object(old), Value::Null) => self.fields(path, old, &none),
+            (Value::Null, Value::Object(new)) => self.fields(path, &none, new),
+            (Value::Array(before), Value::Array(after)) => match (by_name(before), by_name(after)) {
+                (Some(before), Some(after)) if before != after => self.named(path, &before, &after),
+                _ => self.change(path, old, new),
+            },
+            _ => self.change(path, old, new),
+        }
+    }
+
+    fn fields(&mut self, path: &str, old: &Map<String, Value>, new: &Map<String, Value>) {
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        for name in names {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let value = |of: &Map<String, Value>| of.get(name).cloned().unwrap_or_default();
+            self.values(&path, &value(old), &value(new));
+        }
+    }
+
+    fn named(&mut self, path: &str, old: &BTreeMap<&str, &Value>, new: &BTreeMap<&str, &Value>) {
+        let names: BTreeSet<&&str> = old.keys().chain(new.keys()).collect();
+        for name in names {
+            let path = format!("{path}[{name}]");
+            match (old.get(*name), new.get(*name)) {
+                (Some(old), Some(new)) => self.values(&path, old, new),
+                (old, new) => self.change(&path, old.unwrap_or(&&Value::Null), new.unwrap_or(&&Value::Null)),
+            }
+        }
+    }
+
+    fn change(&mut self, field: &str, from: &Value, to: &Value) {
+        // A field without an effect is a bug that the tests catch; the most careful one is right then.
+        let effect = effect_of(self.kind, &format!("{}{field}", self.part)).unwrap_or(Effect::Recreate);
+        self.changes.push(FieldChange {
+            field: field.to_owned(),
+            from: from.clone(),
+            to: to.clone(),
+            effect,
+        });
+    }
+}
+
+/// A list's items by their names, if all of them have one of their own: then their order is not told.
+fn by_name(list: &[Value]) -> Option<BTreeMap<&str, &Value>> {
+    let named: BTreeMap<&str, &Value> =
+        list.iter().map(|item| Some((item.get("name")?.as_str()?, item))).collect::<Option<_>>()?;
+    (named.len() == list.len()).then_some(named)
 }

@@ -4,17 +4,19 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, Object, Quantity, Violation};
+use super::{Condition, Effect, Object, Quantity, Violation};
 use crate::image::Reference;
 
 /// An OCI image, pulled and made into a read-only base disk that VMs share.
 pub type Image = Object<ImageSpec, ImageStatus>;
 
 /// What image is wanted.
+// An edit touches nothing that runs by itself: VMs follow when the new image is ready.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImageSpec {
     /// Where the image comes from.
+    #[schemars(extend("x-edit" = Effect::Live))]
     pub source: ImageSource,
 }
 

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{DEFAULT_NAMESPACE, Violation};
+use super::{DEFAULT_NAMESPACE, Effect, Violation};
 
 /// A random identity, minted when a name is first seen. Every runtime artefact is keyed by it, so a
 /// deleted and re-created object shares nothing with its predecessor.
@@ -108,15 +108,19 @@ impl fmt::Display for ObjectKey {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ObjectMeta {
     /// Unique per kind and namespace: a DNS label (RFC 1123), at most 63 characters.
+    #[schemars(extend("x-edit" = Effect::Immutable))]
     pub name: String,
     /// A DNS label; `default` when absent.
     #[serde(default = "default_namespace")]
+    #[schemars(extend("x-edit" = Effect::Immutable))]
     pub namespace: String,
     /// Free key-value pairs to select by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Live))]
     pub labels: BTreeMap<String, String>,
     /// Free key-value pairs for tools.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Live))]
     pub annotations: BTreeMap<String, String>,
     /// Set by vmlet: random, new for each creation of a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]

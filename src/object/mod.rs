@@ -5,6 +5,8 @@
 
 mod change;
 mod condition;
+mod dependency;
+mod effect;
 mod image;
 mod meta;
 mod quantity;
@@ -13,8 +15,10 @@ mod vm;
 #[cfg(test)]
 mod tests;
 
-pub use change::{Effect, FieldChange, image_changes, strongest, vm_changes, vm_effect};
+pub use change::{FieldChange, image_changes, object_changes, strongest, vm_changes};
 pub use condition::{Condition, ConditionStatus, set_condition};
+pub use dependency::{DependencyError, check_dependencies};
+pub use effect::{Effect, effect_of};
 pub use image::{DiskStatus, Image, ImageSource, ImageSpec, ImageStatus, OciSource};
 pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};
 pub use quantity::Quantity;
@@ -105,7 +109,7 @@ impl AnyObject {
         let mut found = Vec::new();
         self.metadata().check(&mut found);
         match self {
-            AnyObject::Vm(vm) => vm.spec.check(&mut found),
+            AnyObject::Vm(vm) => vm.spec.check(&vm.metadata.name, &mut found),
             AnyObject::Image(image) => image.spec.check(&mut found),
         }
         found

@@ -1,9 +1,6 @@
-use std::collections::BTreeSet;
-
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::change::VM_EFFECTS;
 use super::*;
 
 fn spec(value: Value) -> VmSpec {
@@ -11,12 +8,70 @@ fn spec(value: Value) -> VmSpec {
 }
 
 #[test]
-fn every_spec_field_has_an_effect() {
-    let schema = serde_json::to_value(schemars::schema_for!(VmSpec)).unwrap();
-    let fields: BTreeSet<&str> =
-        schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
-    let table: BTreeSet<&str> = VM_EFFECTS.iter().map(|(field, _)| *field).collect();
-    assert_eq!(fields, table);
+fn every_field_says_what_an_edit_does() {
+    // The look-up panics if a field of the spec declares nothing.
+    let effects = |kind, paths: &[&str]| -> Vec<Option<Effect>> {
+        paths.iter().map(|path| effect_of(kind, path)).collect()
+    };
+    use Effect::{Immutable, Live, Recreate, Restart};
+    assert_eq!(
+        effects(
+            Kind::Vm,
+            &["spec.memory", "spec.rootDisk.size", "spec.network.ports[].host", "spec.env[PATH].value"]
+        ),
+        [Some(Restart), Some(Recreate), Some(Restart), Some(Restart)]
+    );
+    assert_eq!(
+        effects(Kind::Image, &["spec.source.oci.reference", "metadata.labels.app.dev/name", "metadata.name"]),
+        [Some(Live), Some(Live), Some(Immutable)]
+    );
+    assert_eq!(effects(Kind::Vm, &["metadata.uid", "status.pid", ""]), [None, None, None]);
+}
+
+#[test]
+fn changes_are_told_field_by_field() {
+    let vm = |labels: Value, spec: Value| -> AnyObject {
+        let object = json!({
+            "apiVersion": API_VERSION, "kind": "VM", "metadata": {"name": "web", "labels": labels}, "spec": spec,
+        });
+        AnyObject::Vm(serde_json::from_value(object).unwrap())
+    };
+    let var = |name: &str, value: &str| json!({"name": name, "value": value});
+    let ports = json!([{"host": 8080, "guest": 80}]);
+    let old = vm(
+        json!({"tier": "front", "old": "1"}),
+        json!({"image": {"name": "a"}, "env": [var("A", "1"), var("B", "2")], "args": ["x"]}),
+    );
+    let new = vm(
+        json!({"tier": "edge"}),
+        json!({
+            "image": {"oci": "b"}, "env": [var("C", "3"), var("A", "9")], "args": ["x", "y"],
+            "network": {"ports": ports}, "rootDisk": {"size": "1Gi"},
+        }),
+    );
+    let shown: Vec<String> = object_changes(&old, &new).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        [
+            r#"args ["x"] → ["x","y"] (restart)"#,
+            "env[A].value 1 → 9 (restart)",
+            r#"env[B] {"name":"B","value":"2"} → (unset) (restart)"#,
+            r#"env[C] (unset) → {"name":"C","value":"3"} (restart)"#,
+            "image.name a → (unset) (recreate)",
+            "image.oci (unset) → b (recreate)",
+            r#"network.ports (unset) → [{"host":8080,"guest":80,"protocol":"TCP"}] (restart)"#,
+            "rootDisk.size 10Gi → 1Gi (recreate)",
+            "labels.old 1 → (unset) (live)",
+            "labels.tier front → edge (live)",
+        ]
+    );
+    assert_eq!(object_changes(&old, &old), []);
+    // Only the order differs: still a change.
+    let swapped = vm(
+        json!({"tier": "front", "old": "1"}),
+        json!({"image": {"name": "a"}, "env": [var("B", "2"), var("A", "1")], "args": ["x"]}),
+    );
+    assert_eq!(object_changes(&old, &swapped).len(), 1);
 }
 
 #[test]

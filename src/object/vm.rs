@@ -8,51 +8,78 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::image::{check_reference, never_observed};
-use super::{Condition, Object, Quantity, Violation, validate_name};
+use super::{Condition, Effect, Object, Quantity, Violation, validate_name};
 
 /// A virtual machine.
 pub type Vm = Object<VmSpec, VmStatus>;
 
 /// What VM is wanted.
+// Each field declares what an edit of it does (`x-edit`, see `effect.rs`); a nested field that declares
+// nothing does what the field around it does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmSpec {
     /// The image whose root the VM runs on.
+    #[schemars(extend("x-edit" = Effect::Recreate))]
     pub image: ImageRef,
     /// Virtual processors, 1 to 64.
     #[serde(default = "default_cpus")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub cpus: u32,
     /// Memory, at least 64Mi.
     #[serde(default = "default_memory")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub memory: Quantity,
     /// The VM's private writable disk. It holds what the VM changes of its image.
     #[serde(default)]
+    #[schemars(extend("x-edit" = Effect::Recreate))]
     pub root_disk: RootDisk,
     /// Replaces the image's entrypoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub command: Vec<String>,
     /// Replaces the image's default arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub args: Vec<String>,
     /// Environment variables, added to the image's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub env: Vec<EnvVar>,
     /// Where the command starts; the image's working directory when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub working_dir: Option<String>,
     /// `user`, `user:group`, or numbers; the image's user when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub user: Option<String>,
     /// How the VM is connected.
     #[serde(default)]
+    #[schemars(extend("x-edit" = Effect::Restart))]
     pub network: Network,
     /// What happens when the VM's workload ends.
     #[serde(default)]
+    #[schemars(extend("x-edit" = Effect::Live))]
     pub run_policy: RunPolicy,
     /// How long a shutdown may take before the VM is killed, in seconds, at most 3600.
     #[serde(default = "default_grace")]
+    #[schemars(extend("x-edit" = Effect::Live))]
     pub termination_grace_period_seconds: u32,
+    /// Who is started first when memory, processors or disk space are short: the higher number, then
+    /// the older VM. A running VM is never stopped for another.
+    #[serde(default)]
+    #[schemars(extend("x-edit" = Effect::Live))]
+    pub priority: i32,
+    /// VMs of the same namespace that must be Ready before this one is started, at most 64. One that
+    /// becomes unready later does not stop this VM.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-edit" = Effect::Live))]
+    pub depends_on: Vec<String>,
 }
+
+/// The longest `dependsOn`.
+const MAX_DEPENDENCIES: usize = 64;
 
 fn default_cpus() -> u32 {
     1
@@ -84,6 +111,7 @@ pub struct ImageRef {
 pub struct RootDisk {
     /// How much the VM may change and add, at least 64Mi. The disk is sparse: space is taken as it is used.
     #[serde(default = "default_root_size")]
+    #[schemars(extend("x-edit" = Effect::Recreate))]
     pub size: Quantity,
 }
 
@@ -178,7 +206,9 @@ pub enum RunPolicy {
 }
 
 impl VmSpec {
-    pub(super) fn check(&self, found: &mut Vec<Violation>) {
+    /// Whether the VM of this name keeps to the rules.
+    pub(super) fn check(&self, own_name: &str, found: &mut Vec<Violation>) {
+        self.check_dependencies(own_name, found);
         let mut rule = |holds: bool, path: &str, message: &str| {
             if !holds {
                 found.push(Violation::new(path, message));
@@ -261,11 +291,31 @@ impl VmSpec {
     }
 }
 
+impl VmSpec {
+    fn check_dependencies(&self, own_name: &str, found: &mut Vec<Violation>) {
+        if self.depends_on.len() > MAX_DEPENDENCIES {
+            let message = format!("at most {MAX_DEPENDENCIES} VMs");
+            return found.push(Violation::new("spec.dependsOn", message));
+        }
+        let mut names = BTreeSet::new();
+        for (index, name) in self.depends_on.iter().enumerate() {
+            let path = format!("spec.dependsOn[{index}]");
+            if name == own_name {
+                found.push(Violation::new(path, "a VM cannot wait for itself"));
+            } else if let Err(message) = validate_name(name) {
+                found.push(Violation::new(path, message));
+            } else if !names.insert(name) {
+                found.push(Violation::new(path, format!("{name} is listed twice")));
+            }
+        }
+    }
+}
+
 /// What is there of a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmStatus {
-    /// One word for people: Pending, Pulling, Starting, Running, Stopping, Stopped, Backoff, Failed, Terminating.
+    /// One word for people: Pending, Waiting, Pulling, Starting, Running, Stopping, Stopped, Backoff, Failed, Terminating.
     #[serde(default)]
     pub phase: String,
     /// `Ready` always; `ImageReady`, `Reserved`, `Booted`, `AgentConnected`; `Reconciling` and `Stalled`

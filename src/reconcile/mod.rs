@@ -16,6 +16,7 @@ mod backoff;
 mod clock;
 mod collector;
 mod conditions;
+mod dependents;
 mod entropy;
 mod image;
 mod pulls;
@@ -34,10 +35,12 @@ pub use self::backoff::BackoffPolicy;
 pub use self::clock::Clock;
 pub use self::entropy::Entropy;
 pub use self::recovery::RecoveryError;
+pub use self::vm::{due_stop, reruns, restarting};
 pub use self::world::{Parts, Settings};
 
 use self::world::World;
 use crate::agent::Agent;
+use crate::hypervisor::{DriverError, GuestStream};
 use crate::object::Uid;
 use crate::store::Store;
 
@@ -79,5 +82,13 @@ impl Engine {
     /// A VM's folder, whether it exists or not.
     pub fn vm_dir(&self, uid: Uid) -> PathBuf {
         self.world.vm_dir(uid)
+    }
+
+    /// A connection to a VM's console.
+    ///
+    /// # Errors
+    /// When the VM does not run, or has no console.
+    pub async fn console(&self, uid: Uid) -> Result<GuestStream, DriverError> {
+        self.world.driver.console(&self.world.vm_dir(uid)).await
     }
 }

@@ -6,9 +6,11 @@
 //! wait; a pull that nobody waits for any more is cancelled and leaves nothing.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
@@ -17,6 +19,7 @@ use uuid::Uuid;
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
 use super::entropy::Entropy;
+use super::task::message_of;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
 use crate::latest;
 use crate::object::Quantity;
@@ -170,7 +173,9 @@ impl Shop {
             return Ok(());
         }
         let _permit = self.permits.acquire().await.expect("the permits are never closed");
-        let staged = self.stage(reference, digest, state).await?;
+        // Sound: a pull that panicked is begun anew, in a staging folder of its own.
+        let staged = AssertUnwindSafe(self.stage(reference, digest, state)).catch_unwind().await;
+        let staged = staged.map_err(|panic| PullError::Panic(message_of(panic.as_ref())))??;
         // From here on the steps are few and quick, and run to their end even if everybody who
         // waited has gone: a living daemon never leaves a claim behind.
         let (images, store, collector) = (self.images.clone(), self.store.clone(), self.collector.clone());
@@ -250,7 +255,7 @@ enum PullError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Publish(#[from] PublishError),
-    #[error("installing the disk panicked: {0}")]
+    #[error("the pull failed unexpectedly: {0}; please report this")]
     Panic(String),
 }
 
@@ -259,7 +264,7 @@ impl PullError {
         match self {
             PullError::Image(error) => error.reason,
             PullError::Store(_) | PullError::Publish(_) => "StoreFailed",
-            PullError::Panic(_) => "Panic",
+            PullError::Panic(_) => "InternalError",
         }
     }
 

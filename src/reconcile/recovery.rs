@@ -1,7 +1,8 @@
 //! What start-up does before any task runs: account for every artefact.
 //!
 //! Processes are adopted by their VMs' tasks, by the recorded identity. Here go the artefacts that
-//! no record claims: folders of VMs that are gone, base disks half installed or half removed.
+//! no record claims: folders of VMs that are gone, with the VMMs in them, base disks half installed or
+//! half removed.
 
 use std::collections::HashSet;
 
@@ -78,8 +79,10 @@ async fn remove_foreign_folders(world: &World) -> Result<(), RecoveryError> {
     for path in folders.map_err(|error| RecoveryError::of(root.display().to_string(), error))? {
         let name = path.file_name().and_then(|name| name.to_str());
         if name.is_none_or(|name| !known.contains(name)) {
-            let removed = world.driver.cleanup(&path).await;
-            removed.map_err(|error| RecoveryError::of(path.display().to_string(), error))?;
+            let failed = |error| RecoveryError::of(path.display().to_string(), error);
+            // A store that was restored from an old export knows nothing of younger VMs that run.
+            world.driver.evict(&path).await.map_err(failed)?;
+            world.driver.cleanup(&path).await.map_err(failed)?;
         }
     }
     Ok(())

@@ -1,31 +1,33 @@
 //! One task for each object in the store, woken when something that it depends on changes.
 //!
 //! In: the store's changes, in order. Out: tasks. Guaranteed: at most one task for a name at a time;
-//! a task's own status never wakes it; a task that panics is started again after a wait, and no
-//! other notices.
+//! a task's own status never wakes it; a panic is one object's failed attempt (`task`), and no other
+//! notices.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 
+use super::dependents::Dependents;
 use super::image::ImageTask;
 use super::task::{self, Reconciler, Wake};
 use super::vm::VmTask;
 use super::world::World;
 use crate::object::{Kind, ObjectKey, Uid};
-use crate::store::{Change, ChangeKind, Expired, Problem, Record, Severity, Watch};
-
-/// The wait before a task that panicked is started again.
-const PANIC_WAIT: Duration = Duration::from_secs(5);
+use crate::store::{Change, ChangeKind, Expired, Problem, Record, Watch};
 
 /// Runs all objects' tasks, for ever. Dropping the future ends them, and no VM with them.
 pub(super) async fn run(world: Arc<World>) {
-    let mut supervisor =
-        Supervisor { world, running: BTreeMap::new(), tasks: JoinSet::new(), names: HashMap::new() };
+    let mut supervisor = Supervisor {
+        world,
+        running: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        names: HashMap::new(),
+        dependents: Dependents::default(),
+    };
     let mut changes = supervisor.relist();
     loop {
         tokio::select! {
@@ -45,6 +47,7 @@ struct Supervisor {
     running: BTreeMap<ObjectKey, Running>,
     tasks: JoinSet<()>,
     names: HashMap<Id, ObjectKey>,
+    dependents: Dependents,
 }
 
 /// A task and what it was last woken for.
@@ -64,7 +67,7 @@ struct Declaration {
 
 impl Declaration {
     fn of(record: &Record) -> Self {
-        let metadata = record.object().metadata().clone();
+        let metadata = record.metadata();
         Declaration {
             generation: metadata.generation,
             deleted: metadata.deletion_timestamp,
@@ -76,6 +79,7 @@ impl Declaration {
 impl Supervisor {
     /// Looks at everything: at the start, and when changes were missed.
     fn relist(&mut self) -> Watch {
+        self.dependents = Dependents::default();
         loop {
             let lists = Kind::ALL.map(|kind| self.world.store.list(kind, None));
             // From the older list on: a change that both show is only looked at twice.
@@ -83,6 +87,9 @@ impl Supervisor {
             if let Ok(watch) = self.world.store.watch(version) {
                 for record in lists.iter().flat_map(|(records, _)| records) {
                     self.ensure(record);
+                    if let Record::Vm(vm) = record {
+                        self.dependents.declare(vm);
+                    }
                 }
                 for running in self.running.values() {
                     wake(running);
@@ -93,7 +100,7 @@ impl Supervisor {
     }
 
     fn follow(&mut self, change: &Change) {
-        let key = change.record.object().key();
+        let key = change.record.key();
         if change.kind == ChangeKind::Deleted {
             if let Some(running) = self.running.get(&key) {
                 wake(running);
@@ -101,13 +108,13 @@ impl Supervisor {
         } else {
             self.ensure(&change.record);
         }
-        self.wake_dependents(&change.record);
+        self.wake_image_users(&change.record);
+        self.wake_dependents(change);
     }
 
     /// Starts the object's task, or wakes it if its declaration changed.
     fn ensure(&mut self, record: &Record) {
-        let object = record.object();
-        let (key, Some(uid)) = (object.key(), object.metadata().uid) else {
+        let (key, Some(uid)) = (record.key(), record.metadata().uid) else {
             return;
         };
         let seen = Declaration::of(record);
@@ -118,11 +125,11 @@ impl Supervisor {
                 running.seen = seen;
                 wake(running);
             }
-            None => self.start(key, uid, seen, None),
+            None => self.start(key, uid, seen),
         }
     }
 
-    fn start(&mut self, key: ObjectKey, uid: Uid, seen: Declaration, wait: Option<Duration>) {
+    fn start(&mut self, key: ObjectKey, uid: Uid, seen: Declaration) {
         let (sender, receiver) = watch::channel(0);
         let world = self.world.clone();
         let clock = world.clock;
@@ -130,18 +137,27 @@ impl Supervisor {
             Kind::Vm => Box::new(VmTask::new(world, key.clone(), uid)),
             Kind::Image => Box::new(ImageTask::new(world, key.clone(), uid)),
         };
-        let handle = self.tasks.spawn(async move {
-            if let Some(wait) = wait {
-                tokio::time::sleep(wait).await;
-            }
-            task::run(reconciler, Wake::new(receiver), clock).await;
-        });
+        let handle = self.tasks.spawn(task::run(reconciler, Wake::new(receiver), clock));
         self.names.insert(handle.id(), key.clone());
         self.running.insert(key, Running { uid, wake: sender, seen });
     }
 
+    /// VMs follow those that they depend on.
+    fn wake_dependents(&mut self, change: &Change) {
+        let Record::Vm(vm) = &change.record else { return };
+        let (key, gone) = (vm.object.key(), change.kind == ChangeKind::Deleted);
+        if gone {
+            self.dependents.forget(&key);
+        } else {
+            self.dependents.declare(vm);
+        }
+        for dependent in self.dependents.affected(&key, (!gone).then_some(vm)) {
+            self.running.get(&dependent).map(wake);
+        }
+    }
+
     /// VMs follow their image; an image that is being deleted follows its VMs.
-    fn wake_dependents(&self, record: &Record) {
+    fn wake_image_users(&self, record: &Record) {
         match record {
             Record::Image(image) => {
                 let metadata = &image.object.metadata;
@@ -151,7 +167,7 @@ impl Supervisor {
                     Record::Image(_) => false,
                 };
                 for vm in vms.iter().filter(|vm| names(vm)) {
-                    self.running.get(&vm.object().key()).map(wake);
+                    self.running.get(&vm.key()).map(wake);
                 }
             }
             Record::Vm(vm) => {
@@ -166,21 +182,18 @@ impl Supervisor {
     }
 
     fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
-        let (id, panic) = match ended {
-            Ok((id, ())) => (id, None),
-            Err(error) => (error.id(), Some(error.to_string())),
+        let id = match ended {
+            Ok((id, ())) => id,
+            Err(error) => {
+                tracing::error!(%error, "a reconcile task ended unexpectedly; it is started again");
+                error.id()
+            }
         };
         let Some(key) = self.names.remove(&id) else { return };
         self.running.remove(&key);
         let Some(record) = self.world.store.record(&key) else { return };
-        let Some(uid) = record.object().metadata().uid else { return };
-        if let Some(panic) = &panic {
-            tracing::error!(object = %key, panic, "a reconcile task panicked");
-            let message =
-                format!("a step failed unexpectedly ({panic}); it is tried again. Please report this");
-            self.world.event(&key, uid, Severity::Warning, "InternalError", &message);
-        }
-        self.start(key, uid, Declaration::of(&record), panic.map(|_| PANIC_WAIT));
+        let Some(uid) = record.metadata().uid else { return };
+        self.start(key, uid, Declaration::of(&record));
     }
 }
 

@@ -2,9 +2,14 @@
 //!
 //! In: wake-ups (the object's declaration changed, a thing it waits for changed, a time came).
 //! Out: whatever the kind's [`Reconciler`] does. Guaranteed: a wake-up during a step causes another
-//! look; the loop never spins without one.
+//! look; the loop never spins without one; a panic is a failed attempt of this object, counted and
+//! backed off like any other.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -19,6 +24,10 @@ pub(super) trait Reconciler: Send {
 
     /// Resolves when something other than the declaration changed. Cancel-safe.
     async fn changed(&mut self);
+
+    /// A look or a step panicked: forgets all but the count of failures, backs off and says so in the
+    /// status.
+    async fn panicked(&mut self, message: &str) -> Outcome;
 }
 
 /// What follows a step.
@@ -64,7 +73,13 @@ impl Wake {
 pub(super) async fn run(mut reconciler: Box<dyn Reconciler>, mut wake: Wake, clock: Clock) {
     loop {
         wake.0.mark_unchanged();
-        match reconciler.reconcile(&mut wake).await {
+        // Sound: what the panic left half done is forgotten by `panicked`.
+        let look = AssertUnwindSafe(reconciler.reconcile(&mut wake)).catch_unwind().await;
+        let outcome = match look {
+            Ok(outcome) => outcome,
+            Err(panic) => reconciler.panicked(&message_of(panic.as_ref())).await,
+        };
+        match outcome {
             Outcome::Again => tokio::task::yield_now().await,
             Outcome::Gone => return,
             Outcome::Wait(until) => {
@@ -77,6 +92,12 @@ pub(super) async fn run(mut reconciler: Box<dyn Reconciler>, mut wake: Wake, clo
             }
         }
     }
+}
+
+/// What `panic!` was told.
+pub(super) fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 async fn sleep_until(until: Option<Timestamp>, clock: Clock) {

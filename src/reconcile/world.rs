@@ -37,6 +37,8 @@ pub struct Settings {
     pub vmm_users: Option<Range<u32>>,
     /// What all VMs together may reserve.
     pub capacity: Capacity,
+    /// How long smaller VMs may pass one that waits for memory, processors or disk space.
+    pub patience: Duration,
     /// How long a boot may take until the guest is heard of.
     pub boot_timeout: Duration,
     /// How waits after failures grow.

@@ -10,7 +10,8 @@ use super::record::{ImageRecord, Origin, Problem, Record, Run, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
-    API_VERSION, AnyObject, ImageStatus, Kind, ObjectKey, ObjectMeta, VmStatus, image_changes, vm_changes,
+    API_VERSION, AnyObject, DependencyError, ImageStatus, Kind, ObjectKey, ObjectMeta, VmStatus,
+    check_dependencies, image_changes, vm_changes,
 };
 
 /// What each object waits for before its record goes.
@@ -25,7 +26,8 @@ impl Store {
     ///
     /// # Errors
     /// [`DeclareError::Conflict`] if another place declares the object and is not taken over from;
-    /// [`DeclareError::Terminating`] while the former object of this name is being deleted.
+    /// [`DeclareError::Terminating`] while the former object of this name is being deleted;
+    /// [`DeclareError::Dependency`] if a VM would wait for itself. Nothing changed then.
     pub async fn declare(
         &self,
         object: AnyObject,
@@ -64,6 +66,7 @@ impl State {
         now: Timestamp,
     ) -> Result<Declared, DeclareError> {
         normalize(&mut object);
+        self.check_dependencies(&object)?;
         let Some(old) = self.objects.get(&object.key()).cloned() else {
             return Ok(self.create(object, origin, now));
         };
@@ -76,6 +79,21 @@ impl State {
             return Err(DeclareError::Conflict { incumbent: incumbent.clone() });
         }
         Ok(self.update(old, object, origin, moved))
+    }
+
+    /// Two declarations that close a circle together meet here: the second is refused.
+    fn check_dependencies(&self, object: &AnyObject) -> Result<(), DependencyError> {
+        let AnyObject::Vm(wanted) = object else { return Ok(()) };
+        let ObjectMeta { name: own, namespace, .. } = &wanted.metadata;
+        check_dependencies(own, |name| {
+            if name == own {
+                return wanted.spec.depends_on.clone();
+            }
+            let vm = self.vm(&ObjectKey::new(Kind::Vm, namespace, name));
+            // What is being deleted waits for nobody any more.
+            let there = vm.filter(|vm| vm.object.metadata.deletion_timestamp.is_none());
+            there.map(|vm| vm.object.spec.depends_on.clone()).unwrap_or_default()
+        })
     }
 
     fn create(&mut self, mut object: AnyObject, origin: Origin, now: Timestamp) -> Declared {
@@ -111,7 +129,7 @@ impl State {
     }
 
     fn update(&mut self, old: Record, object: AnyObject, origin: Origin, moved: bool) -> Declared {
-        let mut new = old.clone();
+        let (mut new, key) = (old.clone(), old.key());
         let changes = match (&mut new, &object) {
             (Record::Vm(record), AnyObject::Vm(wanted)) => {
                 let record = Arc::make_mut(record);
@@ -144,6 +162,9 @@ impl State {
             return Declared::Unchanged;
         }
         self.put(new);
+        if !changes.is_empty() {
+            self.leave_line(&key);
+        }
         if changes.is_empty() { Declared::MetadataUpdated } else { Declared::Updated { generation, changes } }
     }
 
@@ -155,6 +176,7 @@ impl State {
         let mut record = record.clone();
         record.metadata_mut().deletion_timestamp = Some(now);
         self.put(record);
+        self.leave_line(key);
         true
     }
 

@@ -3,10 +3,12 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use tokio::sync::watch;
 
+use super::admission::{Resource, Standing};
 use super::record::Origin;
 use crate::image::Digest;
-use crate::object::{ObjectKey, Protocol, Quantity};
+use crate::object::{DependencyError, ObjectKey, Protocol};
 
 /// The store itself cannot go on. Nothing that the failed call wanted may be acted upon.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -40,6 +42,9 @@ pub enum DeclareError {
     /// The object of this name is being deleted; declare again when it is gone.
     #[error("an object of this name is still being deleted; it is created anew when that is done")]
     Terminating,
+    /// The VM would wait for itself, or for too many.
+    #[error(transparent)]
+    Dependency(#[from] DependencyError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -98,15 +103,26 @@ pub enum ReserveError {
         /// Its holder.
         by: ObjectKey,
     },
-    /// The host has too little left.
-    #[error("not enough {what}: the VM needs {needs}, {free} of it is unreserved; shrink or remove VMs")]
-    NoCapacity {
-        /// `memory` or `disk space`.
-        what: &'static str,
-        /// What the claim wants.
-        needs: Quantity,
-        /// What is left for it.
-        free: Quantity,
+    /// Too little is free: the VM stands in line from now on, and what it holds of memory and
+    /// processors is given back. No failure: claim again when `line` closes, which is when the VM's turn
+    /// has come or its claim is void.
+    #[error("too little is free; the VM waits in line")]
+    Waiting {
+        /// Where the VM stands.
+        line: watch::Receiver<Option<Standing>>,
+    },
+    /// More is claimed than all VMs together may have.
+    #[error(
+        "needs {}, and all VMs together may have {}; shrink the VM or start vmlet with a larger {}",
+        .what.amount(*.needs), .what.amount(*.capacity), .what.flag()
+    )]
+    ExceedsCapacity {
+        /// Of what.
+        what: Resource,
+        /// What the claim wants: bytes, or a number.
+        needs: u64,
+        /// What there is.
+        capacity: u64,
     },
     /// Every user number for VMMs is in use.
     #[error("no user number for the VMM is free; start vmlet with a larger --vmm-users range")]
@@ -119,7 +135,7 @@ pub enum ReserveError {
 impl ReserveError {
     /// Whether trying again without any change of this VM's spec can help.
     pub fn transient(&self) -> bool {
-        !matches!(self, ReserveError::AddressOutside { .. })
+        !matches!(self, ReserveError::AddressOutside { .. } | ReserveError::ExceedsCapacity { .. })
     }
 
     /// One CamelCase word for a condition.
@@ -132,7 +148,8 @@ impl ReserveError {
             ReserveError::AddressOutside { .. } => "AddressOutsideSubnet",
             ReserveError::NoFreeAddress { .. } => "NoFreeAddress",
             ReserveError::PortTaken { .. } => "PortTaken",
-            ReserveError::NoCapacity { .. } => "NoCapacity",
+            ReserveError::Waiting { .. } => "Waiting",
+            ReserveError::ExceedsCapacity { .. } => "ExceedsCapacity",
             ReserveError::NoFreeUser => "NoFreeUser",
             ReserveError::Store(_) => "StoreFailed",
         }

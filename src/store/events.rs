@@ -1,4 +1,4 @@
-//! Events: what happened to objects, coalesced and bounded. Recording one never waits.
+//! Events: what happened to objects and manifests, coalesced and bounded. Recording one never waits.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::Store;
-use super::record::{Event, Severity};
+use super::record::{Event, Severity, Subject};
 use super::request::StoreSettings;
 use super::row::{Row, RowKey};
 use super::state::State;
-use crate::object::{ObjectKey, Uid};
+use crate::object::Uid;
 
 /// The longest reason, in bytes.
 const MAX_REASON: usize = 128;
@@ -20,8 +20,8 @@ const MAX_MESSAGE: usize = 1024;
 /// The events, in the order in which they last happened.
 pub(super) struct EventLog {
     events: BTreeMap<u64, Arc<Event>>,
-    /// The numbers of each object's events, rising.
-    by_object: HashMap<ObjectKey, Vec<u64>>,
+    /// The numbers of each subject's events, rising.
+    by_subject: HashMap<Subject, Vec<u64>>,
     next: u64,
     per_object: usize,
     in_all: usize,
@@ -31,7 +31,7 @@ impl EventLog {
     pub(super) fn new(settings: &StoreSettings) -> EventLog {
         EventLog {
             events: BTreeMap::new(),
-            by_object: HashMap::new(),
+            by_subject: HashMap::new(),
             next: 0,
             per_object: settings.events_per_object.max(1),
             in_all: settings.events.max(1),
@@ -40,7 +40,7 @@ impl EventLog {
 
     /// Takes in a row; rows come in order.
     pub(super) fn load(&mut self, id: u64, event: Arc<Event>) {
-        self.by_object.entry(event.object.clone()).or_default().push(id);
+        self.by_subject.entry(event.subject.clone()).or_default().push(id);
         self.next = self.next.max(id + 1);
         self.events.insert(id, event);
     }
@@ -49,12 +49,12 @@ impl EventLog {
         self.events.iter().map(|(id, event)| (*id, event))
     }
 
-    /// The events of one object, or all.
-    pub(super) fn list(&self, object: Option<&ObjectKey>) -> Vec<Arc<Event>> {
-        match object {
+    /// The events of one subject, or all.
+    pub(super) fn list(&self, subject: Option<&Subject>) -> Vec<Arc<Event>> {
+        match subject {
             None => self.events.values().cloned().collect(),
-            Some(object) => {
-                let ids = self.by_object.get(object).into_iter().flatten();
+            Some(subject) => {
+                let ids = self.by_subject.get(subject).into_iter().flatten();
                 ids.filter_map(|id| self.events.get(id)).cloned().collect()
             }
         }
@@ -68,13 +68,13 @@ impl EventLog {
                 && old.reason == new.reason
                 && old.message == new.message
         };
-        let ids = self.by_object.get(&new.object)?;
+        let ids = self.by_subject.get(&new.subject)?;
         ids.iter().copied().find(|id| self.events.get(id).is_some_and(|old| same(old)))
     }
 
     /// The number of the event that has to go before `new` comes.
     fn surplus(&self, new: &Event) -> Option<u64> {
-        let own = self.by_object.get(&new.object).map_or(&[][..], Vec::as_slice);
+        let own = self.by_subject.get(&new.subject).map_or(&[][..], Vec::as_slice);
         if own.len() >= self.per_object {
             own.first().copied()
         } else if self.events.len() >= self.in_all {
@@ -86,10 +86,10 @@ impl EventLog {
 
     fn remove(&mut self, id: u64) -> Option<Arc<Event>> {
         let event = self.events.remove(&id)?;
-        if let Some(ids) = self.by_object.get_mut(&event.object) {
+        if let Some(ids) = self.by_subject.get_mut(&event.subject) {
             ids.retain(|other| *other != id);
             if ids.is_empty() {
-                self.by_object.remove(&event.object);
+                self.by_subject.remove(&event.subject);
             }
         }
         Some(event)
@@ -116,11 +116,11 @@ impl State {
 }
 
 impl Store {
-    /// Notes that something happened to an object. Equal events are counted together; old ones make
+    /// Notes that something happened to an object or a manifest. Equal events are counted together; old ones make
     /// room for new ones. Does not wait for the flush, and is dropped if the store has failed.
     pub fn record_event(
         &self,
-        key: &ObjectKey,
+        subject: impl Into<Subject>,
         uid: Option<Uid>,
         severity: Severity,
         reason: &str,
@@ -128,7 +128,7 @@ impl Store {
         now: Timestamp,
     ) {
         let event = Event {
-            object: key.clone(),
+            subject: subject.into(),
             uid,
             severity,
             reason: bounded(reason, MAX_REASON),
@@ -137,9 +137,10 @@ impl Store {
             last_seen: now,
             count: 1,
         };
+        let name = event.subject.to_string();
         let recorded = self.engine().transact(|state| self.engine().announce(state.record_event(event)));
         if let Err(error) = recorded {
-            tracing::debug!(object = %key, reason, %error, "dropped an event");
+            tracing::debug!(subject = name, reason, %error, "dropped an event");
         }
     }
 }

@@ -4,9 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use super::admission::Budget;
 use super::record::Reservation;
+use super::request::Capacity;
+use super::runs::Runs;
 use crate::network::Link;
-use crate::object::{ObjectKey, Protocol, Quantity};
+use crate::object::{ObjectKey, Protocol};
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Leases {
@@ -14,17 +17,20 @@ pub(super) struct Leases {
     pub(super) ports: BTreeMap<(u16, Protocol), ObjectKey>,
     pub(super) macs: BTreeMap<String, ObjectKey>,
     pub(super) taps: BTreeMap<String, ObjectKey>,
-    pub(super) users: BTreeMap<u32, ObjectKey>,
+    pub(super) taken_addresses: Runs,
+    pub(super) taken_users: Runs,
     memory: u128,
+    cpus: u64,
     disk: u128,
 }
 
 impl Leases {
     pub(super) fn add(&mut self, key: &ObjectKey, held: &Reservation) {
         self.memory += u128::from(held.memory.as_bytes());
+        self.cpus += u64::from(held.cpus);
         self.disk += u128::from(held.disk.as_bytes());
         if let Some(user) = held.vmm_user {
-            self.users.insert(user, key.clone());
+            self.taken_users.take(user);
         }
         let Some(nic) = &held.nic else { return };
         self.macs.insert(nic.mac.clone(), key.clone());
@@ -32,14 +38,16 @@ impl Leases {
         if let Link::Bridge { tap, address, .. } = &nic.link {
             self.taps.insert(tap.clone(), key.clone());
             self.addresses.insert(*address, key.clone());
+            self.taken_addresses.take(address.to_bits());
         }
     }
 
     pub(super) fn remove(&mut self, held: &Reservation) {
         self.memory -= u128::from(held.memory.as_bytes());
+        self.cpus -= u64::from(held.cpus);
         self.disk -= u128::from(held.disk.as_bytes());
         if let Some(user) = held.vmm_user {
-            self.users.remove(&user);
+            self.taken_users.give_back(user);
         }
         let Some(nic) = &held.nic else { return };
         self.macs.remove(&nic.mac);
@@ -49,22 +57,14 @@ impl Leases {
         if let Link::Bridge { tap, address, .. } = &nic.link {
             self.taps.remove(tap);
             self.addresses.remove(address);
+            self.taken_addresses.give_back(address.to_bits());
         }
     }
 
-    /// The memory that all VMs hold, but for what `own` holds.
-    pub(super) fn memory_of_others(&self, own: Option<&Reservation>) -> u128 {
-        self.memory - own.map_or(0, |own| u128::from(own.memory.as_bytes()))
+    /// What of a capacity nobody holds.
+    pub(super) fn free(&self, capacity: &Capacity) -> Budget {
+        let bounded = |held: u128| u64::try_from(held).unwrap_or(u64::MAX);
+        let held = Budget { memory: bounded(self.memory), cpus: self.cpus, disk: bounded(self.disk) };
+        Budget::of_capacity(capacity).minus(held)
     }
-
-    /// The disk space that all VMs hold, but for what `own` holds.
-    pub(super) fn disk_of_others(&self, own: Option<&Reservation>) -> u128 {
-        self.disk - own.map_or(0, |own| u128::from(own.disk.as_bytes()))
-    }
-}
-
-/// What of `capacity` is left besides `taken`.
-pub(super) fn free(capacity: Quantity, taken: u128) -> Quantity {
-    let free = u128::from(capacity.as_bytes()).saturating_sub(taken);
-    Quantity::bytes(u64::try_from(free).expect("not more than the capacity, which is a u64"))
 }

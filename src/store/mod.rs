@@ -21,6 +21,7 @@
 //!
 //! Start reading at `state.rs`; `engine.rs` runs it.
 
+mod admission;
 mod backend;
 mod declare;
 mod disks;
@@ -31,6 +32,7 @@ mod export;
 mod histogram;
 mod history;
 mod leases;
+mod line;
 mod memory;
 mod open;
 mod publish;
@@ -38,12 +40,14 @@ mod record;
 mod request;
 mod reserve;
 mod row;
+mod runs;
 mod sled_backend;
 mod state;
 #[cfg(test)]
 mod tests;
 mod watch;
 
+pub use admission::{Resource, Standing};
 pub use error::{
     DeclareError, Expired, OpenError, PublishError, ReleaseError, RemoveError, RemoveImageError,
     ReserveError, StoreError,
@@ -52,12 +56,13 @@ pub use histogram::HistogramSnapshot;
 pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
 pub use record::{
     DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, Problem, Record, Reservation, Run,
-    Severity, Stopping, VmRecord,
+    Severity, Stopping, Subject, VmRecord,
 };
 pub use request::{
     Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, StoreSettings,
     VmClaim, VmUpdate,
 };
+pub(crate) use sled_backend::sync_dir;
 pub use watch::{EventWatch, Watch};
 
 use std::collections::BTreeMap;
@@ -162,9 +167,9 @@ impl Store {
         disks.into_iter().map(Arc::unwrap_or_clone).collect()
     }
 
-    /// The events of an object, or all: those that last happened longest ago come first.
-    pub fn events(&self, object: Option<&ObjectKey>) -> Vec<Event> {
-        let events = self.engine().read(|state| state.events.list(object));
+    /// The events of a subject, or all: those that last happened longest ago come first.
+    pub fn events(&self, subject: Option<&Subject>) -> Vec<Event> {
+        let events = self.engine().read(|state| state.events.list(subject));
         events.into_iter().map(Arc::unwrap_or_clone).collect()
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Store;
 use super::error::{PublishError, RemoveError, RemoveImageError};
-use super::record::{Record, Run};
+use super::record::{Record, Reservation, Run};
 use super::request::{ImageUpdate, VmUpdate};
 use super::state::State;
 use crate::object::{Kind, ObjectKey, Uid};
@@ -15,8 +15,8 @@ impl Store {
     /// that is observed anew after a crash and is not waited for.
     ///
     /// # Errors
-    /// [`PublishError::Stale`] if the VM or its generation is another one by now, or if a process is
-    /// published of a VM that has no reservation.
+    /// [`PublishError::Stale`] if the VM or its generation is another one by now, or if a new process is
+    /// published of a VM that is being deleted or holds nothing to run on.
     pub async fn publish_vm(&self, key: &ObjectKey, uid: Uid, update: VmUpdate) -> Result<(), PublishError> {
         let durable = update.image.is_some()
             || update.run.is_some()
@@ -73,8 +73,11 @@ impl State {
         update: VmUpdate,
     ) -> Result<(), PublishError> {
         let old = self.vm_of(key, uid).ok_or(PublishError::Stale)?;
-        if update.generation.is_some_and(|generation| generation != old.object.metadata.generation)
-            || matches!(update.run, Some(Run::Up { .. })) && old.reservation.is_none()
+        let metadata = &old.object.metadata;
+        let starts = matches!(update.run, Some(Run::Up { .. })) && !matches!(old.run, Run::Up { .. });
+        let may_run = old.reservation.as_ref().is_some_and(Reservation::can_run);
+        if update.generation.is_some_and(|generation| generation != metadata.generation)
+            || starts && (metadata.deletion_timestamp.is_some() || !may_run)
         {
             return Err(PublishError::Stale);
         }

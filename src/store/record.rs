@@ -194,13 +194,21 @@ pub struct Reservation {
     pub nic: Option<Nic>,
     /// The user that the VMM runs as, one for each VM; none when the daemon cannot change users.
     pub vmm_user: Option<u32>,
-    /// Memory.
+    /// Memory; none while the VM neither runs nor is about to.
     pub memory: Quantity,
+    /// Virtual processors; none likewise.
+    #[serde(default)]
+    pub cpus: u32,
     /// The private disk's full length.
     pub disk: Quantity,
 }
 
 impl Reservation {
+    /// Whether there is something to run on, not only what a VM keeps while it does not run.
+    pub fn can_run(&self) -> bool {
+        self.memory.as_bytes() > 0
+    }
+
     /// The leased address, if the VM is on the bridge.
     pub fn address(&self) -> Option<Ipv4Addr> {
         match self.nic.as_ref()?.link {
@@ -282,12 +290,52 @@ pub enum DiskState {
     Removing,
 }
 
-/// Something that happened to an object (core/v1 Event).
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Subject {
+    /// An object.
+    Object(ObjectKey),
+    /// A manifest, or a folder of them, which need not declare any object that exists.
+    Manifest {
+        /// The whole path.
+        path: PathBuf,
+    },
+}
+
+impl Subject {
+    /// The object, if it is one.
+    pub fn object(&self) -> Option<&ObjectKey> {
+        match self {
+            Subject::Object(key) => Some(key),
+            Subject::Manifest { .. } => None,
+        }
+    }
+}
+
+impl From<&ObjectKey> for Subject {
+    fn from(key: &ObjectKey) -> Self {
+        Subject::Object(key.clone())
+    }
+}
+
+/// `vm/web`, `/etc/vmlet/manifests/web.yaml`
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Subject::Object(key) => key.fmt(f),
+            Subject::Manifest { path } => path.display().fmt(f),
+        }
+    }
+}
+
+/// Something that happened to an object or a manifest (core/v1 Event).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// The object.
-    pub object: ObjectKey,
+    /// What it happened to.
+    #[serde(rename = "object")]
+    pub subject: Subject,
     /// The object's uid.
     pub uid: Option<Uuid>,
     /// Whether it is trouble.

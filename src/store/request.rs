@@ -95,10 +95,14 @@ pub struct VmClaim {
     pub vmm_users: Option<Range<u32>>,
     /// The VM's memory.
     pub memory: Quantity,
+    /// Its virtual processors.
+    pub cpus: u32,
     /// The private disk's full length.
     pub disk: Quantity,
     /// What the host has for all VMs together.
     pub capacity: Capacity,
+    /// The VM has waited so long that none of lower rank may pass it any more.
+    pub impatient: bool,
 }
 
 /// What the host has for all VMs together.
@@ -106,6 +110,8 @@ pub struct VmClaim {
 pub struct Capacity {
     /// Memory.
     pub memory: Quantity,
+    /// Virtual processors.
+    pub cpus: u32,
     /// The sum of the private disks' full lengths.
     pub disk: Quantity,
 }

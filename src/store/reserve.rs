@@ -8,8 +8,8 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 
 use super::Store;
+use super::admission::Budget;
 use super::error::{ReleaseError, ReserveError};
-use super::leases::free;
 use super::record::{DiskState, Record, Reservation, Run};
 use super::request::{NetworkClaim, VmClaim};
 use super::state::State;
@@ -21,9 +21,18 @@ impl Store {
     /// long as they fit the claim. Once this returns, the claim is durable and the VM's alone.
     ///
     /// # Errors
-    /// Why not, see [`ReserveError`]. Nothing changed then.
+    /// Why not, see [`ReserveError`]. Nothing is claimed then.
     pub async fn reserve_vm(&self, claim: VmClaim) -> Result<Reservation, ReserveError> {
         self.engine().commit(|state| state.reserve_vm(&claim)).await
+    }
+
+    /// Gives back the memory and the processors of a VM that is not to run for now, and its place in line.
+    /// Address, ports and disk stay its own.
+    ///
+    /// # Errors
+    /// [`ReleaseError::Running`] while the record says that a process is up.
+    pub async fn relinquish_vm(&self, key: &ObjectKey, uid: Uid) -> Result<(), ReleaseError> {
+        self.engine().commit(|state| state.relinquish_vm(key, uid)).await
     }
 
     /// Gives up what a VM holds. To be called when all that was made of it (folder, disk, tap) is
@@ -38,6 +47,37 @@ impl Store {
 
 impl State {
     pub(super) fn reserve_vm(&mut self, claim: &VmClaim) -> Result<Reservation, ReserveError> {
+        let reserved = self.admit(claim);
+        if !matches!(reserved, Err(ReserveError::Waiting { .. })) {
+            self.line.leave(&claim.key);
+        }
+        // A smaller claim than before leaves something, and so does one that failed.
+        self.settle_line();
+        reserved
+    }
+
+    fn admit(&mut self, claim: &VmClaim) -> Result<Reservation, ReserveError> {
+        let reservation = self.fitting_reservation(claim)?;
+        let vm = Arc::clone(self.vm_of(&claim.key, claim.uid).ok_or(ReserveError::Stale)?);
+        if vm.reservation.as_ref() == Some(&reservation) {
+            return Ok(reservation);
+        }
+        if matches!(vm.run, Run::Up { .. }) {
+            return Err(ReserveError::Running);
+        }
+        match self.stand_in_line(&vm, claim) {
+            Some(line) => Err(ReserveError::Waiting { line }),
+            // Let in at once, or void by now.
+            None => {
+                let fitting = self.fitting_reservation(claim)?;
+                let held = self.vm_of(&claim.key, claim.uid).and_then(|vm| vm.reservation.as_ref());
+                if held == Some(&fitting) { Ok(fitting) } else { Err(ReserveError::Stale) }
+            }
+        }
+    }
+
+    /// What a claim comes to if there is room for it, with address, ports, MAC, tap and user chosen.
+    pub(super) fn fitting_reservation(&self, claim: &VmClaim) -> Result<Reservation, ReserveError> {
         let vm = self.vm_of(&claim.key, claim.uid).ok_or(ReserveError::Stale)?;
         let metadata = &vm.object.metadata;
         if metadata.generation != claim.generation || metadata.deletion_timestamp.is_some() {
@@ -46,22 +86,35 @@ impl State {
         if !self.disks.get(&claim.image).is_some_and(|disk| matches!(disk.state, DiskState::Ready { .. })) {
             return Err(ReserveError::ImageNotReady { digest: claim.image.clone() });
         }
+        let (needs, capacity) = (Budget::of_claim(claim), Budget::of_capacity(&claim.capacity));
+        if let Some(what) = needs.lacks(capacity) {
+            let (needs, capacity) = (needs.get(what), capacity.get(what));
+            return Err(ReserveError::ExceedsCapacity { what, needs, capacity });
+        }
         let held = vm.reservation.as_ref();
         let vmm_user = self.choose_user(claim, held)?;
         let nic = self.choose_nic(claim, held, vmm_user)?;
-        self.check_capacity(claim, held)?;
-        let reservation =
-            Reservation { image: claim.image.clone(), nic, vmm_user, memory: claim.memory, disk: claim.disk };
-        if held == Some(&reservation) {
-            return Ok(reservation);
+        let VmClaim { memory, cpus, disk, .. } = *claim;
+        Ok(Reservation { image: claim.image.clone(), nic, vmm_user, memory, cpus, disk })
+    }
+
+    /// Records what a VM holds from now on.
+    pub(super) fn hold(&mut self, key: &ObjectKey, reservation: Reservation) {
+        if let Some(mut vm) = self.vm(key).cloned() {
+            Arc::make_mut(&mut vm).reservation = Some(reservation);
+            self.put(Record::Vm(vm));
         }
+    }
+
+    pub(super) fn relinquish_vm(&mut self, key: &ObjectKey, uid: Uid) -> Result<(), ReleaseError> {
+        let Some(vm) = self.vm_of(key, uid) else { return Ok(()) };
         if matches!(vm.run, Run::Up { .. }) {
-            return Err(ReserveError::Running);
+            return Err(ReleaseError::Running);
         }
-        let mut vm = Arc::clone(vm);
-        Arc::make_mut(&mut vm).reservation = Some(reservation.clone());
-        self.put(Record::Vm(vm));
-        Ok(reservation)
+        self.line.leave(key);
+        self.give_back(key, |_| false);
+        self.settle_line();
+        Ok(())
     }
 
     pub(super) fn release_vm(&mut self, key: &ObjectKey, uid: Uid) -> Result<(), ReleaseError> {
@@ -73,6 +126,7 @@ impl State {
             let mut vm = Arc::clone(vm);
             Arc::make_mut(&mut vm).reservation = None;
             self.put(Record::Vm(vm));
+            self.settle_line();
         }
         Ok(())
     }
@@ -126,10 +180,8 @@ impl State {
         if let Some(address) = held.and_then(Reservation::address).filter(|address| inside(*address)) {
             return Ok(address);
         }
-        let taken = self.leases.addresses.range(Ipv4Addr::from_bits(*usable.start())..);
-        lowest_free(usable, taken.map(|(address, _)| address.to_bits()))
-            .map(Ipv4Addr::from_bits)
-            .ok_or(ReserveError::NoFreeAddress { subnet })
+        let lowest = self.leases.taken_addresses.lowest_free(usable);
+        lowest.map(Ipv4Addr::from_bits).ok_or(ReserveError::NoFreeAddress { subnet })
     }
 
     fn check_ports(&self, claim: &VmClaim, ports: &[Port]) -> Result<(), ReserveError> {
@@ -150,20 +202,8 @@ impl State {
         if range.is_empty() {
             return Err(ReserveError::NoFreeUser);
         }
-        let taken = self.leases.users.range(range.start..).map(|(user, _)| *user);
-        lowest_free(range.start..=range.end - 1, taken).map(Some).ok_or(ReserveError::NoFreeUser)
-    }
-
-    fn check_capacity(&self, claim: &VmClaim, held: Option<&Reservation>) -> Result<(), ReserveError> {
-        let memory = free(claim.capacity.memory, self.leases.memory_of_others(held));
-        if claim.memory > memory {
-            return Err(ReserveError::NoCapacity { what: "memory", needs: claim.memory, free: memory });
-        }
-        let disk = free(claim.capacity.disk, self.leases.disk_of_others(held));
-        if claim.disk > disk {
-            return Err(ReserveError::NoCapacity { what: "disk space", needs: claim.disk, free: disk });
-        }
-        Ok(())
+        let lowest = self.leases.taken_users.lowest_free(range.start..=range.end - 1);
+        lowest.map(Some).ok_or(ReserveError::NoFreeUser)
     }
 }
 
@@ -183,18 +223,6 @@ fn first_free(
     own: &ObjectKey,
 ) -> String {
     names.find(|name| holder(leases, name, own).is_none()).expect("there are more names than VMs")
-}
-
-/// The lowest number of the range that is not among `taken`, which rises from the range's start on.
-fn lowest_free(range: RangeInclusive<u32>, taken: impl Iterator<Item = u32>) -> Option<u32> {
-    let mut candidate = *range.start();
-    for number in taken {
-        if number > candidate {
-            break;
-        }
-        candidate = number.checked_add(1)?;
-    }
-    range.contains(&candidate).then_some(candidate)
 }
 
 /// The bridge's own address: the subnet's first host.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::events::EventLog;
 use super::history::History;
 use super::leases::Leases;
+use super::line::Line;
 use super::record::{DiskRecord, ImageRecord, Record, VmRecord};
 use super::request::{Change, ChangeKind, Minter, StoreSettings};
 use super::row::{Batch, Row, RowKey};
@@ -27,6 +28,7 @@ pub(super) struct State {
     pub(super) disks: BTreeMap<Digest, Arc<DiskRecord>>,
     pub(super) events: EventLog,
     pub(super) leases: Leases,
+    pub(super) line: Line,
     pub(super) history: History,
     pub(super) minter: Minter,
     version: u64,
@@ -43,6 +45,7 @@ impl State {
             disks: BTreeMap::new(),
             events: EventLog::new(settings),
             leases: Leases::default(),
+            line: Line::default(),
             history: History::new(settings.history),
             minter: settings.minter.clone(),
             version: 0,

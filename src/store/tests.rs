@@ -1,8 +1,10 @@
+mod admission;
 mod crash;
 mod declare;
 mod disks;
 mod properties;
 mod publish;
 mod reserve;
+mod runs;
 mod support;
 mod watching;

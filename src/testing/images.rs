@@ -21,6 +21,8 @@ pub struct ImageScript {
     pub pull: Duration,
     /// So many pulls fail before one succeeds.
     pub failures: u32,
+    /// So many pulls panic before one does not.
+    pub panics: u32,
 }
 
 impl ImageScript {
@@ -31,7 +33,7 @@ impl ImageScript {
     pub fn new(digit: char, pull: Duration) -> Self {
         let digest = format!("sha256:{}", digit.to_string().repeat(64));
         let digest = digest.parse().expect("64 hexadecimal digits are a digest");
-        ImageScript { digest: Some(digest), pull, failures: 0 }
+        ImageScript { digest: Some(digest), pull, failures: 0, panics: 0 }
     }
 }
 
@@ -163,6 +165,12 @@ impl Images for FakeImages {
         };
         progress.send_replace(Progress { layers: 1, layers_done: 0, bytes: 100, bytes_done: 50 });
         tokio::time::sleep(script.pull).await;
+        if script.panics > 0 {
+            if let Some(script) = self.lock().scripts.get_mut(&reference.to_string()) {
+                script.panics -= 1;
+            }
+            panic!("a pull panics as scripted");
+        }
         if script.failures > 0 {
             if let Some(script) = self.lock().scripts.get_mut(&reference.to_string()) {
                 script.failures -= 1;

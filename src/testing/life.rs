@@ -152,7 +152,7 @@ impl Life {
                     event = events.next() => if let Ok(event) = event {
                         let mark = if event.severity == Severity::Warning { "Warning " } else { "" };
                         let text = format!("{mark}{}: {}", event.reason, event.message);
-                        world.lock().tell(Some(event.object), Teller::Event, text);
+                        world.lock().tell(event.subject.object().cloned(), Teller::Event, text);
                     },
                     () = sleep_until(end.0) => return match store.failed() {
                         Some(why) => Paused::Failed(why),

@@ -41,7 +41,7 @@ pub enum Unflushed {
 impl Default for Options {
     /// A host with room for everything, a bridge, and no trouble.
     fn default() -> Self {
-        let subnet = "10.88.0.0/16".parse().expect("a network");
+        let subnet = "10.63.0.0/16".parse().expect("a network");
         Options {
             settings: Settings {
                 vms: "/simulated/vms".into(),
@@ -52,11 +52,13 @@ impl Default for Options {
                 vmm_users: Some(2_000_000..2_010_000),
                 capacity: Capacity {
                     memory: Quantity::mebibytes(1 << 30),
+                    cpus: u32::MAX,
                     disk: Quantity::mebibytes(1 << 40),
                 },
                 boot_timeout: Duration::from_secs(60),
                 backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
                 log_limit: None,
+                patience: Duration::from_secs(120),
             },
             mass_delete: MassDeleteSettings::default(),
             history: 8192,

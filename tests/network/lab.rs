@@ -99,7 +99,7 @@ impl Vm {
             tap_owner: None,
             address: address.parse().unwrap(),
             prefix: 24,
-            gateway: Ipv4Addr::new(10, 88, 0, 1),
+            gateway: Ipv4Addr::new(10, 63, 0, 1),
         };
         Vm { nic: Nic { mac: macs_for(uid).next().unwrap(), link, ports } }
     }

@@ -1,7 +1,9 @@
 //! The engine over a scripted world: who overlaps with whom, who wins, and what is left.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod admission;
 mod rig;
+mod turns;
 
 use std::time::Duration;
 
@@ -37,7 +39,7 @@ async fn a_vm_of_a_named_image_comes_up_and_vanishes() {
     rig.declare(image("a", "r/a:1")).await;
     rig.ready(&vm_key("web")).await;
     let record = rig.vm("web");
-    assert_eq!(record.object.status.addresses, ["10.88.0.2"]);
+    assert_eq!(record.object.status.addresses, ["10.63.0.2"]);
     assert_eq!((rig.driver.running().len(), rig.network.attached()), (1, 1));
     rig.undeclare(&vm_key("web")).await;
     rig.gone(&vm_key("web")).await;

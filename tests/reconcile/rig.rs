@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use vmlet::hypervisor::VmmExit;
 use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
 use vmlet::object::{AnyObject, Condition, Kind, ObjectKey, Quantity};
 use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
-use vmlet::store::{Capacity, Declared, ImageRecord, Origin, Record, Store, VmRecord};
+use vmlet::store::{Capacity, Declared, Event, ImageRecord, Origin, Record, Store, VmRecord};
 use vmlet::testing::{FakeImages, FakeNetwork};
 
 /// Simulated time: far beyond every backoff.
@@ -32,6 +33,8 @@ pub(crate) struct Rig {
     pub(crate) network: Arc<FakeNetwork>,
     pub(crate) settings: Settings,
     guests: Guests,
+    /// Whether guests that boot from now on shut down when they are asked to.
+    obedient: Arc<AtomicBool>,
     clock: Clock,
     running: Option<(CancellationToken, JoinHandle<()>)>,
     dir: TempDir,
@@ -42,14 +45,20 @@ impl Rig {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let guests = Guests::default();
+        let obedient = Arc::new(AtomicBool::new(true));
         let settings = Settings {
             vms: dir.path().join("vms"),
             max_pulls: 4,
             max_boots: 8,
-            subnet: Some("10.88.0.0/24".parse().unwrap()),
+            subnet: Some("10.63.0.0/24".parse().unwrap()),
             resolvers: Vec::new(),
             vmm_users: Some(2_000_000..2_000_100),
-            capacity: Capacity { memory: Quantity::mebibytes(1 << 20), disk: Quantity::mebibytes(1 << 30) },
+            capacity: Capacity {
+                memory: Quantity::mebibytes(1 << 20),
+                cpus: 1 << 20,
+                disk: Quantity::mebibytes(1 << 30),
+            },
+            patience: Duration::from_secs(120),
             boot_timeout: Duration::from_secs(60),
             backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
             log_limit: Some(1 << 20),
@@ -57,10 +66,11 @@ impl Rig {
         let mut rig = Rig {
             store: Store::in_memory().0,
             images: Arc::new(FakeImages::new(dir.path()).unwrap()),
-            driver: driver(&guests),
+            driver: driver(&guests, &obedient),
             network: Arc::default(),
             settings,
             guests,
+            obedient,
             clock: Clock::Tokio { start: Timestamp::from_second(1_800_000_000).unwrap(), at: Instant::now() },
             running: None,
             dir,
@@ -157,6 +167,25 @@ impl Rig {
         self.guests.lock().unwrap()[&self.settings.vms.join(uid.to_string())].clone()
     }
 
+    /// Guests that boot from now on do not shut down when they are asked to.
+    pub(crate) fn let_guests_stay(&self) {
+        self.obedient.store(false, Ordering::Relaxed);
+    }
+
+    /// The time.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// The events of a VM.
+    pub(crate) fn events(&self, name: &str) -> Vec<Event> {
+        self.store.events(Some(&(&vm_key(name)).into()))
+    }
+
     /// Ends a VM's process.
     pub(crate) fn crash(&self, name: &str) {
         let uid = self.vm(name).object.metadata.uid.unwrap();
@@ -177,16 +206,19 @@ impl Rig {
 }
 
 /// A driver whose guests come up Ready, and power off when they are asked to.
-fn driver(guests: &Guests) -> FakeDriver {
+fn driver(guests: &Guests, obedient: &Arc<AtomicBool>) -> FakeDriver {
     let driver: Arc<OnceLock<FakeDriver>> = Arc::default();
-    let (guests, later) = (guests.clone(), driver.clone());
+    let (guests, obedient, later) = (guests.clone(), obedient.clone(), driver.clone());
     let made = FakeDriver::new(move |dir: &Path| {
         // The workload's log is a real file.
         std::fs::create_dir_all(dir).unwrap();
         let mut guests = guests.lock().unwrap();
         let running = guests.get(dir).filter(|guest| *guest.state().borrow() == GuestState::Ready).cloned();
         let guest = running.unwrap_or_else(|| {
-            let guest = FakeGuest::new(FakeScript::default());
+            let guest = FakeGuest::new(FakeScript {
+                obeys_shutdown: obedient.load(Ordering::Relaxed),
+                ..FakeScript::default()
+            });
             guest.set_state(GuestState::Ready);
             let driver = later.get().expect("set right below").clone();
             tokio::spawn(power_off(guest.clone(), driver, dir.to_owned()));

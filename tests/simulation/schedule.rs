@@ -244,7 +244,7 @@ impl Schedule {
             "{}",
             "{ports: [{host: 80, guest: 80}]}",
             "{ports: [{host: 81, guest: 80}]}",
-            "{address: 10.88.0.9}",
+            "{address: 10.63.0.9}",
             "{mode: user}",
             "{mode: none}",
         ]);

@@ -6,6 +6,7 @@
 //!   config.img      what the guest is told
 //!   console.log     the guest's serial console of this run; .1 is older
 //!   vmm.log         QEMU's own words of this run; .1 is older
+//!   vmm.json        QEMU's process, for a daemon whose store knows nothing of it
 //!   run/            QEMU's, mode 0700: the sockets that it makes
 //! ```
 //!
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use crate::hypervisor::{DriverError, Launch};
+use crate::hypervisor::{DriverError, Launch, ProcessIdentity};
 use crate::image::ext4;
 
 pub(super) const ROOT_FILE: &str = "root.ext4";
@@ -29,6 +30,7 @@ pub(super) const CONFIG_FILE: &str = "config.img";
 pub(super) const CONSOLE_LOG: &str = "console.log";
 pub(super) const VMM_LOG: &str = "vmm.log";
 pub(super) const RUN_DIR: &str = "run";
+const PROCESS_FILE: &str = "vmm.json";
 
 /// The longest configuration for a guest, in bytes; the guest reads no more.
 const MAX_CONFIG: usize = 1 << 20;
@@ -91,6 +93,21 @@ fn stage(path: &Path, owner: Option<u32>, fill: impl FnOnce(&File) -> io::Result
     fill(&file)?;
     file.sync_all()?;
     fs::rename(&staging, path)
+}
+
+/// Writes down which process is about to run in the folder.
+pub(super) fn record_process(dir: &Path, process: &ProcessIdentity) -> Result<(), DriverError> {
+    let path = dir.join(PROCESS_FILE);
+    let text = serde_json::to_vec(process).expect("plain data with text keys");
+    let staging = suffixed(&path, ".new");
+    let write = fs::write(&staging, text).and_then(|()| fs::rename(&staging, &path));
+    write.map_err(DriverError::at("PrepareFailed", &path))
+}
+
+/// The process that was last about to run in the folder, if that is written there.
+pub(super) fn recorded_process(dir: &Path) -> Option<ProcessIdentity> {
+    let text = fs::read(dir.join(PROCESS_FILE)).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 /// Removes the private disk. Absent is fine.

@@ -122,12 +122,6 @@ impl QemuDriver {
         self.host.machine
     }
 
-    /// Connects to the VM's serial console. One connection at a time is served; what the guest wrote
-    /// before is in the folder's `console.log` only.
-    pub async fn console(&self, dir: &Path) -> Result<GuestStream, DriverError> {
-        Ok(Box::new(connect(dir, args::CONSOLE_SOCKET).await?))
-    }
-
     fn command(&self, launch: &Launch) -> gate::Command {
         let user = |uid| gate::User { uid, gid: uid, groups: self.kvm_group.into_iter().collect() };
         gate::Command {
@@ -157,7 +151,9 @@ impl Driver for QemuDriver {
         let (launch, helper) = (launch.clone(), self.helper.clone());
         let gate = blocking(move || {
             let log = folder::begin_logs(&launch)?;
-            Gate::spawn(&helper, log).map_err(DriverError::at("SpawnFailed", &helper))
+            let gate = Gate::spawn(&helper, log).map_err(DriverError::at("SpawnFailed", &helper))?;
+            folder::record_process(&launch.dir, gate.process())?;
+            Ok(gate)
         })
         .await?;
         Ok(Box::new(GatedQemu { gate, command }))
@@ -165,6 +161,10 @@ impl Driver for QemuDriver {
 
     async fn connect(&self, dir: &Path) -> Result<GuestStream, DriverError> {
         Ok(Box::new(connect(dir, args::LINK_SOCKET).await?))
+    }
+
+    async fn console(&self, dir: &Path) -> Result<GuestStream, DriverError> {
+        Ok(Box::new(connect(dir, args::CONSOLE_SOCKET).await?))
     }
 
     async fn exited(&self, dir: &Path, process: &ProcessIdentity) -> VmmExit {
@@ -187,6 +187,10 @@ impl Driver for QemuDriver {
         exit.await.unwrap_or_else(|error| exit::compose(status, error.message.as_bytes(), &[]))
     }
 
+    fn of_this_boot(&self, process: &ProcessIdentity) -> bool {
+        process::of_this_boot(process)
+    }
+
     fn alive(&self, process: &ProcessIdentity) -> bool {
         process::alive(process)
     }
@@ -206,6 +210,14 @@ impl Driver for QemuDriver {
             message: format!("cannot kill process {}: {error}", process.pid),
             transient: true,
         })
+    }
+
+    async fn evict(&self, dir: &Path) -> Result<(), DriverError> {
+        let owned = dir.to_owned();
+        match blocking(move || Ok(folder::recorded_process(&owned))).await? {
+            Some(process) => self.kill(&process).await,
+            None => Ok(()),
+        }
     }
 
     async fn remove_disk(&self, dir: &Path) -> Result<(), DriverError> {
@@ -269,7 +281,7 @@ async fn connect(dir: &Path, socket: &'static str) -> Result<UnixStream, DriverE
     blocking(move || {
         folder::connect(&owned, socket)
             .and_then(UnixStream::from_std)
-            .map_err(DriverError::at("NotConnected", &owned.join(socket)))
+            .map_err(DriverError::at("NotConnected", &owned.join(folder::RUN_DIR).join(socket)))
     })
     .await
 }

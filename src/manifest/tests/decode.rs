@@ -108,7 +108,7 @@ fn wrong_values() {
     assert_snapshot!(shown(
         "broken.yaml",
         vm(
-            "  memory: 12q\n  runPolicy: always\n  network:\n    mode: tap\n    address: 10.88.0.300\n    ports: [{host: 70000, guest: -1}]\n"
+            "  memory: 12q\n  runPolicy: always\n  network:\n    mode: tap\n    address: 10.63.0.300\n    ports: [{host: 70000, guest: -1}]\n"
         )
     ));
 }

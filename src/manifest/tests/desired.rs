@@ -191,7 +191,7 @@ fn of_two_declarations_the_one_in_force_stays() {
         "declared at b.yaml:1, which is in force, and at a.yaml:1, which is not: rename or remove one of the two"
     );
     let warning = Change::Warning {
-        key: Some(key("web")),
+        about: About::Object(key("web")),
         reason: "Conflict",
         message: "a.yaml:1 declares vm/web too; b.yaml:1 stays in force: rename or remove one of the two"
             .to_owned(),
@@ -220,8 +220,14 @@ fn an_object_being_deleted_waits_for_its_end() {
     let declared = snapshot(vec![("a.yaml", good(&[("web", 1)]))]);
     model.step(&declared);
     model.held.get_mut(&key("web")).unwrap().terminating = true;
-    assert_eq!(model.step(&declared), []);
-    assert_eq!(model.step(&snapshot(vec![])), []);
+    model.step(&declared);
+    assert_eq!(
+        model.problem("web").map(|problem| (problem.reason.as_str(), problem.message.as_str())),
+        Some(("Redeclared", "declared again at a.yaml:1; created anew when the old one is gone"))
+    );
+    assert_eq!(model.step(&declared), [], "it is said once");
+    model.step(&snapshot(vec![]));
+    assert_eq!(model.problem("web"), None);
     model.held.clear();
     model.step(&declared);
     assert_eq!(model.shown(), ["web@a.yaml 1"]);

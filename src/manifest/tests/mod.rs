@@ -1,3 +1,4 @@
 mod decode;
 mod desired;
+mod keep;
 mod stability;

@@ -171,6 +171,13 @@ impl Reconciler for ImageTask {
         Outcome::Again
     }
 
+    async fn panicked(&mut self, message: &str) -> Outcome {
+        self.share = None;
+        let message = format!("a step failed unexpectedly: {message}; please report this");
+        self.fail(Failure { reason: "InternalError".to_owned(), message, transient: true });
+        Outcome::Again
+    }
+
     async fn changed(&mut self) {
         match self.share.as_mut() {
             Some(share) => share.changed().await,

@@ -5,22 +5,22 @@ use std::mem::discriminant;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::sync::watch;
 use tokio::time::Instant;
-use vmlet_wire::GuestState;
 
 use super::guest_config::guest_config;
-use super::plan::{Step, workload_code};
+use super::plan::Step;
 use super::state::{Failure, Observed};
-use super::{Process, VmTask};
+use super::{InLine, Process, VmTask, exit};
 use crate::agent::AgentError;
-use crate::hypervisor::{DriverError, Launch, VmmExit};
+use crate::hypervisor::{DriverError, Launch};
 use crate::image::{ImageError, Reference};
 use crate::network::NetworkError;
-use crate::object::{LastExit, NetworkMode, Timings};
+use crate::object::{NetworkMode, Timings};
 use crate::reconcile::task::Wake;
 use crate::store::{
     DiskState, NetworkClaim, PinnedImage, PublishError, ReleaseError, RemoveError, ReserveError, Run,
-    Severity, Stopping, StoreError, VmClaim, VmRecord, VmUpdate,
+    Severity, Standing, Stopping, StoreError, VmClaim, VmRecord, VmUpdate,
 };
 
 /// How long the guest may take to acknowledge that it shuts down.
@@ -30,21 +30,24 @@ impl VmTask {
     /// Takes one step. A failure closes the backoff's gate and stays in the status until a step succeeds.
     pub(super) async fn act(&mut self, record: &VmRecord, seen: &Observed, step: Step, wake: &mut Wake) {
         let kind = discriminant(&step);
+        self.acting = Some(kind);
         let done = match step {
             Step::Wait(_) => Ok(()),
             Step::Resolve(reference) => self.resolve(record, &reference, wake).await,
             Step::Pin(pin) => self.pin(record, pin).await,
             Step::Pull(pin) => self.pull(&pin),
-            Step::Reserve { discard_disk } => self.reserve(record, discard_disk).await,
+            Step::Reserve { discard_disk, impatient } => self.reserve(record, discard_disk, impatient).await,
+            Step::Relinquish => self.relinquish().await,
             Step::Queue => self.queue(wake).await,
             Step::Boot => self.boot(record).await,
             Step::Stop { why } => self.stop(record, why).await,
-            Step::Ask => self.ask(record).await,
+            Step::Ask => self.ask(record, wake).await,
             Step::Kill { why } => self.kill(record, &why).await,
             Step::RecordExit { rerun, failed } => self.record_exit(record, seen, rerun, failed).await,
             Step::TearDown => self.tear_down(record).await,
             Step::Remove => self.remove().await,
         };
+        self.acting = None;
         match done {
             Ok(()) | Err(StepError::Stale) => {}
             Err(StepError::Failed { reason, message, transient }) => {
@@ -88,24 +91,57 @@ impl VmTask {
     }
 
     /// Undoes what the present reservation made and the new one would not know of, then claims.
-    async fn reserve(&mut self, record: &VmRecord, discard_disk: bool) -> Result<(), StepError> {
+    async fn reserve(
+        &mut self,
+        record: &VmRecord,
+        discard_disk: bool,
+        impatient: bool,
+    ) -> Result<(), StepError> {
         let started = Instant::now();
         let world = self.world.clone();
+        if self.line.is_none() {
+            let image_ms = self.waiting_since.take().map(|since| millis(started - since));
+            self.timings = Timings { image_ms, ..Timings::default() };
+        }
         if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
             world.network.detach(nic).await?;
         }
         if discard_disk {
             world.driver.remove_disk(&world.vm_dir(self.uid)).await?;
         }
-        let claim = self.claim(record).ok_or(StepError::Stale)?;
-        world.store.reserve_vm(claim).await?;
-        self.timings = Timings {
-            image_ms: self.waiting_since.take().map(|since| millis(started - since)),
-            reserve_ms: Some(millis(started.elapsed())),
-            ..Timings::default()
-        };
-        self.advance();
+        let claim = VmClaim { impatient, ..self.claim(record).ok_or(StepError::Stale)? };
+        match world.store.reserve_vm(claim).await {
+            Err(ReserveError::Waiting { line }) => self.stand_in_line(line, impatient),
+            reserved => {
+                self.line = None;
+                reserved?;
+                self.timings.reserve_ms = Some(millis(started.elapsed()));
+                self.advance();
+            }
+        }
         world.collector.notify_one();
+        Ok(())
+    }
+
+    /// Waiting is no failure: there is no backoff, and one event tells of its beginning.
+    fn stand_in_line(&mut self, standing: watch::Receiver<Option<Standing>>, impatient: bool) {
+        let since = match self.line {
+            Some(InLine::Waits { since, .. }) => since,
+            Some(InLine::Called) | None => {
+                let told = standing.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
+                self.event("Waiting", &told);
+                self.world.clock.now()
+            }
+        };
+        self.line = Some(InLine::Waits { standing, since, impatient });
+        self.succeed();
+    }
+
+    async fn relinquish(&mut self) -> Result<(), StepError> {
+        self.world.store.relinquish_vm(&self.key, self.uid).await?;
+        self.line = None;
+        self.permit = None;
+        self.queue = None;
         Ok(())
     }
 
@@ -127,8 +163,10 @@ impl VmTask {
             network,
             vmm_users: settings.vmm_users.clone(),
             memory: spec.memory,
+            cpus: spec.cpus,
             disk: spec.root_disk.size,
             capacity: settings.capacity,
+            impatient: false,
         })
     }
 
@@ -149,10 +187,14 @@ impl VmTask {
         let started = Instant::now();
         let world = self.world.clone();
         let launch = self.launch(record).ok_or(StepError::Stale)?;
+        // None of these can be cut off: what they leave behind would come after the next step's work.
+        // So an edit or a deletion is looked for between them.
         world.driver.prepare(&launch).await?;
+        self.unchanged(record)?;
         if let Some(nic) = &launch.nic {
             world.network.attach(nic).await?;
         }
+        self.unchanged(record)?;
         let gated = world.driver.spawn(&launch).await?;
         let process = gated.process().clone();
         let pid = process.pid;
@@ -175,9 +217,20 @@ impl VmTask {
         Ok(())
     }
 
+    /// Fails if the declaration moved on since the record was read.
+    fn unchanged(&self, record: &VmRecord) -> Result<(), StepError> {
+        let declared = |record: &VmRecord| {
+            let metadata = &record.object.metadata;
+            (metadata.uid, metadata.generation, metadata.deletion_timestamp)
+        };
+        let now = self.world.store.vm(&self.key);
+        let same = now.is_some_and(|now| declared(&now) == declared(record));
+        if same { Ok(()) } else { Err(StepError::Stale) }
+    }
+
     fn launch(&self, record: &VmRecord) -> Option<Launch> {
         let world = &self.world;
-        let (spec, held) = (&record.object.spec, record.reservation.as_ref()?);
+        let held = record.reservation.as_ref()?;
         let Some(DiskState::Ready { path, config, .. }) =
             world.store.disk(&held.image).map(|disk| disk.state)
         else {
@@ -187,7 +240,7 @@ impl VmTask {
             uid: self.uid,
             key: self.key.clone(),
             dir: world.vm_dir(self.uid),
-            cpus: spec.cpus,
+            cpus: held.cpus,
             memory: held.memory,
             base_disk: path,
             root_size: held.disk,
@@ -209,16 +262,20 @@ impl VmTask {
         self.publish(record, VmUpdate { run: Some(run), ..VmUpdate::default() }).await
     }
 
-    async fn ask(&mut self, record: &VmRecord) -> Result<(), StepError> {
-        self.asked = true;
+    async fn ask(&mut self, record: &VmRecord, wake: &mut Wake) -> Result<(), StepError> {
         let grace = record.object.spec.termination_grace_period_seconds;
         let asked = match self.world.agent(self.uid) {
-            Some(agent) => tokio::time::timeout(ASK_TIMEOUT, agent.shutdown(grace))
-                .await
-                .map_err(|_| "the guest does not answer".to_owned())
-                .and_then(|answer| answer.map_err(|error: AgentError| error.to_string())),
+            Some(agent) => {
+                let answer = tokio::time::timeout(ASK_TIMEOUT, agent.shutdown(grace));
+                // An edit may have changed the grace period. Asking twice does no harm.
+                let Some(answer) = wake.unless_woken(answer).await else { return Ok(()) };
+                answer
+                    .map_err(|_| "the guest does not answer".to_owned())
+                    .and_then(|answer| answer.map_err(|error: AgentError| error.to_string()))
+            }
             None => Err("the link is down".to_owned()),
         };
+        self.asked = true;
         if let Err(why) = asked {
             tracing::info!(vm = %self.key, why, "shutdown by the power button");
             self.world.driver.power_button(&self.world.vm_dir(self.uid)).await?;
@@ -233,7 +290,7 @@ impl VmTask {
         self.world.event(&self.key, self.uid, Severity::Warning, "Killing", why);
         self.world.driver.kill(process).await?;
         if let Some(watched) = self.process.as_mut() {
-            Process::ended(watched).await;
+            Process::killed(watched).await;
         }
         Ok(())
     }
@@ -252,7 +309,8 @@ impl VmTask {
         if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
             self.world.network.detach(nic).await?;
         }
-        let exit = self.last_exit(seen, stopping.as_ref());
+        let grace = record.object.spec.termination_grace_period_seconds;
+        let exit = exit::last_exit(seen, stopping.as_ref(), grace, self.world.clock.now());
         let message = exit.message.clone();
         let run = if rerun { Run::Idle } else { Run::Ended { spec: spec.clone() } };
         let update = VmUpdate { run: Some(run), last_exit: Some(Some(exit)), ..VmUpdate::default() };
@@ -269,27 +327,6 @@ impl VmTask {
             self.event("Stopped", &message);
         }
         Ok(())
-    }
-
-    fn last_exit(&self, seen: &Observed, stopping: Option<&Stopping>) -> LastExit {
-        let code = workload_code(seen);
-        let exit = seen.exit.as_ref();
-        let said = exit.map_or("", |exit| exit.message.as_str());
-        let killed = exit.is_some_and(|exit| exit.signal.is_some());
-        let (reason, message) = match (stopping, code) {
-            (Some(stopping), _) if killed => ("Killed", format!("killed: {}", stopping.why)),
-            (Some(stopping), _) => ("Shutdown", format!("shut down: {}", stopping.why)),
-            (None, Some(0)) => ("Completed", "the workload ended with exit code 0".to_owned()),
-            (None, Some(code)) => ("Error", format!("the workload ended with exit code {code}")),
-            (None, None) => vmm_death(exit, said),
-        };
-        let message = match &seen.last {
-            Some(GuestState::Failed { message }) if stopping.is_none() => {
-                format!("the workload could not be started: {message}")
-            }
-            _ => message,
-        };
-        LastExit { code, reason: reason.to_owned(), message, finished_at: self.world.clock.now() }
     }
 
     /// Tap, folder, disk, then the reservation that said they may exist.
@@ -326,20 +363,6 @@ impl VmTask {
     fn event(&self, reason: &str, message: &str) {
         self.world.event(&self.key, self.uid, Severity::Normal, reason, message);
     }
-}
-
-fn vmm_death(exit: Option<&VmmExit>, said: &str) -> (&'static str, String) {
-    if said.contains("Kernel panic") {
-        return ("GuestPanic", format!("the guest's kernel panicked: {said}"));
-    }
-    let how = match exit {
-        Some(VmmExit { signal: Some(signal), .. }) => format!("signal {signal} ended the VMM"),
-        Some(VmmExit { code: Some(0), .. }) => "the VM powered off".to_owned(),
-        Some(VmmExit { code: Some(code), .. }) => format!("the VMM ended with code {code}"),
-        _ => "the VMM is gone".to_owned(),
-    };
-    let message = if said.is_empty() { how } else { format!("{how}: {said}") };
-    ("VmmFailed", message)
 }
 
 fn millis(duration: Duration) -> u64 {

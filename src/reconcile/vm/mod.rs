@@ -1,39 +1,48 @@
 //! A VM's reconcile task: observe, plan, publish, act.
 
 mod act;
+mod exit;
 mod guest_config;
 mod link;
 mod plan;
+mod rules;
 mod state;
 mod status;
 
 #[cfg(test)]
 mod tests;
 
+pub use self::rules::{due_stop, reruns, restarting};
+
+use std::mem::{self, Discriminant, discriminant};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
 use self::link::Link;
 use self::plan::{Rules, Step, plan};
-use self::state::{Failure, Guest, ImageView, Observed};
+use self::state::{Failure, Guest, ImageView, LineView, Observed};
 use super::backoff::Backoff;
+use super::dependents::blocker;
 use super::pulls::Share;
 use super::task::{Outcome, Reconciler, Wake};
 use super::world::World;
 use crate::agent::LogSink;
 use crate::hypervisor::VmmExit;
-use crate::object::{Kind, ObjectKey, Timings, Uid};
-use crate::store::{DiskState, PinnedImage, Run, Severity, VmRecord, VmUpdate};
+use crate::object::{Condition, Kind, ObjectKey, ObjectMeta, Timings, Uid, set_condition};
+use crate::store::{DiskState, PinnedImage, Run, Severity, Standing, VmRecord, VmUpdate};
 
 /// How long the gate must have stayed unused before a run counts as a success.
 const STEADY_SECONDS: i64 = 600;
+
+/// The signal that kills (signal(7)).
+const SIGKILL: i32 = 9;
 
 /// What a VM's task remembers between looks. All of it can be lost: a new task finds its way by
 /// the record alone.
@@ -46,12 +55,28 @@ pub(super) struct VmTask {
     share: Option<Share>,
     permit: Option<OwnedSemaphorePermit>,
     queue: Option<BoxFuture<'static, OwnedSemaphorePermit>>,
+    line: Option<InLine>,
+    /// The step that is being taken.
+    acting: Option<Discriminant<Step>>,
+    /// A look panicked: no other before the backoff's gate opens.
+    held_off: bool,
     process: Option<Process>,
     asked: bool,
     ready: bool,
     timings: Timings,
     waiting_since: Option<Instant>,
     released_at: Option<Instant>,
+}
+
+/// The place in line for memory, processors and disk space.
+enum InLine {
+    Waits {
+        standing: watch::Receiver<Option<Standing>>,
+        since: Timestamp,
+        impatient: bool,
+    },
+    /// The line is left, perhaps with a reservation: to be claimed once more.
+    Called,
 }
 
 /// The watch over a recorded process.
@@ -78,6 +103,9 @@ impl VmTask {
             share: None,
             permit: None,
             queue: None,
+            line: None,
+            acting: None,
+            held_off: false,
             process: None,
             asked: false,
             ready: status::was_ready(&status),
@@ -89,11 +117,6 @@ impl VmTask {
 
     /// Looks at everything that the decision depends on.
     fn observe(&mut self, record: &VmRecord, now: Timestamp) -> Observed {
-        // Deletion opens the gate as an edit does.
-        let deleted = record.object.metadata.deletion_timestamp.is_some();
-        if self.backoff.observe((record.object.metadata.generation, deleted)) {
-            self.failure = None;
-        }
         self.watch_process(record);
         let image = self.image(record);
         let (guest, last) = self.guest(now);
@@ -107,7 +130,46 @@ impl VmTask {
             failure: self.failure.clone(),
             closed_until: self.backoff.closed_until(now),
             default_network: self.world.default_network(),
+            dependency: self.dependency(record),
+            line: self.place_in_line(),
+            rebooted: self.rebooted(record),
         }
+    }
+
+    /// A new generation opens the backoff's gate, and so does a deletion.
+    fn observe_declaration(&mut self, record: &VmRecord) {
+        let deleted = record.object.metadata.deletion_timestamp.is_some();
+        if self.backoff.observe((record.object.metadata.generation, deleted)) {
+            self.failure = None;
+        }
+    }
+
+    /// Only the start of a VM depends on others.
+    fn dependency(&self, record: &VmRecord) -> Option<String> {
+        let spec = &record.object.spec;
+        let down = !matches!(record.run, Run::Up { .. });
+        down.then(|| blocker(&self.key.namespace, &spec.depends_on, |key| self.world.store.vm(key)))?
+    }
+
+    fn place_in_line(&mut self) -> Option<LineView> {
+        let Some(InLine::Waits { standing, since, impatient }) = self.line.as_mut() else {
+            return self.line.as_ref().map(|_| LineView::Called);
+        };
+        let called = standing.has_changed().is_err();
+        let told = standing.borrow_and_update().clone();
+        match told {
+            Some(standing) if !called => {
+                Some(LineView::Waits { standing, since: *since, impatient: *impatient })
+            }
+            _ => {
+                self.line = Some(InLine::Called);
+                Some(LineView::Called)
+            }
+        }
+    }
+
+    fn rebooted(&self, record: &VmRecord) -> bool {
+        matches!(&record.run, Run::Up { process, .. } if !self.world.driver.of_this_boot(process))
     }
 
     /// Follows the recorded process: its exit and its guest.
@@ -247,6 +309,19 @@ impl VmTask {
         self.failure = Some(failure);
     }
 
+    /// Says what failed over the last status, where no new one can be had.
+    async fn publish_failure(&mut self) {
+        let (Some(record), Some(failure)) = (self.world.store.vm(&self.key), &self.failure) else { return };
+        let now = self.world.clock.now();
+        let mut status = record.object.status.clone();
+        status.next_retry_time = self.backoff.closed_until(now);
+        set_condition(&mut status.conditions, failure_condition(failure, &record.object.metadata, now));
+        let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
+        if let Err(error) = self.world.store.publish_vm(&self.key, self.uid, update).await {
+            tracing::debug!(vm = %self.key, %error, "status not published");
+        }
+    }
+
     fn succeed(&mut self) {
         self.failure = None;
     }
@@ -276,10 +351,13 @@ impl Process {
         self.exit.clone()
     }
 
-    /// Waits for the end of a process that was killed.
-    async fn ended(&mut self) {
+    /// Waits for the end of a process that was killed. Who killed it has reaped it: the exit does not
+    /// tell any more how it came about.
+    async fn killed(&mut self) {
         if self.exit.is_none() {
-            self.exit = Some((&mut self.waiting).await);
+            let exit = (&mut self.waiting).await;
+            let signal = exit.signal.or_else(|| exit.code.is_none().then_some(SIGKILL));
+            self.exit = Some(VmmExit { signal, ..exit });
         }
     }
 
@@ -306,9 +384,14 @@ impl Reconciler for VmTask {
             return Outcome::Gone;
         };
         let now = world.clock.now();
+        self.observe_declaration(&record);
+        if let Some(until) = self.backoff.closed_until(now).filter(|_| self.held_off) {
+            return Outcome::Wait(Some(until));
+        }
+        self.held_off = false;
         self.steady(&record, now);
         let seen = self.observe(&record, now);
-        let rules = Rules { boot_timeout: world.settings.boot_timeout };
+        let rules = Rules { boot_timeout: world.settings.boot_timeout, patience: world.settings.patience };
         let plan = plan(&record, &seen, rules, now);
         let extras = status::Extras { driver: world.driver.name(), timings: &self.timings };
         let status = status::status(&record, &seen, &plan, &extras, now);
@@ -328,7 +411,11 @@ impl Reconciler for VmTask {
     }
 
     async fn changed(&mut self) {
-        let VmTask { process, share, queue, permit, .. } = self;
+        let VmTask { process, share, queue, permit, line, .. } = self;
+        let line = match line {
+            Some(InLine::Waits { standing, .. }) => Some(standing.changed()),
+            Some(InLine::Called) | None => None,
+        };
         tokio::select! {
             biased;
             // First, as it comes once: a guest that never rests cannot keep the permit away.
@@ -336,9 +423,38 @@ impl Reconciler for VmTask {
                 *queue = None;
                 *permit = Some(granted);
             }
+            _ = or_never(line) => {}
             () = or_never(share.as_mut().map(Share::changed)) => {}
             () = or_never(process.as_mut().map(Process::changed)) => {}
         }
+    }
+
+    async fn panicked(&mut self, message: &str) -> Outcome {
+        let acting = self.acting;
+        let fresh = VmTask::new(self.world.clone(), self.key.clone(), self.uid);
+        let forgotten = mem::replace(self, fresh);
+        let VmTask { backoff, line, asked, .. } = forgotten;
+        (self.backoff, self.line, self.asked) = (backoff, line, asked);
+        let message = format!("a step failed unexpectedly: {message}; please report this");
+        let step = acting.unwrap_or(discriminant(&Step::Wait(None)));
+        self.fail(Failure { reason: "InternalError".to_owned(), message, transient: true, step });
+        if acting.is_some() {
+            return Outcome::Again;
+        }
+        self.held_off = true;
+        self.publish_failure().await;
+        Outcome::Wait(self.backoff.closed_until(self.world.clock.now()))
+    }
+}
+
+fn failure_condition(failure: &Failure, metadata: &ObjectMeta, now: Timestamp) -> Condition {
+    Condition {
+        kind: "Reconciling".to_owned(),
+        status: true.into(),
+        observed_generation: metadata.generation,
+        last_transition_time: now,
+        reason: failure.reason.clone(),
+        message: failure.message.clone(),
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!            ┌────────────────── spec changed, run policy ──────────────────┐
 //!            ▼                                                              │
-//!  (new) ─▶ Idle ─▶ resolve, pull ─▶ reserve ─▶ permit ─▶ boot ─▶ Up ─▶ (exit) ─▶ Ended
+//!  (new) ─▶ Idle ─▶ resolve, pull ─▶ dependencies ─▶ reserve ─▶ permit ─▶ boot ─▶ Up ─▶ (exit) ─▶ Ended
 //!            │                                                    │
 //!            │ deleted                     edit, delete, halt ─▶ stopping ─▶ kill
 //!            ▼                                                    │
@@ -16,8 +16,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use vmlet_wire::GuestState;
 
-use super::state::{Failure, Guest, ImageView, Observed};
-use crate::object::{Effect, FieldChange, NetworkMode, RunPolicy, VmSpec, vm_changes};
+use super::rules::{due_stop, reruns};
+use super::state::{Failure, Guest, ImageView, LineView, Observed};
+use crate::object::{NetworkMode, RunPolicy, VmSpec};
 use crate::reconcile::pulls::PullState;
 use crate::store::{PinnedImage, Reservation, Run, VmRecord};
 
@@ -52,7 +53,10 @@ pub(in crate::reconcile) enum Step {
     /// Take a share in the digest's pull.
     Pull(PinnedImage),
     /// Discard what the present reservation made and the new one does not fit, then claim anew.
-    Reserve { discard_disk: bool },
+    /// `impatient`: no VM of lower rank is to pass this one any more.
+    Reserve { discard_disk: bool, impatient: bool },
+    /// Give back memory and processors, and the place in line for them.
+    Relinquish,
     /// Get in line for a boot permit.
     Queue,
     /// Make the devices, start the VMM.
@@ -76,6 +80,8 @@ pub(in crate::reconcile) enum Step {
 pub(in crate::reconcile) struct Rules {
     /// How long a boot may take until the guest is heard of.
     pub boot_timeout: Duration,
+    /// How long smaller VMs may pass one that waits in line.
+    pub patience: Duration,
 }
 
 /// Decides. A step that has just failed is not taken again before its time, whatever asks for it.
@@ -108,8 +114,8 @@ fn decide(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> P
             });
             plan.named("Terminating", "Deleted", "what the VM held is being removed")
         }
-        Run::Ended { spec } if !reruns(record, spec) => ended(record),
-        Run::Idle | Run::Ended { .. } => starting(record, seen),
+        Run::Ended { spec } if !reruns(spec, exit_code(record), &record.object.spec) => ended(record, seen),
+        Run::Idle | Run::Ended { .. } => starting(record, seen, rules, now),
     }
 }
 
@@ -144,40 +150,67 @@ fn gated(seen: &Observed) -> Option<Plan> {
     }
 }
 
-fn starting(record: &VmRecord, seen: &Observed) -> Plan {
+/// Not to run for now: what others can use meanwhile is given back.
+fn rest(record: &VmRecord, seen: &Observed) -> Plan {
+    let holds = record.reservation.as_ref().is_some_and(Reservation::can_run);
+    if holds || seen.line.is_some() { Plan::new(Step::Relinquish) } else { Plan::wait(None) }
+}
+
+fn starting(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
     let spec = &record.object.spec;
     if spec.run_policy == RunPolicy::Halted {
-        return Plan::wait(None).told("Stopped", "Halted", "runPolicy is Halted");
+        return rest(record, seen).told("Stopped", "Halted", "runPolicy is Halted");
     }
     if let Some(plan) = gated(seen) {
-        return plan;
+        let stalled = plan.phase == "Failed";
+        return if stalled { Plan { step: rest(record, seen).step, ..plan } } else { plan };
     }
     let pin = match image(record, seen) {
         Ok(pin) => pin,
         Err(plan) => return plan,
     };
-    match record.reservation.as_ref().map(|held| misfit(held, spec, &pin, seen.default_network)) {
-        Some(None) => {}
-        Some(Some(Misfit { disk })) => {
-            return Plan::new(Step::Reserve { discard_disk: disk }).told(
-                "Pending",
-                "Reserving",
-                "claims change",
-            );
-        }
-        None => {
-            return Plan::new(Step::Reserve { discard_disk: false }).told(
-                "Pending",
-                "Reserving",
-                "claims are made",
-            );
-        }
+    if let Some(message) = &seen.dependency {
+        return rest(record, seen).told("Waiting", "DependencyNotReady", message);
+    }
+    if let Some(plan) = reserving(record, seen, &pin, rules, now) {
+        return plan;
     }
     if seen.permit {
         Plan::new(Step::Boot).told("Starting", "Booting", "the VM is being started")
     } else {
         let message = "waiting for a boot permit: as many VMs as allowed are booting";
         Plan::new(Step::Queue).told("Pending", "WaitingForBoot", message)
+    }
+}
+
+/// The way to a reservation that fits; none if the VM has one.
+fn reserving(
+    record: &VmRecord,
+    seen: &Observed,
+    pin: &PinnedImage,
+    rules: Rules,
+    now: Timestamp,
+) -> Option<Plan> {
+    let held = record.reservation.as_ref();
+    let misfit = held.map(|held| misfit(held, &record.object.spec, pin, seen.default_network));
+    let discard_disk = matches!(misfit, Some(Some(Misfit { disk: true })));
+    let reserve = |impatient| Plan::new(Step::Reserve { discard_disk, impatient });
+    match &seen.line {
+        // Claimed once more even if all fits: then the claim is known to be durable.
+        Some(LineView::Called) => Some(reserve(false).told("Pending", "Reserving", "its turn has come")),
+        Some(LineView::Waits { standing, since, impatient }) => {
+            let patience = SignedDuration::try_from(rules.patience).unwrap_or(SignedDuration::MAX);
+            let until = since.saturating_add(patience).unwrap_or(Timestamp::MAX);
+            let plan = match impatient {
+                true => Plan::wait(None),
+                false if now >= until => reserve(true),
+                false => Plan::wait(Some(until)),
+            };
+            Some(plan.told("Waiting", standing.lacks.reason(), &standing.to_string()))
+        }
+        None if misfit == Some(None) => None,
+        None if held.is_some() => Some(reserve(false).told("Pending", "Reserving", "claims change")),
+        None => Some(reserve(false).told("Pending", "Reserving", "claims are made")),
     }
 }
 
@@ -248,7 +281,8 @@ fn misfit(held: &Reservation, spec: &VmSpec, pin: &PinnedImage, default: Network
         (Some(nic), NetworkMode::User) => held.address().is_none() && nic.ports == spec.network.ports,
         (Some(_), NetworkMode::None) => false,
     };
-    (disk || !nic || held.memory != spec.memory).then_some(Misfit { disk })
+    let compute = held.memory == spec.memory && held.cpus == spec.cpus;
+    (disk || !nic || !compute).then_some(Misfit { disk })
 }
 
 fn running(record: &VmRecord, seen: &Observed, rules: Rules, started: &VmSpec, now: Timestamp) -> Plan {
@@ -257,13 +291,8 @@ fn running(record: &VmRecord, seen: &Observed, rules: Rules, started: &VmSpec, n
     if record.object.metadata.deletion_timestamp.is_some() {
         return Plan { phase: "Terminating", ..stop("the VM is deleted".to_owned()) };
     }
-    if wanted.run_policy == RunPolicy::Halted {
-        return stop("runPolicy is Halted".to_owned());
-    }
-    let changes = restarting(started, wanted);
-    if !changes.is_empty() {
-        let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
-        return stop(shown.join(", "));
+    if let Some(why) = due_stop(started, wanted) {
+        return stop(why);
     }
     if let Some(plan) = new_image(record, seen) {
         return plan;
@@ -381,14 +410,17 @@ fn record_exit(record: &VmRecord, seen: &Observed) -> Plan {
         Some(state) => *state != GuestState::Starting,
         None => matches!(seen.guest, Guest::Silent { ever: true, .. }),
     };
+    // Nor did it end if the host went down under it.
+    let cut_off = seen.rebooted && code.is_none();
     let rerun = stopping.is_some()
+        || cut_off
         || !started && code.is_none()
         || match record.object.spec.run_policy {
             RunPolicy::Always | RunPolicy::Halted => true,
             RunPolicy::RerunOnFailure => code != Some(0),
             RunPolicy::Once => false,
         };
-    let failed = stopping.is_none() && rerun;
+    let failed = stopping.is_none() && rerun && !cut_off;
     Plan::new(Step::RecordExit { rerun, failed }).told("Stopping", "Exited", "the VM has stopped")
 }
 
@@ -400,28 +432,13 @@ pub(super) fn workload_code(seen: &Observed) -> Option<i32> {
     }
 }
 
-/// Whether an ended VM is started again.
-fn reruns(record: &VmRecord, ended: &VmSpec) -> bool {
-    let wanted = &record.object.spec;
-    let code = record.last_exit.as_ref().and_then(|exit| exit.code);
-    let policy = match wanted.run_policy {
-        RunPolicy::Always => true,
-        RunPolicy::RerunOnFailure => code != Some(0),
-        RunPolicy::Once | RunPolicy::Halted => false,
-    };
-    policy || vm_changes(ended, wanted).iter().any(|change| change.effect >= Effect::Restart)
+fn exit_code(record: &VmRecord) -> Option<i32> {
+    record.last_exit.as_ref().and_then(|exit| exit.code)
 }
 
-fn ended(record: &VmRecord) -> Plan {
+fn ended(record: &VmRecord, seen: &Observed) -> Plan {
     let exit = record.last_exit.as_ref();
     let message = exit.map_or_else(|| "the workload ended".to_owned(), |exit| exit.message.clone());
     let reason = exit.map_or("Completed", |exit| exit.reason.as_str());
-    Plan::wait(None).told("Stopped", reason, &message)
-}
-
-/// The changes that need a stop. An image's change is seen by its digest instead.
-pub(in crate::reconcile) fn restarting(started: &VmSpec, wanted: &VmSpec) -> Vec<FieldChange> {
-    let mut changes = vm_changes(started, wanted);
-    changes.retain(|change| change.effect >= Effect::Restart && change.field != "image");
-    changes
+    rest(record, seen).told("Stopped", reason, &message)
 }

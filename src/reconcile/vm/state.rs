@@ -10,7 +10,7 @@ use crate::hypervisor::VmmExit;
 use crate::image::ImageConfig;
 use crate::object::NetworkMode;
 use crate::reconcile::pulls::PullState;
-use crate::store::PinnedImage;
+use crate::store::{PinnedImage, Standing};
 
 /// The observed half of a decision; the recorded half is the store's record.
 #[derive(Clone, Debug)]
@@ -33,6 +33,28 @@ pub(in crate::reconcile) struct Observed {
     pub closed_until: Option<Timestamp>,
     /// The network of VMs that ask for none in particular.
     pub default_network: NetworkMode,
+    /// Why the VMs that this one depends on keep it from being started.
+    pub dependency: Option<String>,
+    /// The line for memory, processors and disk space, if the VM stands in it.
+    pub line: Option<LineView>,
+    /// The recorded process was of an earlier boot of the host.
+    pub rebooted: bool,
+}
+
+/// The VM in line for memory, processors and disk space.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::reconcile) enum LineView {
+    /// It waits.
+    Waits {
+        /// Where it stands.
+        standing: Standing,
+        /// Since when.
+        since: Timestamp,
+        /// It is not passed any more.
+        impatient: bool,
+    },
+    /// Its turn has come, or its claim is void: claim again.
+    Called,
 }
 
 /// The guest, as far as the link tells.

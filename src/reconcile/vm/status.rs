@@ -8,7 +8,7 @@ use super::state::{Guest, ImageView, Observed};
 use crate::object::{PortStatus, Timings, VmImageStatus, VmStatus};
 use crate::reconcile::conditions::Conditions;
 use crate::reconcile::pulls::PullState;
-use crate::store::{Run, VmRecord};
+use crate::store::{Reservation, Run, VmRecord};
 
 /// What the status says besides record, sight and plan.
 pub(in crate::reconcile) struct Extras<'a> {
@@ -89,12 +89,12 @@ fn conditions(
         }
     }
     match &record.reservation {
-        Some(held) => {
+        Some(held) if held.can_run() => {
             let address =
                 held.address().map_or_else(|| "no address".to_owned(), |address| address.to_string());
-            list.set("Reserved", true, "Reserved", &format!("{address}, {} of memory", held.memory));
+            list.set("Reserved", true, "Reserved", &reserved(held, &address));
         }
-        None => list.set("Reserved", false, &plan.reason, &plan.message),
+        _ => list.set("Reserved", false, &plan.reason, &plan.message),
     }
     let (reason, message) = match (booted, up) {
         (true, _) => ("Booted", "the guest has been heard of"),
@@ -111,6 +111,11 @@ fn conditions(
     list.set_if(stalled, "Stalled", &plan.reason, &plan.message);
     list.problem(record.problem.as_ref());
     list.finish()
+}
+
+fn reserved(held: &Reservation, address: &str) -> String {
+    let s = if held.cpus == 1 { "" } else { "s" };
+    format!("{address}, {} of memory, {} processor{s}", held.memory, held.cpus)
 }
 
 /// What the last status said, perhaps an earlier daemon's.

@@ -9,14 +9,19 @@ use serde_json::json;
 use vmlet_wire::GuestState;
 
 use super::plan::{Plan, Rules, Step, plan};
-use super::state::{Failure, Guest, ImageView, Observed};
+use super::state::{Failure, Guest, ImageView, LineView, Observed};
 use crate::hypervisor::{ProcessIdentity, VmmExit};
 use crate::image::ImageConfig;
-use crate::object::{LastExit, NetworkMode, Quantity, RunPolicy, Uid, Vm, VmSpec};
+use crate::object::{
+    AnyObject, Kind, LastExit, NetworkMode, ObjectKey, Quantity, RunPolicy, Uid, Vm, VmSpec,
+};
 use crate::reconcile::pulls::PullState;
-use crate::store::{Origin, PinnedImage, Reservation, Run, Stopping, VmRecord};
+use crate::store::{
+    Capacity, Declared, NetworkClaim, Origin, PinnedImage, Reservation, ReserveError, Run, Standing,
+    Stopping, Store, VmClaim, VmRecord,
+};
 
-const RULES: Rules = Rules { boot_timeout: Duration::from_secs(60) };
+const RULES: Rules = Rules { boot_timeout: Duration::from_secs(60), patience: Duration::from_secs(120) };
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
@@ -55,6 +60,7 @@ fn reserved() -> VmRecord {
         nic: None,
         vmm_user: None,
         memory: record.object.spec.memory,
+        cpus: record.object.spec.cpus,
         disk: record.object.spec.root_disk.size,
     });
     record
@@ -104,6 +110,9 @@ fn seen() -> Observed {
         failure: None,
         closed_until: None,
         default_network: NetworkMode::Bridge,
+        dependency: None,
+        line: None,
+        rebooted: false,
     }
 }
 
@@ -134,7 +143,7 @@ fn a_vm_is_brought_up_step_by_step() {
     assert_eq!(decide(&record(), &seen()).step, Step::Pin(pin('a')));
     assert_eq!(decide(&pinned, &look(missing)).step, Step::Pull(pin('a')));
     assert_eq!(decide(&pinned, &look(queued)).step, Step::Wait(None));
-    assert_eq!(decide(&pinned, &seen()).step, Step::Reserve { discard_disk: false });
+    assert_eq!(decide(&pinned, &seen()).step, Step::Reserve { discard_disk: false, impatient: false });
     assert_eq!(decide(&reserved(), &seen()).step, Step::Queue);
     assert_eq!(decide(&reserved(), &Observed { permit: true, ..seen() }).step, Step::Boot);
     assert_eq!(decide(&up(), &seen()).step, Step::Wait(Some(at(60))));
@@ -209,13 +218,17 @@ fn an_ended_vm_runs_again_only_for_a_new_spec_or_policy() {
         finished_at: at(0),
     });
     let step = |record: &VmRecord| decide(record, &seen()).step;
+    assert_eq!(step(&ended), Step::Relinquish, "others can use what it ran on");
+    let room_given_back = ended.reservation.as_mut().unwrap();
+    (room_given_back.memory, room_given_back.cpus) = (Quantity::bytes(0), 0);
     assert_eq!(step(&ended), Step::Wait(None));
     assert_eq!(
         step(&edited(ended.clone(), |spec| spec.termination_grace_period_seconds = 1)),
         Step::Wait(None)
     );
-    assert_eq!(step(&edited(ended.clone(), |spec| spec.cpus = 2)), Step::Queue);
-    assert_eq!(step(&edited(ended.clone(), |spec| spec.run_policy = RunPolicy::RerunOnFailure)), Step::Queue);
+    let reserve = Step::Reserve { discard_disk: false, impatient: false };
+    assert_eq!(step(&edited(ended.clone(), |spec| spec.cpus = 2)), reserve);
+    assert_eq!(step(&edited(ended.clone(), |spec| spec.run_policy = RunPolicy::RerunOnFailure)), reserve);
     assert_eq!(step(&edited(ended, |spec| spec.run_policy = RunPolicy::Halted)), Step::Wait(None));
 }
 
@@ -236,7 +249,10 @@ fn a_new_image_is_ready_before_the_vm_stops_for_it() {
     assert_eq!(decide(&record, &look(missing)).step, Step::Pull(pin('b')));
     assert!(matches!(decide(&record, &look(known(pin('b')))).step, Step::Stop { .. }));
     record.run = Run::Idle;
-    assert_eq!(decide(&record, &look(known(pin('b')))).step, Step::Reserve { discard_disk: true });
+    assert_eq!(
+        decide(&record, &look(known(pin('b')))).step,
+        Step::Reserve { discard_disk: true, impatient: false }
+    );
 }
 
 #[test]
@@ -262,7 +278,132 @@ fn a_closed_gate_holds_the_failed_step_but_not_a_deletion() {
     let stalled = Observed { failure: Some(stalled), closed_until: None, permit: true, ..seen() };
     assert_eq!(
         (decide(&reserved(), &stalled).step, decide(&reserved(), &stalled).phase),
-        (Step::Wait(None), "Failed")
+        (Step::Relinquish, "Failed"),
+        "others can use what it does not run on"
+    );
+    assert_eq!(decide(&record(), &stalled).step, Step::Wait(None));
+}
+
+fn in_line(impatient: bool) -> Option<LineView> {
+    let (store, _) = Store::in_memory();
+    Some(LineView::Waits { standing: standing(&store), since: at(0), impatient })
+}
+
+/// What a VM is told that claims more than is free.
+fn standing(store: &Store) -> Standing {
+    use futures_util::FutureExt;
+    let digest = pin('a').digest;
+    let claim = |name: &str| {
+        let object = Vm {
+            metadata: crate::object::ObjectMeta { name: name.to_owned(), ..record().object.metadata },
+            ..record().object
+        };
+        let origin = record().origin;
+        let declared = store.declare(AnyObject::Vm(object), origin, false, at(0)).now_or_never().unwrap();
+        let Ok(Declared::Created { uid }) = declared else { panic!("{declared:?}") };
+        VmClaim {
+            key: ObjectKey::new(Kind::Vm, "default", name),
+            uid,
+            generation: 1,
+            image: digest.clone(),
+            network: NetworkClaim::None,
+            vmm_users: None,
+            memory: Quantity::mebibytes(4096),
+            cpus: 1,
+            disk: Quantity::mebibytes(64),
+            capacity: Capacity {
+                memory: Quantity::mebibytes(6144),
+                cpus: 8,
+                disk: Quantity::mebibytes(1024),
+            },
+            impatient: false,
+        }
+    };
+    let install = Uid::nil();
+    store.claim_disk(&digest, install).now_or_never().unwrap().unwrap();
+    let published =
+        store.publish_disk(&digest, install, "/d".into(), Quantity::bytes(1), ImageConfig::default());
+    published.now_or_never().unwrap().unwrap();
+    store.reserve_vm(claim("first")).now_or_never().unwrap().unwrap();
+    match store.reserve_vm(claim("second")).now_or_never().unwrap() {
+        Err(ReserveError::Waiting { line }) => line.borrow().clone().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_vm_that_does_not_fit_waits_and_becomes_impatient() {
+    let line = |impatient, second| {
+        let looks = Observed { line: in_line(impatient), ..seen() };
+        plan(&reserved(), &looks, RULES, at(second))
+    };
+    let waits = line(false, 10);
+    assert_eq!(
+        (waits.step, waits.phase, waits.reason.as_str()),
+        (Step::Wait(Some(at(120))), "Waiting", "InsufficientMemory")
+    );
+    assert_eq!(waits.message, "needs 4Gi of memory, 2Gi is free; 1st in line");
+    assert_eq!(line(false, 120).step, Step::Reserve { discard_disk: false, impatient: true });
+    assert_eq!(line(true, 500).step, Step::Wait(None));
+}
+
+#[test]
+fn a_vm_whose_turn_has_come_claims_once_more_though_all_fits() {
+    let called = Observed { line: Some(LineView::Called), permit: true, ..seen() };
+    assert_eq!(decide(&reserved(), &called).step, Step::Reserve { discard_disk: false, impatient: false });
+}
+
+#[test]
+fn who_is_not_to_run_gives_back_room_and_place() {
+    let halted = |record| edited(record, |spec| spec.run_policy = RunPolicy::Halted);
+    let waiting = Observed { line: in_line(false), ..seen() };
+    assert_eq!(decide(&halted(reserved()), &seen()).step, Step::Relinquish);
+    assert_eq!(decide(&halted(record()), &waiting).step, Step::Relinquish);
+    assert_eq!(decide(&halted(record()), &seen()).step, Step::Wait(None));
+    let blocked = Observed { dependency: Some("vm/db is Pulling".to_owned()), ..waiting };
+    let mut pinned = record();
+    pinned.image = Some(pin('a'));
+    let plan = decide(&pinned, &blocked);
+    assert_eq!(
+        (plan.step, plan.phase, plan.reason.as_str()),
+        (Step::Relinquish, "Waiting", "DependencyNotReady")
+    );
+    assert_eq!(plan.message, "vm/db is Pulling");
+}
+
+#[test]
+fn a_dependency_holds_the_start_up_and_nothing_else() {
+    let blocked = Observed { dependency: Some("vm/db is Pulling".to_owned()), permit: true, ..seen() };
+    assert_eq!(decide(&reserved(), &blocked).phase, "Waiting");
+    assert_eq!(decide(&up(), &Observed { dependency: blocked.dependency, ..ready() }).step, Step::Wait(None));
+}
+
+#[test]
+fn a_reboot_of_the_host_is_no_end_of_the_workload() {
+    let once = edited(up(), |spec| spec.run_policy = RunPolicy::Once);
+    let seen = Observed { rebooted: true, ..exited(None, None) };
+    assert_eq!(decide(&once, &seen).step, Step::RecordExit { rerun: true, failed: false });
+    let exit = super::exit::last_exit(&seen, None, 30, at(1));
+    assert_eq!((exit.reason.as_str(), exit.code), ("HostReboot", None));
+    // The console's last line says that it had ended before.
+    let ended = Observed { rebooted: true, ..exited(None, Some(0)) };
+    assert_eq!(decide(&once, &ended).step, Step::RecordExit { rerun: false, failed: false });
+}
+
+#[test]
+fn a_stop_that_became_a_killing_says_so() {
+    let stopping = Stopping { since: at(0), why: "the VM is deleted".to_owned() };
+    let said = |exit: Observed| super::exit::last_exit(&exit, Some(&stopping), 30, at(1));
+    let (shut_down, deaf) = (said(exited(None, Some(0))), said(exited(None, Some(137))));
+    assert_eq!(
+        (shut_down.reason.as_str(), shut_down.message.as_str()),
+        ("Shutdown", "shut down: the VM is deleted")
+    );
+    assert_eq!(deaf.reason, "Killed");
+    assert!(
+        deaf.message.ends_with("its workload did not end within 30 s and was killed"),
+        "{}",
+        deaf.message
     );
 }
 
@@ -299,8 +440,15 @@ fn any_sight() -> impl Strategy<Value = Observed> {
         known(pin('a')),
         known(pin('b')),
     ];
-    (prop::sample::select(guests.to_vec()), prop::sample::select(images.to_vec()), any::<[bool; 4]>())
-        .prop_map(|(guest, image, [exit, permit, asked, closed])| {
+    let lines = [None, None, Some(LineView::Called), in_line(false), in_line(true)];
+    (
+        prop::sample::select(guests.to_vec()),
+        prop::sample::select(images.to_vec()),
+        prop::sample::select(lines.to_vec()),
+        any::<[bool; 6]>(),
+    )
+        .prop_map(|(guest, image, line, [exit, permit, asked, closed, blocked, rebooted])| {
+            let dependency = blocked.then(|| "vm/db is Pulling".to_owned());
             let base = if exit { exited(None, Some(1)) } else { seen() };
             let failed = Failure {
                 reason: "X".to_owned(),
@@ -310,7 +458,18 @@ fn any_sight() -> impl Strategy<Value = Observed> {
             };
             let failure = closed.then_some(failed);
             let closed_until = closed.then_some(at(5000));
-            Observed { guest, image, permit, asked, failure, closed_until, ..base }
+            Observed {
+                guest,
+                image,
+                permit,
+                asked,
+                failure,
+                closed_until,
+                line,
+                dependency,
+                rebooted,
+                ..base
+            }
         })
 }
 
@@ -326,6 +485,7 @@ proptest! {
         match step {
             Step::Boot | Step::Queue => {
                 prop_assert!(!gone && !is_up && record.reservation.is_some() && seen.closed_until.is_none());
+                prop_assert!(seen.dependency.is_none() && seen.line.is_none());
                 prop_assert!(record.object.spec.run_policy != RunPolicy::Halted);
                 prop_assert_eq!(&record.reservation.unwrap().image, &record.image.unwrap().digest);
             }
@@ -333,6 +493,7 @@ proptest! {
             Step::Reserve { .. } => prop_assert!(!gone && !is_up),
             Step::Stop { .. } | Step::Ask | Step::Kill { .. } | Step::RecordExit { .. } => prop_assert!(is_up),
             Step::Wait(Some(until)) => prop_assert!(until > now, "a wait that is over spins"),
+            Step::Relinquish => prop_assert!(!is_up),
             Step::Wait(None) | Step::Resolve(_) | Step::Pin(_) | Step::Pull(_) => {}
         }
     }

@@ -133,3 +133,24 @@ fn namespaces_are_apart_and_lists_are_in_order() {
     assert_eq!(names(Some("c")), [""; 0]);
     assert_eq!(store.list(Kind::Image, None).0.len(), 1);
 }
+
+#[test]
+fn a_circle_of_dependencies_is_refused_and_the_last_good_spec_stays() {
+    let (store, _) = Store::in_memory();
+    let on = |name: &str, on: &[&str]| vm_with(name, json!({"image": {"name": "base"}, "dependsOn": on}));
+    let again = |object| now(store.declare(object, origin("a.yaml"), false, at(2)));
+    declare(&store, on("a", &["b"]));
+    declare(&store, on("b", &["c"]));
+    let refused = again(on("c", &["a"])).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "spec.dependsOn makes a circle: vm/c → vm/a → vm/b → vm/c; remove one of these dependencies"
+    );
+    assert!(store.vm(&key("c")).is_none());
+    declare(&store, on("c", &[]));
+    assert!(matches!(again(on("c", &["a"])), Err(DeclareError::Dependency(_))));
+    let record = store.vm(&key("c")).unwrap();
+    assert_eq!((record.object.metadata.generation, record.object.spec.depends_on.len()), (1, 0));
+    now(store.undeclare(&key("b"), "directory:/m", at(3))).unwrap();
+    again(on("c", &["a"])).expect("what is being deleted waits for nobody");
+}

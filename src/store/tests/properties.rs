@@ -66,8 +66,8 @@ fn take(store: &Store, step: Step) {
             let protocol = if wide { Protocol::Tcp } else { Protocol::Udp };
             let ports = ports.into_iter().map(|host| Port { host, guest: 80, protocol });
             let network = NetworkClaim::Bridge {
-                subnet: if wide { "10.88.0.0/28" } else { "10.88.0.0/29" }.parse().unwrap(),
-                fixed: fixed.map(|last| [10, 88, 0, last].into()),
+                subnet: if wide { "10.63.0.0/28" } else { "10.63.0.0/29" }.parse().unwrap(),
+                fixed: fixed.map(|last| [10, 63, 0, last].into()),
                 ports: ports.collect(),
             };
             _ = now(store.reserve_vm(VmClaim {
@@ -76,7 +76,12 @@ fn take(store: &Store, step: Step) {
                 vmm_users: (users > 0).then_some(1000..1000 + users),
                 memory: Quantity::mebibytes(memory),
                 disk: Quantity::mebibytes(disk),
-                capacity: Capacity { memory: Quantity::mebibytes(MEMORY), disk: Quantity::mebibytes(DISK) },
+                capacity: Capacity {
+                    memory: Quantity::mebibytes(MEMORY),
+                    cpus: 5,
+                    disk: Quantity::mebibytes(DISK),
+                },
+                impatient: memory > 500,
                 ..claim(&name(vm), uid)
             }));
         }
@@ -118,6 +123,7 @@ fn check_leases(store: &Store) {
     let sum = |of: fn(&Reservation) -> Quantity| held.iter().map(|held| of(held).as_bytes()).sum::<u64>();
     assert!(sum(|held| held.memory) <= MEMORY << 20);
     assert!(sum(|held| held.disk) <= DISK << 20);
+    assert!(held.iter().map(|held| held.cpus).sum::<u32>() <= 5);
 
     let mut derived = Leases::default();
     for record in &records {

@@ -88,16 +88,18 @@ pub(super) fn claim(name: &str, uid: Uid) -> VmClaim {
         network: bridge(None, &[]),
         vmm_users: Some(1000..1010),
         memory: Quantity::mebibytes(256),
+        cpus: 1,
         disk: Quantity::mebibytes(1024),
-        capacity: Capacity { memory: Quantity::mebibytes(1024), disk: Quantity::mebibytes(4096) },
+        capacity: Capacity { memory: Quantity::mebibytes(1024), cpus: 8, disk: Quantity::mebibytes(4096) },
+        impatient: false,
     }
 }
 
-/// A subnet of five VMs: 10.88.0.2 to 10.88.0.6.
+/// A subnet of five VMs: 10.63.0.2 to 10.63.0.6.
 pub(super) fn bridge(fixed: Option<[u8; 4]>, ports: &[u16]) -> NetworkClaim {
     let ports = ports.iter().map(|host| Port { host: *host, guest: 80, protocol: Protocol::Tcp });
     NetworkClaim::Bridge {
-        subnet: "10.88.0.0/29".parse().unwrap(),
+        subnet: "10.63.0.0/29".parse().unwrap(),
         fixed: fixed.map(Ipv4Addr::from),
         ports: ports.collect(),
     }

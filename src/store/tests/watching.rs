@@ -117,7 +117,7 @@ fn equal_events_are_counted_and_come_last() {
     record(&store, "web", "two", 2);
     record(&store, "web", "one", 3);
     let shown = |store: &Store| {
-        let events = store.events(Some(&key("web")));
+        let events = store.events(Some(&(&key("web")).into()));
         events.iter().map(|event| (event.message.clone(), event.count)).collect::<Vec<_>>()
     };
     assert_eq!(shown(&store), [("two".to_owned(), 1), ("one".to_owned(), 2)]);
@@ -145,7 +145,7 @@ fn events_are_bounded_for_each_object_in_all_and_in_length() {
     }
     assert_eq!(messages(&store), ["8", "9", "a", "b", "c"]);
     record(&store, "long", &"ü".repeat(4000), 30);
-    let long = store.events(Some(&key("long"))).pop().unwrap().message;
+    let long = store.events(Some(&(&key("long")).into())).pop().unwrap().message;
     assert!(long.len() <= 1024 && long.ends_with("ü…"), "{}", long.len());
     let (again, _) = backend.crash(0);
     assert_eq!(again.events(None), store.events(None), "what was dropped is gone from the log too");

@@ -117,14 +117,17 @@ impl State {
         found.into_iter().for_each(|violation| self.violation(violation));
     }
 
+    fn boot_id(&self) -> String {
+        format!("boot-{}", self.boot)
+    }
+
     fn new_process(&mut self, launch: &Launch) -> ProcessIdentity {
         // The lowest free number: numbers are reused, identities are not.
         let now = self.now();
         self.processes.retain(|_, process| process.released.is_none() || process.runs(now) || kept(process));
         let pid = (1..).find(|pid| !self.processes.contains_key(pid)).expect("not all are in use");
         self.starts += 1;
-        let identity =
-            ProcessIdentity { pid, start_time: self.starts, boot_id: format!("boot-{}", self.boot) };
+        let identity = ProcessIdentity { pid, start_time: self.starts, boot_id: self.boot_id() };
         self.processes.insert(pid, Process::new(identity.clone(), launch.clone()));
         identity
     }
@@ -223,6 +226,10 @@ impl Driver for ScriptedDriver {
         }
     }
 
+    fn of_this_boot(&self, process: &ProcessIdentity) -> bool {
+        process.boot_id == self.0.lock().boot_id()
+    }
+
     fn alive(&self, process: &ProcessIdentity) -> bool {
         let mut state = self.0.lock();
         let now = state.now();
@@ -252,6 +259,18 @@ impl Driver for ScriptedDriver {
             Ok(())
         };
         Ok(self.0.effect(&Effect { name: "kill", object, fate: None }, act).await?)
+    }
+
+    async fn evict(&self, dir: &Path) -> Result<(), DriverError> {
+        let process = {
+            let state = self.0.lock();
+            let pid = state.pid_in(dir);
+            pid.and_then(|pid| state.processes.get(&pid)).map(|process| process.identity.clone())
+        };
+        match process {
+            Some(process) => self.kill(&process).await,
+            None => Ok(()),
+        }
     }
 
     async fn remove_disk(&self, dir: &Path) -> Result<(), DriverError> {

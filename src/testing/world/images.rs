@@ -46,7 +46,7 @@ impl State {
         let name = reference.to_string();
         self.image_scripts.get(&name).cloned().unwrap_or_else(|| {
             let digest = Digest::sha256(Sha256::digest(name.as_bytes()).into());
-            ImageScript { digest: Some(digest), pull: PULL, failures: 0 }
+            ImageScript { digest: Some(digest), pull: PULL, failures: 0, panics: 0 }
         })
     }
 

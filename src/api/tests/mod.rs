@@ -1,5 +1,7 @@
 //! Pure parts, by value.
 
+mod why;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
