@@ -220,16 +220,33 @@ impl Sight<'_> {
             || vm.object.metadata.uid.is_some_and(refused) && stalled(&vm.object.status.conditions)
             || self.others(vm).any(|other| clash(&vm.object.spec, other))
             || self.crowded(vm)
+            || self.behind(vm)
+            || self.dependent(vm)
     }
 
-    /// Whether the others leave too little memory or disk for a VM.
+    /// Whether the others leave too little memory, disk or processors for a VM.
     fn crowded(&self, vm: &VmRecord) -> bool {
         let (spec, capacity) = (&vm.object.spec, self.capacity);
-        let (memory, disk) = self.others(vm).fold((0, 0), |(memory, disk), held| {
-            (memory + held.memory.as_bytes(), disk + held.disk.as_bytes())
-        });
-        memory + spec.memory.as_bytes() > capacity.memory.as_bytes()
-            || disk + spec.root_disk.size.as_bytes() > capacity.disk.as_bytes()
+        let sum = |of: fn(&Reservation) -> u64| self.others(vm).map(of).sum::<u64>();
+        sum(|held| held.memory.as_bytes()) + spec.memory.as_bytes() > capacity.memory.as_bytes()
+            || sum(|held| held.disk.as_bytes()) + spec.root_disk.size.as_bytes() > capacity.disk.as_bytes()
+            || sum(|held| u64::from(held.cpus)) + u64::from(spec.cpus) > u64::from(capacity.cpus)
+    }
+
+    /// Whether another VM waits for room, which this one may not pass.
+    fn behind(&self, vm: &VmRecord) -> bool {
+        let key = vm.object.key();
+        let others = self.records.values().filter_map(vm_of).filter(|other| other.object.key() != key);
+        others.into_iter().any(|other| other.object.status.phase == "Waiting" && self.crowded(other))
+    }
+
+    /// Whether a VM waits for one that is not ready.
+    fn dependent(&self, vm: &VmRecord) -> bool {
+        let namespace = &vm.object.metadata.namespace;
+        vm.object.spec.depends_on.iter().any(|name| {
+            let record = self.records.get(&ObjectKey::new(Kind::Vm, namespace, name));
+            record.and_then(vm_of).is_none_or(|other| is_ready(&other.object.status.conditions).is_err())
+        })
     }
 
     fn others(&self, vm: &VmRecord) -> impl Iterator<Item = &Reservation> {
