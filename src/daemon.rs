@@ -27,7 +27,7 @@ use crate::manifest::{self, DirectorySource, MassDeleteSettings, Snapshot, keep}
 use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
 use crate::object::{Kind, Quantity, Uid};
 use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Entropy, Parts};
-use crate::store::{Capacity, Record, Store, StoreSettings};
+use crate::store::{Capacity, Record, Store, StoreSettings, sync_dir};
 
 /// How long a boot may take until the guest is heard of: generous, since an emulated guest among
 /// many others is slow.
@@ -107,6 +107,8 @@ impl Folders {
         {
             std::fs::create_dir_all(folder)
                 .and_then(|()| std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)))
+                // What the store acknowledges must not lose its folder to a power loss.
+                .and_then(|()| folder.parent().map_or(Ok(()), sync_dir))
                 .with_context(|| {
                     format!("the folder {} cannot be made; choose another with --state", folder.display())
                 })?;

@@ -64,7 +64,7 @@ impl Engine {
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), RecoveryError> {
         recovery::recover(&self.world).await?;
         let world = self.world.clone();
-        let collect = collector::run(world.store.clone(), world.images.clone(), world.collector.clone());
+        let collect = collector::run(world.clone());
         tokio::select! {
             biased;
             () = cancel.cancelled() => {}

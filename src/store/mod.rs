@@ -32,6 +32,7 @@ mod export;
 mod histogram;
 mod history;
 mod leases;
+mod line;
 mod memory;
 mod open;
 mod publish;
@@ -39,6 +40,7 @@ mod record;
 mod request;
 mod reserve;
 mod row;
+mod runs;
 mod sled_backend;
 mod state;
 #[cfg(test)]
@@ -60,6 +62,7 @@ pub use request::{
     Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, StoreSettings,
     VmClaim, VmUpdate,
 };
+pub(crate) use sled_backend::sync_dir;
 pub use watch::{EventWatch, Watch};
 
 use std::collections::BTreeMap;

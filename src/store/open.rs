@@ -53,11 +53,7 @@ pub(super) fn open(dir: &Path, settings: &StoreSettings) -> Result<(Arc<Engine>,
     let failed = |what: &str, error: &dyn std::fmt::Display| OpenError {
         message: format!("cannot {what} of the store in {}: {error}", dir.display()),
     };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| failed("make the folder", &error))?;
+    make_folder(dir).map_err(|error| failed("make the folder", &error))?;
     let lock = lock(dir)?;
     let layout = Layout::new(dir);
     if !layout.db.exists() {
@@ -176,6 +172,13 @@ impl Layout {
         };
         OpenError { message }
     }
+}
+
+/// Makes a folder that outlives a power loss: its name is as durable as what is in it.
+fn make_folder(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|folder| !folder.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    missing.iter().filter_map(|folder| folder.parent()).try_for_each(sync_dir)
 }
 
 /// Makes sure that no other process has the store open.

@@ -285,6 +285,14 @@ impl VmTask {
         }
     }
 
+    /// A boot permit is for who boots. A VM that waits for something else (an image, its next try) gives
+    /// it back, or others would wait for it in vain.
+    fn release_permit(&mut self, record: &VmRecord, step: &Step) {
+        if !matches!(record.run, Run::Up { .. }) && !matches!(step, Step::Queue | Step::Boot) {
+            (self.permit, self.queue) = (None, None);
+        }
+    }
+
     /// Announces what people wait for.
     fn announce(&mut self, ready: bool) {
         if ready && !self.ready {
@@ -387,6 +395,7 @@ impl Reconciler for VmTask {
         let plan = plan(&record, &seen, rules, now);
         let extras = status::Extras { driver: world.driver.name(), timings: &self.timings };
         let status = status::status(&record, &seen, &plan, &extras, now);
+        self.release_permit(&record, &plan.step);
         self.announce(status::was_ready(&status));
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
         if let Err(error) = world.store.publish_vm(&self.key, self.uid, update).await {
