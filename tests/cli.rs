@@ -80,7 +80,15 @@ struct Daemon {
 }
 
 impl Daemon {
+    /// With the objects of [`MANIFEST`].
     fn start() -> Self {
+        let daemon = Daemon::empty();
+        daemon.declare(MANIFEST);
+        daemon.ready("web");
+        daemon
+    }
+
+    fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = Runtime::new().unwrap();
         let (store, _) = Store::in_memory();
@@ -96,10 +104,14 @@ impl Daemon {
             let sources = Sources { store, guests, recorder, metrics: Metrics::default(), readiness: read };
             tokio::spawn(serve(listener, sources, CancellationToken::new()));
         });
+<<<<<<< HEAD
         let daemon = Daemon { dir, runtime, store, recorder, readiness, _guest: guest };
         daemon.declare(MANIFEST);
         daemon.ready("web");
         daemon
+=======
+        Daemon { dir, runtime, store, _guest: guest }
+>>>>>>> boots
     }
 
     fn declare(&self, yaml: &str) {
@@ -317,7 +329,8 @@ fn waiting() {
     assert_eq!(code, 1);
     assert_snapshot!("wait_timed_out", stderr);
     let (code, _, stderr) = daemon.run(&["wait", "--for", "condition=Ready", "vm/nope"]);
-    assert_eq!((code, stderr.lines().next()), (1, Some("error: vm/nope not found")));
+    assert_eq!((code, stderr.lines().last()), (1, Some("hint: `vmlet get all -A` shows what there is")));
+    assert!(stderr.contains("error: vm/nope not found"), "{stderr}");
     assert_eq!(daemon.run(&["wait", "--for", "Ready", "vm/web"]).0, 2);
     assert_eq!(daemon.run(&["wait", "--for", "delete", "vm"]).0, 2);
     // The condition comes while it is waited for.
@@ -326,6 +339,20 @@ fn waiting() {
         daemon.ready("ci-1");
         let met = wait.join().unwrap();
         assert!(met.contains("vm/ci-1 condition met") && met.contains("vm/web condition met"), "{met}");
+    });
+    // What is waited for appears a moment after, as the manifest that a script has just dropped.
+    let empty = Daemon::empty();
+    std::thread::scope(|scope| {
+        let named = scope.spawn(|| empty.run(&["wait", "--for", "condition=Ready", "vm/web"]));
+        let all = scope.spawn(|| empty.run(&["wait", "--for", "condition=Ready", "vm", "--all"]));
+        // They look first. A wait that is too short for that only sees less.
+        std::thread::sleep(Duration::from_millis(500));
+        empty.declare(MANIFEST);
+        empty.ready("web");
+        empty.ready("ci-1");
+        for (code, met, _) in [named.join().unwrap(), all.join().unwrap()] {
+            assert!(code == 0 && met.contains("vm/web condition met"), "{met}");
+        }
     });
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vmlet::hypervisor::fake::{Behaviour, Step};
-use vmlet::manifest::{FileState, MassDeleteSettings, Snapshot, decode, keep};
+use vmlet::manifest::{FileState, MassDeleteSettings, Readiness, Snapshot, decode, keep};
 use vmlet::store::{Record, Severity};
 use vmlet::testing::ImageScript;
 
