@@ -104,14 +104,7 @@ impl Daemon {
             let sources = Sources { store, guests, recorder, metrics: Metrics::default(), readiness: read };
             tokio::spawn(serve(listener, sources, CancellationToken::new()));
         });
-<<<<<<< HEAD
-        let daemon = Daemon { dir, runtime, store, recorder, readiness, _guest: guest };
-        daemon.declare(MANIFEST);
-        daemon.ready("web");
-        daemon
-=======
-        Daemon { dir, runtime, store, _guest: guest }
->>>>>>> boots
+        Daemon { dir, runtime, store, recorder, readiness, _guest: guest }
     }
 
     fn declare(&self, yaml: &str) {
@@ -627,4 +620,28 @@ fn documents_for_other_tools() {
     let findings: Value = serde_json::from_str(&findings).unwrap();
     let failed = findings.as_array().unwrap().iter().any(|finding| finding["status"] == "Fail");
     assert_eq!(code, i32::from(failed));
+}
+
+#[test]
+fn validate_shows_circles_of_dependencies() {
+    let dir = tempfile::tempdir().unwrap();
+    let vm = |name: &str, on: &str| {
+        format!(
+            "apiVersion: vmlet.dev/v1alpha1\nkind: VM\nmetadata: {{name: {name}}}\nspec: {{image: {{name: i}}, dependsOn: [{on}]}}\n"
+        )
+    };
+    std::fs::write(dir.path().join("a.yaml"), format!("{}---\n{}", vm("z", ""), vm("a", "z, b"))).unwrap();
+    std::fs::write(dir.path().join("b.yaml"), vm("b", "a")).unwrap();
+    let path = dir.path().to_str().unwrap();
+    let run = |words: &[&str]| outcome(&vmlet(words).output().unwrap());
+    let (code, _, stderr) = run(&["validate", path]);
+    assert_eq!(code, 1);
+    let shown = stderr.replace(path, "DIR");
+    assert!(shown.starts_with(
+        "error: vm/a: spec.dependsOn makes a circle: vm/a → vm/b → vm/a; remove one of these dependencies\n --> DIR/a.yaml:6:1\n"
+    ), "{shown}");
+    assert!(shown.contains("1 error in 2 files"), "{shown}");
+    std::fs::write(dir.path().join("b.yaml"), vm("b", "b")).unwrap();
+    let (code, _, stderr) = run(&["validate", path]);
+    assert!(code == 1 && stderr.contains("a VM cannot wait for itself"), "{stderr}");
 }

@@ -21,24 +21,17 @@ use super::target::{Scope, Targets};
 use crate::api::types::WatchKind;
 use crate::object::{Kind, ObjectKey};
 
-<<<<<<< HEAD
 /// How often a daemon that has just started is asked whether it knows what is declared.
 const READY_PERIOD: Duration = Duration::from_millis(50);
-
-/// Wait until objects have a condition, or are gone
-///
-/// A daemon that has just started reads its manifests first. Exits with 1 when the time is over, and
-/// says what is missing.
-=======
 /// How long what does not exist may take to appear: a manifest that was just dropped is not seen at
 /// once.
 const APPEARANCE: Duration = Duration::from_secs(5);
 
 /// Wait until objects have a condition, or are gone
 ///
-/// Exits with 1 when the time is over, and says what is missing. What does not exist has 5 s to
-/// appear: its manifest may have been dropped just now.
->>>>>>> boots
+/// A daemon that has just started reads its manifests first; what does not exist then has 5 s to
+/// appear: its manifest may have been dropped just now. Exits with 1 when the time is over, and says
+/// what is missing.
 ///
 /// Examples:
 ///   vmlet wait --for condition=Ready vm --all --timeout 5m
@@ -173,9 +166,6 @@ impl Waiting {
     fn new(goal: Goal, kinds: &[Kind]) -> Self {
         let board = io::stderr().is_terminal().then(|| Board::new(ProgressDrawTarget::stderr()));
         let unlisted = kinds.to_vec();
-<<<<<<< HEAD
-        Waiting { goal, pending: BTreeMap::new(), unlisted, named: false, any: false, unready: None, board }
-=======
         Waiting {
             goal,
             pending: BTreeMap::new(),
@@ -184,9 +174,9 @@ impl Waiting {
             appearing: true,
             open: true,
             any: false,
+            unready: None,
             board,
         }
->>>>>>> boots
     }
 
     fn expect(&mut self, key: ObjectKey) {
