@@ -15,10 +15,12 @@ use super::backoff::Backoff;
 use super::pulls::Share;
 use super::step::StepError;
 use super::task::{Outcome, Reconciler, Wake};
+use super::track::{Activity, Track};
 use super::world::World;
 use crate::image::Reference;
-use crate::object::{DiskStatus, ObjectKey, Uid};
+use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
 use crate::store::{DiskState, ImageRecord, ImageUpdate, PinnedImage, RemoveImageError, Severity};
+use crate::timeline::Phase;
 
 /// What an image's task remembers between looks. All of it can be lost.
 pub(super) struct ImageTask {
@@ -28,6 +30,7 @@ pub(super) struct ImageTask {
     backoff: Backoff,
     failure: Option<Failure>,
     share: Option<Share>,
+    track: Track,
     /// The step that is being taken.
     acting: Option<Discriminant<Step>>,
 }
@@ -35,7 +38,8 @@ pub(super) struct ImageTask {
 impl ImageTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
         let backoff = Backoff::new(world.settings.backoff, world.entropy.clone());
-        ImageTask { world, key, uid, backoff, failure: None, share: None, acting: None }
+        let track = Track::new(world.recorder.clone(), key.clone());
+        ImageTask { world, key, uid, backoff, failure: None, share: None, acting: None, track }
     }
 
     fn observe(&mut self, record: &ImageRecord) -> Observed {
@@ -128,6 +132,7 @@ impl ImageTask {
 
     fn fail(&mut self, failure: Failure) {
         self.backoff.fail(self.world.clock.now());
+        self.world.meters.failure(Kind::Image.singular(), &failure.reason);
         tracing::warn!(image = %self.key, reason = failure.reason, "{}", failure.message);
         self.failure = Some(failure);
     }
@@ -141,12 +146,17 @@ impl Reconciler for ImageTask {
         let Some(record) =
             world.store.image(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
         else {
+            self.track.finish();
             return Outcome::Gone;
         };
         let seen = self.observe(&record);
         let plan = plan(&record, &seen);
+        self.track.enter(&activity(&record, &plan));
         self.announce(&record, &plan);
         self.publish(&record, &seen, &plan).await;
+        if let Some(name) = step_name(&plan.step) {
+            world.meters.step(Kind::Image, name);
+        }
         let kind = discriminant(&plan.step);
         self.acting = Some(kind);
         let done = match plan.step {
@@ -154,7 +164,10 @@ impl Reconciler for ImageTask {
             Step::Resolve => self.resolve(&record, wake).await,
             Step::Pull(ref pin) => self.pull(pin),
             Step::Remove => match self.remove().await {
-                Ok(Removal::Done) => return Outcome::Gone,
+                Ok(Removal::Done) => {
+                    self.track.finish();
+                    return Outcome::Gone;
+                }
                 Ok(Removal::InUse(message)) => {
                     let plan = Plan { reason: "InUse".to_owned(), message, ..plan };
                     self.publish(&record, &seen, &plan).await;
@@ -185,6 +198,32 @@ impl Reconciler for ImageTask {
             Some(share) => share.changed().await,
             None => std::future::pending().await,
         }
+    }
+}
+
+/// What the image does while the plan's step is taken, or waited for.
+fn activity(record: &ImageRecord, plan: &Plan) -> Activity {
+    let reference = || record.object.spec.source.oci.reference.clone();
+    let failed = matches!(plan.phase, "Backoff" | "Failed");
+    let (phase, detail) = match plan.phase {
+        "Pending" => (Some(Phase::Resolve), reference()),
+        "Pulling" => (Some(Phase::ImageWait), reference()),
+        "Ready" => (Some(Phase::Ready), String::new()),
+        "Terminating" => (Some(Phase::TearDown), String::new()),
+        "Backoff" => (Some(Phase::Backoff), plan.message.clone()),
+        _ => (None, plan.message.clone()),
+    };
+    let digest = record.image.as_ref().map(|pin| pin.digest.to_string());
+    Activity { phase, failed, detail, awaits: digest.filter(|_| phase == Some(Phase::ImageWait)) }
+}
+
+/// The step's name in metrics; none for a wait.
+fn step_name(step: &Step) -> Option<&'static str> {
+    match step {
+        Step::Wait(_) => None,
+        Step::Resolve => Some("resolve"),
+        Step::Pull(_) => Some("pull"),
+        Step::Remove => Some("remove"),
     }
 }
 

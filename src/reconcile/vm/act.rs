@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::guest_config::guest_config;
 use super::plan::Step;
@@ -16,7 +15,7 @@ use super::{InLine, Process, VmTask, exit};
 use crate::agent::AgentError;
 use crate::hypervisor::Launch;
 use crate::image::Reference;
-use crate::object::{NetworkMode, Timings};
+use crate::object::NetworkMode;
 use crate::reconcile::step::StepError;
 use crate::reconcile::task::Wake;
 use crate::store::{
@@ -60,7 +59,6 @@ impl VmTask {
         reference: &str,
         wake: &mut Wake,
     ) -> Result<(), StepError> {
-        self.waiting_since.get_or_insert_with(Instant::now);
         let parsed: Reference = reference.parse()?;
         let images = self.world.images.clone();
         let Some(resolved) = wake.unless_woken(images.resolve(&parsed)).await else {
@@ -78,7 +76,6 @@ impl VmTask {
     }
 
     fn pull(&mut self, pin: &PinnedImage) -> Result<(), StepError> {
-        self.waiting_since.get_or_insert_with(Instant::now);
         let reference: Reference = pin.reference.parse()?;
         self.share = Some(self.world.pulls.join(&reference, &pin.digest));
         Ok(())
@@ -91,12 +88,7 @@ impl VmTask {
         discard_disk: bool,
         impatient: bool,
     ) -> Result<(), StepError> {
-        let started = Instant::now();
         let world = self.world.clone();
-        if self.line.is_none() {
-            let image_ms = self.waiting_since.take().map(|since| millis(started - since));
-            self.timings = Timings { image_ms, ..Timings::default() };
-        }
         if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
             world.network.detach(nic).await?;
         }
@@ -109,7 +101,6 @@ impl VmTask {
             reserved => {
                 self.line = None;
                 reserved?;
-                self.timings.reserve_ms = Some(millis(started.elapsed()));
                 self.advance();
             }
         }
@@ -182,7 +173,6 @@ impl VmTask {
 
     /// Devices, then the gated process, then its record, and only then may it run.
     async fn boot(&mut self, record: &VmRecord) -> Result<(), StepError> {
-        let started = Instant::now();
         let world = self.world.clone();
         let launch = self.launch(record).ok_or(StepError::Stale)?;
         // None of these can be cut off: what they leave behind would come after the next step's work.
@@ -205,11 +195,12 @@ impl VmTask {
         let update = VmUpdate { run: Some(run), starts: Some(record.starts + 1), ..VmUpdate::default() };
         // An edit or a deletion in the meantime refuses this, and the process ends at its gate.
         self.publish(record, update).await?;
-        self.released_at = Some(Instant::now());
+        self.launched = true;
         self.asked = false;
         gated.release().await?;
-        self.timings.prepare_ms = Some(millis(started.elapsed()));
-        (self.timings.boot_ms, self.timings.workload_ms) = (None, None);
+        if record.starts > 0 {
+            world.meters.restart();
+        }
         self.succeed();
         self.event("Started", &format!("{} started, pid {pid}", world.driver.name()));
         Ok(())
@@ -316,7 +307,7 @@ impl VmTask {
         publish.await?;
         self.process = None;
         self.permit = None;
-        self.released_at = None;
+        self.launched = false;
         if failed {
             let (reason, message) = ("WorkloadExited".to_owned(), format!("{message}; it is started again"));
             self.fail(Failure { reason, message, transient: true, step: discriminant(&Step::Boot) });
@@ -361,8 +352,4 @@ impl VmTask {
     fn event(&self, reason: &str, message: &str) {
         self.world.event(&self.key, self.uid, Severity::Normal, reason, message);
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
