@@ -1,4 +1,5 @@
 mod decode;
 mod desired;
 mod keep;
+mod readiness;
 mod stability;
