@@ -3,7 +3,7 @@
 set -euo pipefail
 
 packages=(
-    build-essential ca-certificates curl procps
+    build-essential ca-certificates curl procps strace
     qemu-system-x86
     nftables iproute2 kmod
     e2fsprogs attr libcap2-bin cpio

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use async_trait::async_trait;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use crate::agent::Agent;
 use crate::api::{self, Guests, Sources};
 use crate::boot;
 use crate::config::{AcceleratorChoice, NetworkChoice, Settings};
+use crate::hypervisor::GuestStream;
 use crate::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use crate::image::{self, ImageStore};
 use crate::manifest::{self, DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
@@ -27,7 +29,7 @@ use crate::metrics::process::Process;
 use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
 use crate::object::{Kind, Quantity, Uid};
 use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Entropy, Parts};
-use crate::store::{Capacity, Record, Store, StoreSettings};
+use crate::store::{Capacity, Record, Store, StoreSettings, sync_dir};
 
 /// How long a boot may take until the guest is heard of: generous, since an emulated guest among
 /// many others is slow.
@@ -107,6 +109,8 @@ impl Folders {
         {
             std::fs::create_dir_all(folder)
                 .and_then(|()| std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)))
+                // What the store acknowledges must not lose its folder to a power loss.
+                .and_then(|()| folder.parent().map_or(Ok(()), sync_dir))
                 .with_context(|| {
                     format!("the folder {} cannot be made; choose another with --state", folder.display())
                 })?;
@@ -273,6 +277,7 @@ async fn stop_network(store: &Store, host: Option<&HostNetwork>) {
     }
 }
 
+#[async_trait]
 impl Guests for Engine {
     fn agent(&self, uid: Uid) -> Option<Agent> {
         Engine::agent(self, uid)
@@ -280,5 +285,9 @@ impl Guests for Engine {
 
     fn vm_dir(&self, uid: Uid) -> PathBuf {
         Engine::vm_dir(self, uid)
+    }
+
+    async fn console(&self, uid: Uid) -> Result<GuestStream, String> {
+        Engine::console(self, uid).await.map_err(|error| error.to_string())
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Empty};
@@ -27,6 +28,7 @@ use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use vmlet::api::channel::{Frame, PROTOCOL};
 use vmlet::api::types::{List, Status, Table, WatchEvent, WatchKind};
 use vmlet::api::{BindError, Guests, Limits, Sources, bind, serve_within};
+use vmlet::hypervisor::GuestStream;
 use vmlet::manifest::{Readiness, decode};
 use vmlet::metrics::Metrics;
 use vmlet::object::{Kind, ObjectKey, Uid, VmStatus};
@@ -45,6 +47,7 @@ struct Scripted {
     agents: Mutex<BTreeMap<Uid, Agent>>,
 }
 
+#[async_trait]
 impl Guests for Scripted {
     fn agent(&self, uid: Uid) -> Option<Agent> {
         self.agents.lock().unwrap().get(&uid).cloned()
@@ -52,6 +55,11 @@ impl Guests for Scripted {
 
     fn vm_dir(&self, uid: Uid) -> PathBuf {
         self.dir.join(uid.to_string())
+    }
+
+    async fn console(&self, uid: Uid) -> Result<GuestStream, String> {
+        let socket = UnixStream::connect(self.vm_dir(uid).join("console.sock")).await;
+        socket.map(|socket| Box::new(socket) as GuestStream).map_err(|error| error.to_string())
     }
 }
 

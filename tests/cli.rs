@@ -1,12 +1,16 @@
 //! The command line as its users meet it: the real binary against a real socket.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "cli/store.rs"]
+mod store;
+
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
 use assert_cmd::Command;
+use async_trait::async_trait;
 use insta::assert_snapshot;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -16,7 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use vmlet::api::{Guests, Sources, bind, serve};
-use vmlet::hypervisor::ProcessIdentity;
+use vmlet::hypervisor::{GuestStream, ProcessIdentity};
 use vmlet::image::{Digest, ImageConfig};
 use vmlet::manifest::{Readiness, decode};
 use vmlet::metrics::Metrics;
@@ -50,6 +54,7 @@ struct OneGuest {
     dir: PathBuf,
 }
 
+#[async_trait]
 impl Guests for OneGuest {
     fn agent(&self, _: Uid) -> Option<Agent> {
         Some(self.agent.clone())
@@ -57,6 +62,10 @@ impl Guests for OneGuest {
 
     fn vm_dir(&self, _: Uid) -> PathBuf {
         self.dir.clone()
+    }
+
+    async fn console(&self, _: Uid) -> Result<GuestStream, String> {
+        Err("nobody made one".to_owned())
     }
 }
 
@@ -139,7 +148,7 @@ impl Daemon {
                 generation: 1,
                 image: digest.clone(),
                 network: NetworkClaim::Bridge {
-                    subnet: "10.88.0.0/24".parse().unwrap(),
+                    subnet: "10.63.0.0/24".parse().unwrap(),
                     fixed: None,
                     ports: vec![],
                 },
@@ -236,7 +245,7 @@ fn steady(text: &str) -> String {
 
 #[test]
 fn help() {
-    for verb in ["", "get", "wait", "exec", "logs", "timeline", "validate", "diff", "why"] {
+    for verb in ["", "get", "wait", "exec", "logs", "timeline", "validate", "diff", "why", "store"] {
         let words: Vec<&str> = [verb, "-h"].into_iter().filter(|word| !word.is_empty()).collect();
         let (code, stdout, _) = outcome(&vmlet(&words).output().unwrap());
         assert_eq!(code, 0);

@@ -36,13 +36,18 @@ pub use socket::{BindError, bind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Uri};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
+use crate::hypervisor::GuestStream;
 use crate::manifest::Readiness;
 use crate::metrics::Metrics;
 use crate::object::{API_VERSION, GROUP, Kind, Uid};
@@ -51,12 +56,19 @@ use crate::timeline::Recorder;
 use error::ApiError;
 
 /// The running VMs, as the engine knows them.
+#[async_trait]
 pub trait Guests: Send + Sync + 'static {
     /// The link to a VM's guest, while there is one.
     fn agent(&self, uid: Uid) -> Option<Agent>;
 
     /// The VM's folder on the host; it need not exist.
     fn vm_dir(&self, uid: Uid) -> PathBuf;
+
+    /// A connection to the VM's console.
+    ///
+    /// # Errors
+    /// When there is none to be had; then a sentence that says why.
+    async fn console(&self, uid: Uid) -> Result<GuestStream, String>;
 }
 
 /// What the API shows.
@@ -86,6 +98,7 @@ fn router(sources: Sources, cancel: CancellationToken) -> Router {
     let api = Api { store: sources.store.clone(), guests: sources.guests.clone(), cancel };
     let mut router = Router::new()
         .route("/version", get(discovery::version))
+        .route("/store/export", get(export))
         .route("/api", get(discovery::core_versions))
         .route("/api/v1", get(discovery::core_resources))
         .route("/api/v1/events", get(events::list))
@@ -117,4 +130,18 @@ fn router(sources: Sources, cancel: CancellationToken) -> Router {
         .method_not_allowed_fallback(async |method: Method| ApiError::method_not_allowed(method.as_str()))
         .with_state(api)
         .merge(introspect::router(sources))
+}
+
+/// A copy of the whole store, as `export.json` has it.
+async fn export(State(api): State<Api>) -> Response {
+    let exported = tokio::task::spawn_blocking(move || {
+        let mut body = Vec::new();
+        let written = api.store.export().map(|export| export.write(&mut body));
+        match written {
+            Ok(Ok(())) => ([(CONTENT_TYPE, "application/json")], body).into_response(),
+            Ok(Err(error)) => ApiError::unavailable(error.to_string()).into_response(),
+            Err(error) => ApiError::unavailable(error.to_string()).into_response(),
+        }
+    });
+    exported.await.unwrap_or_else(|error| ApiError::unavailable(error.to_string()).into_response())
 }

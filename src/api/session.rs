@@ -17,7 +17,6 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::UnixStream;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -30,10 +29,9 @@ use super::resources::Place;
 use super::stall::Patience;
 use super::types::Status;
 use crate::agent::{Agent, ExecInput, ExecOutput, ExecOutputs, ExecRequest, ExecSession, TtySize};
+use crate::hypervisor::GuestStream;
 use crate::object::{Kind, ObjectKey};
 
-/// The socket of a VM's console, in its folder.
-const CONSOLE_SOCKET: &str = "console.sock";
 /// The longest command with its arguments, in bytes.
 const MAX_COMMAND: usize = 64 << 10;
 /// How soon a client that is gone is noticed.
@@ -108,10 +106,9 @@ pub(super) async fn attach(
     upgrade: WebSocketUpgrade,
 ) -> Answer {
     let (_, uid) = find_vm(api, key)?;
-    let socket = api.guests.vm_dir(uid).join(CONSOLE_SOCKET);
-    let console = UnixStream::connect(&socket).await.map_err(|error| {
-        ApiError::conflict(key, format!("{key} has no console to attach to: {}: {error}", socket.display()))
-    })?;
+    let console = api.guests.console(uid).await;
+    let console = console
+        .map_err(|why| ApiError::conflict(key, format!("{key} has no console to attach to: {why}")))?;
     let (output, input) = tokio::io::split(console);
     Ok(upgraded(upgrade, patience, api.cancel.clone(), input, output))
 }
@@ -207,7 +204,7 @@ impl Output for ExecOutputs {
     }
 }
 
-impl Input for WriteHalf<UnixStream> {
+impl Input for WriteHalf<GuestStream> {
     async fn take(&mut self, frame: Frame) -> io::Result<()> {
         match frame {
             Frame::Stdin(data) => self.write_all(&data).await,
@@ -217,7 +214,7 @@ impl Input for WriteHalf<UnixStream> {
     }
 }
 
-impl Output for ReadHalf<UnixStream> {
+impl Output for ReadHalf<GuestStream> {
     async fn next(&mut self) -> Frame {
         let mut block = BytesMut::with_capacity(BLOCK);
         match self.read_buf(&mut block).await {

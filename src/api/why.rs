@@ -3,11 +3,12 @@
 //! [`explain`] is pure: facts in, answer out. It decides nothing: reasons and sentences are those of the
 //! conditions, and the chain of blockers follows what they are about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
+use jiff::Timestamp;
 
 use super::Api;
 use super::error::{Answer, ApiError};
@@ -18,6 +19,8 @@ use crate::network::Link;
 use crate::object::{AnyObject, Condition, ConditionStatus, Kind, ObjectKey, RunPolicy};
 use crate::store::{Event, Record, Reservation, Run, Severity, VmRecord};
 
+/// The longest chain that is told.
+const MAX_BLOCKERS: usize = 32;
 /// The most names in one sentence.
 const NAMES: usize = 4;
 
@@ -58,22 +61,20 @@ pub(super) struct Facts<'a> {
 pub(super) fn explain(facts: &Facts<'_>, key: &ObjectKey) -> Option<Why> {
     let record = facts.records.get(key)?;
     let (object, events) = (record.object(), (facts.events)(key));
-    let ready = condition(&object, "Ready");
-    let is_ready = holds(ready);
+    let ready = holds(condition(&object, "Ready"));
     let metadata = object.metadata();
-    let (observed_generation, next_try) = match &object {
-        AnyObject::Vm(vm) => (vm.status.observed_generation, vm.status.next_retry_time),
-        AnyObject::Image(image) => (image.status.observed_generation, image.status.next_retry_time),
+    let observed_generation = match &object {
+        AnyObject::Vm(vm) => vm.status.observed_generation,
+        AnyObject::Image(image) => image.status.observed_generation,
     };
     let declared = |event: &&Event| matches!(event.reason.as_str(), "Declared" | "SpecChanged");
     let seen = events.iter().rfind(declared).map(|event| event.last_seen);
     Some(Why {
         object: key.to_string(),
-        ready: is_ready,
-        reason: ready.map(|ready| ready.reason.clone()).unwrap_or_default(),
-        message: ready
-            .map_or_else(|| "it has not been looked at yet".to_owned(), |ready| ready.message.clone()),
-        shared_with: if is_ready { Vec::new() } else { facts.sharers(record) },
+        ready,
+        reason: reason(&object).to_owned(),
+        message: message(&object),
+        shared_with: if ready { Vec::new() } else { facts.sharers(record) },
         declared: record.origin().to_string(),
         generation: metadata.generation,
         observed_generation,
@@ -81,9 +82,9 @@ pub(super) fn explain(facts: &Facts<'_>, key: &ObjectKey) -> Option<Why> {
         problem: record.problem().map(|problem| problem.message.clone()),
         reserved: record.reservation().map(reserved).unwrap_or_default(),
         last_step: latest(&events, Severity::Normal),
-        blocked_by: if is_ready { Vec::new() } else { facts.blockers(record) },
+        blocked_by: if ready { Vec::new() } else { facts.blockers(record) },
         last_error: latest(&events, Severity::Warning),
-        next_try,
+        next_try: next_try(&object),
         then: facts.then(record),
     })
 }
@@ -100,66 +101,81 @@ impl Facts<'_> {
         names(others.map(Record::key))
     }
 
+    /// What the object waits for, what that waits for, and so on.
     fn blockers(&self, record: &Record) -> Vec<Blocker> {
-        let object = record.object();
-        let Record::Vm(vm) = record else { return self.permits(&object) };
-        let spec = &vm.object.spec.image;
-        if object.metadata().deletion_timestamp.is_some() || image_ready(&object) {
-            return self.permits(&object);
+        let (mut found, mut seen) = (Vec::new(), BTreeSet::from([record.key()]));
+        let mut next = vec![record.clone()];
+        while let Some(record) = next.pop() {
+            let object = record.object();
+            match &record {
+                Record::Vm(vm) if object.metadata().deletion_timestamp.is_none() && !image_ready(&object) => {
+                    let (blocker, image) = self.image_of(vm);
+                    found.push(blocker);
+                    found.extend(self.limits(image.map(Record::object).as_ref().unwrap_or(&object)));
+                }
+                Record::Vm(vm) if reason(&object) == "DependencyNotReady" => {
+                    for name in &vm.object.spec.depends_on {
+                        let key = ObjectKey::new(Kind::Vm, &record.key().namespace, name);
+                        let there = self.records.get(&key);
+                        let ready = there.is_some_and(|vm| holds(condition(&vm.object(), "Ready")));
+                        if !ready && found.len() < MAX_BLOCKERS && seen.insert(key.clone()) {
+                            found.push(self.object(&key));
+                            next.extend(there.cloned());
+                        }
+                    }
+                }
+                _ => found.extend(self.limits(&object)),
+            }
         }
-        let named = spec.name.as_ref().map(|name| ObjectKey::new(Kind::Image, &record.key().namespace, name));
-        let mut blockers = vec![match (&named, &spec.oci) {
-            (Some(image), _) => self.image(image),
-            (None, reference) => self.pull(vm, reference.as_deref().unwrap_or_default()),
-        }];
-        blockers.extend(match named.and_then(|image| self.records.get(&image)) {
-            Some(image) => self.permits(&image.object()),
-            None => self.permits(&object),
-        });
-        blockers
+        found
     }
 
-    /// An `Image` object that a VM waits for.
-    fn image(&self, key: &ObjectKey) -> Blocker {
-        let Some(Record::Image(image)) = self.records.get(key) else {
+    /// The image that a VM waits for, and its `Image` object if there is one.
+    fn image_of(&self, vm: &VmRecord) -> (Blocker, Option<&Record>) {
+        let (spec, namespace) = (&vm.object.spec.image, &vm.object.metadata.namespace);
+        match (&spec.name, &spec.oci) {
+            (Some(name), _) => {
+                let key = ObjectKey::new(Kind::Image, namespace, name);
+                (self.object(&key), self.records.get(&key))
+            }
+            (None, reference) => (pull(vm, reference.as_deref().unwrap_or_default()), None),
+        }
+    }
+
+    /// An object that another waits for.
+    fn object(&self, key: &ObjectKey) -> Blocker {
+        let Some(record) = self.records.get(key) else {
             return Blocker {
                 what: key.to_string(),
-                reason: "ImageNotFound".to_owned(),
-                message: "it does not exist; declare it, or name an image that exists".to_owned(),
+                reason: "NotFound".to_owned(),
+                message: "it does not exist; declare it, or name one that exists".to_owned(),
                 last_error: None,
                 next_try: None,
             };
         };
-        let status = &image.object.status;
-        let ready = status.conditions.iter().find(|condition| condition.kind == "Ready");
+        let object = record.object();
         Blocker {
             what: key.to_string(),
-            reason: ready.map(|ready| ready.reason.clone()).unwrap_or_default(),
-            message: ready
-                .map_or_else(|| "it has not been looked at yet".to_owned(), |ready| ready.message.clone()),
+            reason: reason(&object).to_owned(),
+            message: message(&object),
             last_error: latest(&(self.events)(key), Severity::Warning),
-            next_try: status.next_retry_time,
+            next_try: next_try(&object),
         }
     }
 
-    /// The pull of a VM's own reference.
-    fn pull(&self, vm: &VmRecord, reference: &str) -> Blocker {
-        let status = &vm.object.status;
-        let ready = status.conditions.iter().find(|condition| condition.kind == "Ready");
-        let digest = vm.image.as_ref().filter(|pin| pin.reference == reference);
-        let digest = digest.map(|pin| format!(" ({})", short(&pin.digest.to_string()))).unwrap_or_default();
-        Blocker {
-            what: format!("image {reference}{digest}"),
-            reason: ready.map(|ready| ready.reason.clone()).unwrap_or_default(),
-            message: ready.map(|ready| ready.message.clone()).unwrap_or_default(),
-            last_error: None,
-            next_try: status.next_retry_time,
+    /// The limit that an object waits for, and who uses it up.
+    fn limits(&self, object: &AnyObject) -> Option<Blocker> {
+        let reason = reason(object);
+        if let Some(what) = reason.strip_prefix("Insufficient") {
+            let (what, message) = (what.to_lowercase(), message(object));
+            return Some(Blocker {
+                what,
+                reason: reason.to_owned(),
+                message,
+                last_error: None,
+                next_try: None,
+            });
         }
-    }
-
-    /// Who has the permits that an object waits for.
-    fn permits(&self, object: &AnyObject) -> Vec<Blocker> {
-        let reason = condition(object, "Ready").map(|ready| ready.reason.as_str()).unwrap_or_default();
         let (what, holders) = match reason {
             "WaitingForBoot" => {
                 let booting = |record: &&Record| {
@@ -182,14 +198,14 @@ impl Facts<'_> {
                 };
                 ("pull permits", names(self.records.values().filter(pulling).map(Record::key)))
             }
-            _ => return Vec::new(),
+            _ => return None,
         };
         let message = match holders.as_slice() {
             [] => "all are taken".to_owned(),
             holders => format!("all are taken: {}", holders.join(", ")),
         };
         let (what, reason) = (what.to_owned(), reason.to_owned());
-        vec![Blocker { what, reason, message, last_error: None, next_try: None }]
+        Some(Blocker { what, reason, message, last_error: None, next_try: None })
     }
 
     /// What comes next, in order.
@@ -229,6 +245,20 @@ impl Facts<'_> {
     }
 }
 
+/// The pull of a VM's own reference.
+fn pull(vm: &VmRecord, reference: &str) -> Blocker {
+    let digest = vm.image.as_ref().filter(|pin| pin.reference == reference);
+    let digest = digest.map(|pin| format!(" ({})", short(&pin.digest.to_string()))).unwrap_or_default();
+    let object = AnyObject::Vm(vm.object.clone());
+    Blocker {
+        what: format!("image {reference}{digest}"),
+        reason: reason(&object).to_owned(),
+        message: message(&object),
+        last_error: None,
+        next_try: next_try(&object),
+    }
+}
+
 /// The steps of a start that are left.
 fn start(vm: &VmRecord, object: &AnyObject) -> Vec<String> {
     if vm.object.spec.run_policy == RunPolicy::Halted || matches!(vm.run, Run::Ended { .. }) {
@@ -237,7 +267,7 @@ fn start(vm: &VmRecord, object: &AnyObject) -> Vec<String> {
     let up = matches!(vm.run, Run::Up { .. });
     let steps = [
         (!image_ready(object) && !up, "image"),
-        (vm.reservation.is_none(), "reserve"),
+        (!vm.reservation.as_ref().is_some_and(Reservation::can_run), "reserve"),
         (!up || !holds(condition(object, "Booted")), "boot"),
         (true, "workload"),
         (true, "ready"),
@@ -253,6 +283,24 @@ fn condition<'a>(object: &'a AnyObject, kind: &str) -> Option<&'a Condition> {
 
 fn holds(condition: Option<&Condition>) -> bool {
     condition.is_some_and(|condition| condition.status == ConditionStatus::True)
+}
+
+/// The Ready condition's reason.
+fn reason(object: &AnyObject) -> &str {
+    condition(object, "Ready").map(|ready| ready.reason.as_str()).unwrap_or_default()
+}
+
+/// The Ready condition's sentence.
+fn message(object: &AnyObject) -> String {
+    let ready = condition(object, "Ready");
+    ready.map_or_else(|| "it has not been looked at yet".to_owned(), |ready| ready.message.clone())
+}
+
+fn next_try(object: &AnyObject) -> Option<Timestamp> {
+    match object {
+        AnyObject::Vm(vm) => vm.status.next_retry_time,
+        AnyObject::Image(image) => image.status.next_retry_time,
+    }
 }
 
 /// Whether the base disk is there: of a VM by its own condition, of an image by its only one.
@@ -279,7 +327,10 @@ fn reserved(held: &Reservation) -> Vec<String> {
         list.push(nic.mac.clone());
         list.extend(nic.ports.iter().map(|port| format!("host port {} for {}", port.host, port.guest)));
     }
-    list.push(format!("{} of memory", held.memory));
+    // A VM that rests keeps the rest, but neither memory nor processors.
+    if held.can_run() {
+        list.push(format!("{} of memory", held.memory));
+    }
     list.push(format!("{} of disk", held.disk));
     list
 }

@@ -59,6 +59,23 @@ impl Client {
         })
     }
 
+    /// Gets a document as it is.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(super) async fn bytes(&self, path: &str) -> Result<Bytes, CliError> {
+        read_all(self.request(Method::GET, path, JSON).await?).await
+    }
+
+    /// The daemon's process id, as the kernel knows it.
+    ///
+    /// # Errors
+    /// When no daemon answers.
+    pub(super) async fn daemon_pid(&self) -> Result<Option<i32>, CliError> {
+        let peer = self.connect().await?.peer_cred()?;
+        Ok(peer.pid())
+    }
+
     /// Asks for the deletion of an object.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ mod logs;
 mod output;
 mod schema;
 mod session;
+mod store;
 mod target;
 mod terminal;
 mod text;
@@ -81,6 +82,7 @@ enum Verb {
     Diff(diff::Diff),
     Schema(schema::Schema),
     Daemon(Box<daemon::Daemon>),
+    Store(store::Store),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     Version(version::Version),
@@ -135,6 +137,7 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
         Verb::Validate(verb) => verb.run(),
         Verb::Diff(verb) => verb.run(client).await,
         Verb::Schema(verb) => verb.run(),
+        Verb::Store(verb) => verb.run(client).await,
         Verb::Doctor(verb) => verb.run().await,
         Verb::Completions(verb) => verb.run(),
         Verb::Version(verb) => verb.run(client).await,

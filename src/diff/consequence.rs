@@ -1,19 +1,22 @@
 //! What becomes of VMs and images: the reconcile's rules, applied before the fact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Action, ObjectDifference, Outcome, Process, Running};
-use crate::object::{AnyObject, Effect, Kind, ObjectKey, RunPolicy, Vm, VmSpec, strongest};
+use super::{Action, Difference, ObjectDifference, Outcome, Process, Running};
+use crate::object::{
+    AnyObject, DependencyError, Effect, Kind, ObjectKey, RunPolicy, Vm, VmSpec, check_dependencies, strongest,
+};
 use crate::reconcile::{due_stop, reruns, restarting};
 
-/// Fills in outcomes. `wanted` is the new state of what changes, none of what goes.
+/// Fills in outcomes, and takes out what the store would refuse. `wanted` is the new state of what changes, none of what goes.
 pub(super) fn foresee(
     running: &[Running],
     wanted: &BTreeMap<ObjectKey, Option<AnyObject>>,
-    changes: &mut [ObjectDifference],
+    difference: &mut Difference,
 ) {
     let world = World::new(running, wanted);
-    for change in changes {
+    world.refuse_circles(difference);
+    for change in &mut difference.changes {
         match change.object.kind {
             Kind::Vm => world.vm(change),
             Kind::Image => world.image(change),
@@ -43,6 +46,29 @@ impl<'a> World<'a> {
         }
         let processes = running.iter().map(|running| (running.held.object.key(), &running.process)).collect();
         World { after, processes, before }
+    }
+
+    /// VMs that would wait for themselves are not declared. Each circle is told once.
+    fn refuse_circles(&self, difference: &mut Difference) {
+        let mut told = BTreeSet::new();
+        let refused = &mut difference.refused;
+        difference.changes.retain(|change| {
+            let key = &change.object;
+            let Some(AnyObject::Vm(vm)) = self.after.get(key) else { return true };
+            let of = |name: &str| match self.after.get(&ObjectKey::new(Kind::Vm, &key.namespace, name)) {
+                Some(AnyObject::Vm(vm)) => vm.spec.depends_on.clone(),
+                _ => Vec::new(),
+            };
+            let Err(error) = check_dependencies(&vm.metadata.name, of) else { return true };
+            let circle: BTreeSet<String> = match &error {
+                DependencyError::Cycle(names) => names.iter().cloned().collect(),
+                DependencyError::TooMany => BTreeSet::from([key.name.clone()]),
+            };
+            if told.insert((key.namespace.clone(), circle)) {
+                refused.push(format!("{key}: {error}"));
+            }
+            false
+        });
     }
 
     fn vm(&self, change: &mut ObjectDifference) {

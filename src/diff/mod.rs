@@ -89,8 +89,9 @@ pub enum Scope {
 pub struct Difference {
     /// The objects: those that go last, VMs before images, by namespace and name.
     pub changes: Vec<ObjectDifference>,
-    /// One object declared in two places: the second is not used.
-    pub conflicts: Vec<String>,
+    /// Declarations that the daemon would not use: of an object that another file declares, or that would wait
+    /// for itself.
+    pub refused: Vec<String>,
     /// What else there is to know.
     pub notes: Vec<String>,
 }
@@ -188,13 +189,13 @@ pub fn difference(running: &[Running], looks: &[Look], settings: MassDeleteSetti
     let mut wanted = BTreeMap::new();
     for (part, objects) in folds {
         difference.changes.extend(part.changes);
-        difference.conflicts.extend(part.conflicts);
+        difference.refused.extend(part.refused);
         difference.notes.extend(part.notes);
         wanted.extend(objects);
     }
     difference.changes.sort_by(|a, b| order(a).cmp(&order(b)));
     difference.changes.dedup_by(|a, b| a.object == b.object);
-    consequence::foresee(running, &wanted, &mut difference.changes);
+    consequence::foresee(running, &wanted, &mut difference);
     difference
 }
 
@@ -243,7 +244,7 @@ impl Fold<'_> {
                     }
                 }
                 Change::Warning { about: About::Object(key), message, .. } if counts(&key) => {
-                    self.difference.conflicts.push(message);
+                    self.difference.refused.push(message);
                 }
                 Change::Warning { about: About::Folder, reason: MASS_DELETE, message }
                     if matches!(self.look.scope, Scope::Source(_)) =>
@@ -291,7 +292,7 @@ impl Fold<'_> {
             let held = &old.held;
             let place = Origin { source: old.source.clone(), path: held.path.clone(), line: held.line };
             let message = format!("{}:{line} declares {key}, which {place} declares already", path.display());
-            self.difference.conflicts.push(message);
+            self.difference.refused.push(message);
             return;
         }
         let (action, fields) = match old {

@@ -170,14 +170,14 @@ fn an_object_declared_twice_is_a_conflict() {
     let after = whole(&running, &[("a.yaml", &edited), ("b.yaml", &text)]);
     assert!(after.is_empty());
     assert_eq!(
-        after.conflicts,
+        after.refused,
         ["a.yaml:2 declares vm/web too; b.yaml:2 stays in force: rename or remove one of the two"]
     );
     // Another source's object cannot be declared.
     let mut foreign = running;
     foreign[0].source = "directory:/other".to_owned();
     let after = whole(&foreign, &[("a.yaml", &edited)]);
-    assert_eq!(after.conflicts, ["a.yaml:2 declares vm/web, which /other/b.yaml:2 declares already"]);
+    assert_eq!(after.refused, ["a.yaml:2 declares vm/web, which /other/b.yaml:2 declares already"]);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn files_and_copies_are_compared_by_what_they_declare() {
     assert_eq!(shown(&part), ["vm/web Update Restart cpus"]);
     let copy = compare(Scope::Elsewhere);
     assert_eq!(shown(&copy), ["vm/new Create Start", "vm/web Update Restart cpus"]);
-    assert_eq!(copy.conflicts, Vec::<String>::new());
+    assert_eq!(copy.refused, Vec::<String>::new());
 }
 
 #[test]
@@ -205,4 +205,17 @@ fn an_object_being_deleted_comes_back_as_another() {
     running[0].held.terminating = true;
     assert_eq!(shown(&whole(&running, &[("a.yaml", &text)])), ["vm/web Recreate Start"]);
     assert!(whole(&running, &[]).is_empty());
+}
+
+#[test]
+fn vms_that_would_wait_for_each_other_are_refused() {
+    let running = up("a.yaml", &vm("web", "image: {oci: a}"));
+    let circle =
+        vm("web", "image: {oci: a}, dependsOn: [db]") + &vm("db", "image: {oci: a}, dependsOn: [web]");
+    let after = whole(&running, &[("a.yaml", &circle)]);
+    assert!(after.is_empty());
+    assert_eq!(
+        after.refused,
+        ["vm/db: spec.dependsOn makes a circle: vm/db → vm/web → vm/db; remove one of these dependencies"]
+    );
 }

@@ -130,12 +130,12 @@ impl Supervisor {
             let more_output = self.read_output();
             self.reap();
             let more_input = self.serve();
-            self.pump();
+            let more_room = self.pump();
             self.keep_deadlines();
             if self.is_done() {
                 break;
             }
-            self.wait(more_output || more_input);
+            self.wait(more_output || more_input || more_room);
         }
         self.print_log_tail();
         self.exit_code
@@ -422,14 +422,17 @@ impl Supervisor {
         GuestMessage::LogsFrom { offset }
     }
 
-    /// Moves data between processes, the log and the link, as far as credit and room go.
-    fn pump(&mut self) {
-        let Some(link) = &mut self.link else { return };
+    /// Moves data between processes, the log and the link, as far as credit and room go. Whether there is
+    /// room again: what stood back while there was none, input included, has no other wake-up.
+    fn pump(&mut self) -> bool {
+        let Some(link) = &mut self.link else { return false };
         self.connection.execs.retain(|stream, exec| !exec.pump(*stream, link));
         if let Some(follower) = &mut self.connection.follower {
             follower.pump(&self.log, link);
         }
+        let full = !link.has_room();
         link.flush();
+        full && link.has_room()
     }
 }
 

@@ -37,6 +37,16 @@ pub trait Driver: Send + Sync + 'static {
     /// Connects to the guest's end of the VM's byte stream (bytes are the guest's own: hostile).
     async fn connect(&self, dir: &std::path::Path) -> Result<GuestStream, DriverError>;
 
+    /// Connects to the VM's serial console. One connection at a time is served, and what the guest wrote
+    /// before is not repeated. Drivers without consoles refuse.
+    async fn console(&self, _dir: &std::path::Path) -> Result<GuestStream, DriverError> {
+        Err(DriverError {
+            reason: "NoConsole",
+            message: format!("{} gives VMs no console", self.name()),
+            transient: false,
+        })
+    }
+
     /// Waits until the process is gone, at once if it is. Cancel-safe. Works for processes that an
     /// earlier daemon started.
     async fn exited(&self, dir: &std::path::Path, process: &ProcessIdentity) -> VmmExit;

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::decode::Located;
@@ -123,6 +124,33 @@ pub fn changes(held: &[Held], snapshot: &Snapshot, guard: &mut MassDeleteGuard, 
     }
     fold.delete(deletions, guard, now);
     fold.changes
+}
+
+/// What is left to compare of `now` when all was well with `before` and its objects were declared: the files
+/// whose objects changed. None if more than that is different, so that everything must be compared.
+pub(super) fn edited(before: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
+    if !before.complete || !now.complete || before.files.len() != now.files.len() {
+        return None;
+    }
+    let mut files = BTreeMap::new();
+    for ((path, old), (same, new)) in before.files.iter().zip(&now.files) {
+        match (old, new) {
+            (FileState::Good(old), FileState::Good(new)) if path == same => {
+                if !Arc::ptr_eq(old, new) {
+                    let keys =
+                        |objects: &[Located]| objects.iter().map(|at| at.object.key()).collect::<Vec<_>>();
+                    if keys(old) != keys(new) {
+                        return None;
+                    }
+                    files.insert(path.clone(), FileState::Good(new.clone()));
+                }
+            }
+            // Its objects stay as they are until it is settled.
+            (FileState::Good(_), FileState::Unsettled) if path == same => {}
+            _ => return None,
+        }
+    }
+    Some(Snapshot { complete: true, files, trouble: Vec::new() })
 }
 
 /// A declaration: the file and the object.

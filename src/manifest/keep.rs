@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::desired::{
-    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes,
+    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes, edited,
 };
 use super::source::{FileState, Snapshot};
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
@@ -26,6 +27,8 @@ use crate::store::{
 
 /// What had errors has none any more.
 const MENDED: &str = "ManifestGood";
+/// Declarations that wait for one flush, at most.
+const DECLARED_AT_ONCE: usize = 256;
 /// The wait after a pass that the store refused.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -82,6 +85,7 @@ pub async fn keep(
         source,
         root: root.to_owned(),
         guard: MassDeleteGuard::new(settings),
+        applied: None,
         said: HashSet::new(),
         saying: HashSet::new(),
         clock,
@@ -98,7 +102,7 @@ pub async fn keep(
                 Ok(()) => seen = true,
                 Err(_) => return,
             },
-            () = deleted(&mut deletions) => {}
+            () = deleted(&mut deletions) => keeper.applied = None,
             () = until(keeper.guard.due().map(Instant::from_std)) => {}
             () = until(retry) => {}
         }
@@ -139,6 +143,8 @@ struct Keeper {
     source: String,
     root: PathBuf,
     guard: MassDeleteGuard,
+    /// The last snapshot, if all that it declares is in the store and nothing else, and nothing is wrong with it.
+    applied: Option<Snapshot>,
     /// Files whose latest event says that they have errors.
     broken: BTreeSet<PathBuf>,
     /// Warnings of the last look and of this one, so that lasting trouble is told once.
@@ -165,19 +171,45 @@ impl Keeper {
         self.store.watch(None).expect("a watch from now on has missed nothing")
     }
 
+    /// An edit costs no more for all that is not edited: that is left out.
     async fn apply(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let Some(mut applied) = self.applied.take() else { return self.apply_all(snapshot).await };
+        let Some(edited) = edited(&applied, snapshot) else { return self.apply_all(snapshot).await };
+        let declared = edited.files.values().filter_map(|state| match state {
+            FileState::Good(objects) => Some(objects.iter().map(|located| located.object.key())),
+            _ => None,
+        });
+        let records = declared.flatten().filter_map(|key| self.store.record(&key));
+        let held: Vec<Held> = records.map(|record| Held::from(&record)).collect();
+        let quiet = self.compare(&held, &edited).await?;
+        applied.files.extend(edited.files);
+        self.applied = quiet.then_some(applied);
+        Ok(())
+    }
+
+    async fn apply_all(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
         let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
+        let settled = snapshot.files.values().all(|state| matches!(state, FileState::Good(_)));
+        let terminating = held.iter().any(|held| held.terminating);
+        let quiet = self.compare(&held, snapshot).await?;
+        let quiet = quiet && snapshot.complete && settled && !terminating;
+        self.applied = quiet.then(|| snapshot.clone());
+        Ok(())
+    }
+
+    /// Makes the store agree. False if there is something wrong, or something to be done again.
+    async fn compare(&mut self, held: &[Held], snapshot: &Snapshot) -> Result<bool, StoreError> {
         let mut broken = BTreeSet::new();
-        let (mut refused, mut problems) = (Vec::new(), Vec::new());
-        for change in changes(&held, snapshot, &mut self.guard, Instant::now().into_std()) {
+        let (mut declarations, mut undeclared, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+        for change in changes(held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
                 Change::Declare { object, path, line, take_over } => {
                     let origin = Origin { source: self.source.clone(), path, line };
-                    refused.extend(self.declare(Declaration { object, origin, take_over }).await?);
+                    declarations.push(Declaration { object, origin, take_over });
                 }
-                Change::Undeclare(key) => self.undeclare(&key).await?,
+                Change::Undeclare(key) => undeclared.push(key),
                 Change::Problem { key, problem } => problems.push((key, problem)),
                 Change::Warning { about, reason, message } => {
                     let subject = self.subject(about);
@@ -188,9 +220,14 @@ impl Keeper {
                 }
             }
         }
-        let refused = self.declare_again(refused).await?;
+        let refused = self.declare_all(declarations).await?;
+        let mut quiet = refused.is_empty() && undeclared.is_empty() && problems.is_empty();
+        for key in undeclared {
+            self.undeclare(&key).await?;
+        }
         self.note(problems, refused).await?;
         self.said = mem::take(&mut self.saying);
+        quiet &= self.said.is_empty();
         // What could not be read now may be as broken as before.
         if snapshot.complete {
             for path in self.broken.difference(&broken).cloned() {
@@ -200,30 +237,45 @@ impl Keeper {
         } else {
             self.broken.extend(broken);
         }
-        Ok(())
+        Ok(quiet)
     }
 
-    /// What was refused because of another declaration of this look may be right after it: the order
-    /// within a look does not matter.
-    async fn declare_again(&mut self, mut refused: Vec<Refused>) -> Result<Vec<Refused>, StoreError> {
+    /// Declares, in order. What is refused because of another declaration of this look may be right after
+    /// it: the order within a look does not matter.
+    async fn declare_all(&mut self, mut declarations: Vec<Declaration>) -> Result<Vec<Refused>, StoreError> {
         loop {
-            let before = refused.len();
-            let mut again = Vec::new();
-            for Refused { declaration, .. } in refused {
-                again.extend(self.declare(declaration).await?);
+            let before = declarations.len();
+            let refused = self.declare(declarations).await?;
+            if refused.is_empty() || refused.len() == before {
+                return Ok(refused);
             }
-            if again.len() == before {
-                return Ok(again);
-            }
-            refused = again;
+            declarations = refused.into_iter().map(|refused| refused.declaration).collect();
         }
     }
 
-    async fn declare(&mut self, declaration: Declaration) -> Result<Option<Refused>, StoreError> {
-        let Declaration { object, origin, take_over } = declaration.clone();
-        let key = object.key();
-        let place = origin.to_string();
-        match self.store.declare(*object, origin, take_over, self.clock.now()).await {
+    /// One transaction each, in order, and one flush for many: each waits for its own.
+    async fn declare(&mut self, declarations: Vec<Declaration>) -> Result<Vec<Refused>, StoreError> {
+        let (store, now) = (self.store.clone(), self.clock.now());
+        let declare = |declaration: Declaration| {
+            let (store, Declaration { object, origin, take_over }) = (store.clone(), declaration.clone());
+            async move { (declaration, store.declare(*object, origin, take_over, now).await) }
+        };
+        let mut declared = stream::iter(declarations.into_iter().map(declare)).buffered(DECLARED_AT_ONCE);
+        let mut refused = Vec::new();
+        while let Some((declaration, result)) = declared.next().await {
+            refused.extend(self.declared(declaration, result)?);
+        }
+        Ok(refused)
+    }
+
+    /// Tells people what became of a declaration.
+    fn declared(
+        &mut self,
+        declaration: Declaration,
+        result: Result<Declared, DeclareError>,
+    ) -> Result<Option<Refused>, StoreError> {
+        let (key, place) = (declaration.object.key(), declaration.origin.to_string());
+        match result {
             Ok(Declared::Created { .. }) => {
                 self.event((&key).into(), "Declared", &format!("declared at {place}"))
             }
@@ -321,7 +373,7 @@ impl Keeper {
 
     fn record(&self, subject: Subject, severity: Severity, reason: &str, message: &str) {
         let record = subject.object().and_then(|key| self.store.record(key));
-        let uid = record.and_then(|record| record.object().metadata().uid);
+        let uid = record.and_then(|record| record.metadata().uid);
         self.store.record_event(subject, uid, severity, reason, message, self.clock.now());
     }
 }

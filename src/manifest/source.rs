@@ -9,7 +9,7 @@
 //! missed something says so (`complete`), and then absence means nothing. Change notifications are only a
 //! reason to look, and looking is what counts: lost ones cost time, never correctness.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ pub struct Snapshot {
 }
 
 /// What is known of a file.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum FileState {
     /// Its objects.
     Good(Arc<Vec<Located>>),
@@ -44,6 +44,18 @@ pub enum FileState {
     Broken(Arc<Broken>),
     /// It is being written or cannot be read now; its objects stay as they last were.
     Unsettled,
+}
+
+/// Most files of a folder are the very ones of the last look: those need no comparison.
+impl PartialEq for FileState {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (FileState::Good(own), FileState::Good(other)) => Arc::ptr_eq(own, other) || own == other,
+            (FileState::Broken(own), FileState::Broken(other)) => Arc::ptr_eq(own, other) || own == other,
+            (FileState::Unsettled, FileState::Unsettled) => true,
+            _ => false,
+        }
+    }
 }
 
 impl FileState {
@@ -124,7 +136,7 @@ impl DirectorySource {
     pub fn scan_once(&self) -> Snapshot {
         let patience = Patience { settle: Duration::ZERO, old: Duration::ZERO, empty: Duration::ZERO };
         let mut memory = Memory { files: HashMap::new(), root: self.root.clone(), patience };
-        memory.look(self.settings.limits, false).snapshot
+        memory.look(self.settings.limits, false, HashSet::new()).snapshot
     }
 
     /// Sends a snapshot whenever it differs from the one before, until cancelled.
@@ -224,7 +236,8 @@ struct Eyes {
 
 impl Eyes {
     fn look(&mut self, limits: Limits, trust: bool) -> Looked {
-        let Seen { snapshot, walked, unsettled } = self.memory.look(limits, trust);
+        let whole = self.watcher.take_renamed();
+        let Seen { snapshot, walked, unsettled } = self.memory.look(limits, trust, whole);
         let fresh = self.watcher.arm(walked.folders);
         let again = if fresh {
             Again::AtOnce
@@ -258,16 +271,19 @@ struct Remembered {
 }
 
 impl Memory {
-    /// One walk. With `trust`, files whose stamps have not changed are not read again.
-    fn look(&mut self, limits: Limits, trust: bool) -> Seen {
+    /// One walk. With `trust`, files whose stamps have not changed are not read again. Those in `whole` were
+    /// renamed into their places, so that nothing of them is still to come.
+    fn look(&mut self, limits: Limits, trust: bool, whole: HashSet<PathBuf>) -> Seen {
         let root = self.root.clone();
-        let mut pass =
-            Pass { memory: self, trust, now: Instant::now(), seen: BTreeMap::new(), unsettled: false };
+        let now = Instant::now();
+        let mut pass = Pass { memory: self, trust, whole, now, seen: Vec::new(), unsettled: false };
         let mut walked = walk(&root, limits, &mut pass);
         let Pass { seen, unsettled, .. } = pass;
+        // Nearly in order: cheaper than one insertion after the other.
+        let seen: BTreeMap<PathBuf, FileState> = seen.into_iter().collect();
         let trouble = std::mem::take(&mut walked.trouble);
         let complete = trouble.is_empty();
-        if complete {
+        if complete && self.files.len() > seen.len() {
             self.files.retain(|path, _| seen.contains_key(path));
         }
         Seen { snapshot: Snapshot { complete, files: seen, trouble }, walked, unsettled }
@@ -277,8 +293,9 @@ impl Memory {
 struct Pass<'a> {
     memory: &'a mut Memory,
     trust: bool,
+    whole: HashSet<PathBuf>,
     now: Instant,
-    seen: BTreeMap<PathBuf, FileState>,
+    seen: Vec<(PathBuf, FileState)>,
     unsettled: bool,
 }
 
@@ -303,7 +320,7 @@ impl Visitor for Pass<'_> {
                 Some(FileState::Broken(Arc::new(Broken::new(vec![diagnostic], &[]))))
             }
         };
-        self.seen.insert(path, state.unwrap_or(FileState::Unsettled));
+        self.seen.push((path, state.unwrap_or(FileState::Unsettled)));
     }
 }
 
@@ -312,7 +329,9 @@ impl Pass<'_> {
         let Memory { files, root, patience } = &mut *self.memory;
         let remembered = files.entry(path.to_owned()).or_default();
         let look = Look { stamp, digest, blank: bytes.iter().all(u8::is_ascii_whitespace) };
-        match remembered.settling.look(look, stamp.age(), self.now, patience) {
+        let whole = !look.blank && self.whole.contains(path);
+        let age = if whole { Duration::MAX } else { stamp.age() };
+        match remembered.settling.look(look, age, self.now, patience) {
             Verdict::Wait => {
                 self.unsettled = true;
                 return None;

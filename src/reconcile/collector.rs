@@ -5,30 +5,41 @@
 //! record only (`Store::condemn_disks`); the files go unguarded.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use super::backoff::Backoff;
+use super::world::World;
+use crate::image::Digest;
 
-use crate::image::Images;
-use crate::store::Store;
-
-/// Collects whenever it is notified.
-pub(super) async fn run(store: Store, images: Arc<dyn Images>, wake: Arc<Notify>) {
+/// Collects whenever it is notified, and again after a wait for as long as something is left.
+pub(super) async fn run(world: Arc<World>) {
+    let mut backoff = Backoff::new(world.settings.backoff, world.entropy.clone());
     loop {
-        wake.notified().await;
-        if let Err(error) = collect(&store, images.as_ref()).await {
-            tracing::error!(
-                error,
-                "unreferenced base disks were not removed; tried again at the next change"
-            );
+        world.collector.notified().await;
+        while let Err(error) = collect(&world).await {
+            tracing::error!(error, "unreferenced base disks were not removed; tried again");
+            let now = world.clock.now();
+            let wait = Duration::try_from(backoff.fail(now).duration_since(now)).unwrap_or_default();
+            // What comes meanwhile is collected with the rest.
+            let _ = tokio::time::timeout(wait, world.collector.notified()).await;
         }
+        backoff.reset();
     }
 }
 
-async fn collect(store: &Store, images: &dyn Images) -> Result<(), String> {
-    for digest in store.condemn_disks().await.map_err(|error| error.to_string())? {
-        images.remove(&digest).await.map_err(|error| error.to_string())?;
-        store.forget_disk(&digest).await.map_err(|error| error.to_string())?;
-        tracing::info!(%digest, "base disk removed");
+/// Removes what it can; the last error tells that something was left.
+async fn collect(world: &World) -> Result<(), String> {
+    let mut outcome = Ok(());
+    for digest in world.store.condemn_disks().await.map_err(|error| error.to_string())? {
+        match remove(world, &digest).await {
+            Ok(()) => tracing::info!(%digest, "base disk removed"),
+            Err(error) => outcome = Err(error),
+        }
     }
-    Ok(())
+    outcome
+}
+
+async fn remove(world: &World, digest: &Digest) -> Result<(), String> {
+    world.images.remove(digest).await.map_err(|error| error.to_string())?;
+    world.store.forget_disk(digest).await.map_err(|error| error.to_string())
 }

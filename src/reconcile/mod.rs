@@ -42,6 +42,7 @@ pub use self::world::{Parts, Settings};
 
 use self::world::World;
 use crate::agent::Agent;
+use crate::hypervisor::{DriverError, GuestStream};
 use crate::object::Uid;
 use crate::store::Store;
 use crate::timeline::Recorder;
@@ -66,7 +67,7 @@ impl Engine {
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), RecoveryError> {
         recovery::recover(&self.world).await?;
         let world = self.world.clone();
-        let collect = collector::run(world.store.clone(), world.images.clone(), world.collector.clone());
+        let collect = collector::run(world.clone());
         tokio::select! {
             biased;
             () = cancel.cancelled() => {}
@@ -89,5 +90,13 @@ impl Engine {
     /// A VM's folder, whether it exists or not.
     pub fn vm_dir(&self, uid: Uid) -> PathBuf {
         self.world.vm_dir(uid)
+    }
+
+    /// A connection to a VM's console.
+    ///
+    /// # Errors
+    /// When the VM does not run, or has no console.
+    pub async fn console(&self, uid: Uid) -> Result<GuestStream, DriverError> {
+        self.world.driver.console(&self.world.vm_dir(uid)).await
     }
 }

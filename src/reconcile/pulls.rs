@@ -196,10 +196,15 @@ impl Shop {
         let installing = self.span(reference, digest, Phase::Install);
         // From here on the steps are few and quick, and run to their end even if everybody who
         // waited has gone: a living daemon never leaves a claim behind.
-        let install =
-            tokio::spawn(install(self.images.clone(), self.store.clone(), staged, self.entropy.uuid()));
+        let (images, store, collector) = (self.images.clone(), self.store.clone(), self.collector.clone());
+        let claim = self.entropy.uuid();
+        let install = tokio::spawn(async move {
+            let installed = install(images, store, staged, claim).await;
+            // Here, where it is told even if nobody waits any more: then the disk is nobody's.
+            collector.notify_one();
+            installed
+        });
         let installed = install.await.unwrap_or_else(|panic| Err(PullError::Panic(panic.to_string())));
-        self.collector.notify_one();
         ended(installing, installed)
     }
 

@@ -67,7 +67,7 @@ struct Declaration {
 
 impl Declaration {
     fn of(record: &Record) -> Self {
-        let metadata = record.object().metadata().clone();
+        let metadata = record.metadata();
         Declaration {
             generation: metadata.generation,
             deleted: metadata.deletion_timestamp,
@@ -100,7 +100,7 @@ impl Supervisor {
     }
 
     fn follow(&mut self, change: &Change) {
-        let key = change.record.object().key();
+        let key = change.record.key();
         if change.kind == ChangeKind::Deleted {
             if let Some(running) = self.running.get(&key) {
                 wake(running);
@@ -114,8 +114,7 @@ impl Supervisor {
 
     /// Starts the object's task, or wakes it if its declaration changed.
     fn ensure(&mut self, record: &Record) {
-        let object = record.object();
-        let (key, Some(uid)) = (object.key(), object.metadata().uid) else {
+        let (key, Some(uid)) = (record.key(), record.metadata().uid) else {
             return;
         };
         let seen = Declaration::of(record);
@@ -168,7 +167,7 @@ impl Supervisor {
                     Record::Image(_) => false,
                 };
                 for vm in vms.iter().filter(|vm| names(vm)) {
-                    self.running.get(&vm.object().key()).map(wake);
+                    self.running.get(&vm.key()).map(wake);
                 }
             }
             Record::Vm(vm) => {
@@ -193,7 +192,7 @@ impl Supervisor {
         let Some(key) = self.names.remove(&id) else { return };
         self.running.remove(&key);
         let Some(record) = self.world.store.record(&key) else { return };
-        let Some(uid) = record.object().metadata().uid else { return };
+        let Some(uid) = record.metadata().uid else { return };
         self.start(key, uid, Declaration::of(&record));
     }
 }

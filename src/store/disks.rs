@@ -3,9 +3,12 @@
 //! ```text
 //!            claim               publish            condemn              forget
 //!   (none) ─────────▶ Installing ─────────▶ Ready ───────────▶ Removing ─────────▶ (none)
-//!      ▲    abandon       │
-//!      └──────────────────┘
+//!                         │    abandon                            ▲
+//!                         └───────────────────────────────────────┘
 //! ```
+//!
+//! An install that failed may have put its disk in place all the same: what was claimed is removed, not
+//! forgotten.
 //!
 //! References are pins and reservations in the records of objects; they are looked up, not counted.
 //! A digest is pinned before its disk is claimed, so that no disk is condemned between its
@@ -51,7 +54,8 @@ impl Store {
         self.engine().commit(|state| state.publish_disk(digest, claim, ready)).await
     }
 
-    /// Gives a claim up. One that is not granted, or was published, is left alone.
+    /// Gives a claim up: whatever was installed for it is to be removed. One that is not granted, or was
+    /// published, is left alone.
     ///
     /// # Errors
     /// The store failed.
@@ -130,7 +134,7 @@ impl State {
 
     pub(super) fn abandon_disk(&mut self, digest: &Digest, claim: Uuid) {
         if self.claimed(digest, claim) {
-            self.remove_disk(digest);
+            self.put_disk(DiskRecord { digest: digest.clone(), state: DiskState::Removing });
         }
     }
 

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use super::admission::Budget;
 use super::record::Reservation;
 use super::request::Capacity;
+use super::runs::Runs;
 use crate::network::Link;
 use crate::object::{ObjectKey, Protocol};
 
@@ -16,7 +17,8 @@ pub(super) struct Leases {
     pub(super) ports: BTreeMap<(u16, Protocol), ObjectKey>,
     pub(super) macs: BTreeMap<String, ObjectKey>,
     pub(super) taps: BTreeMap<String, ObjectKey>,
-    pub(super) users: BTreeMap<u32, ObjectKey>,
+    pub(super) taken_addresses: Runs,
+    pub(super) taken_users: Runs,
     memory: u128,
     cpus: u64,
     disk: u128,
@@ -28,7 +30,7 @@ impl Leases {
         self.cpus += u64::from(held.cpus);
         self.disk += u128::from(held.disk.as_bytes());
         if let Some(user) = held.vmm_user {
-            self.users.insert(user, key.clone());
+            self.taken_users.take(user);
         }
         let Some(nic) = &held.nic else { return };
         self.macs.insert(nic.mac.clone(), key.clone());
@@ -36,6 +38,7 @@ impl Leases {
         if let Link::Bridge { tap, address, .. } = &nic.link {
             self.taps.insert(tap.clone(), key.clone());
             self.addresses.insert(*address, key.clone());
+            self.taken_addresses.take(address.to_bits());
         }
     }
 
@@ -44,7 +47,7 @@ impl Leases {
         self.cpus -= u64::from(held.cpus);
         self.disk -= u128::from(held.disk.as_bytes());
         if let Some(user) = held.vmm_user {
-            self.users.remove(&user);
+            self.taken_users.give_back(user);
         }
         let Some(nic) = &held.nic else { return };
         self.macs.remove(&nic.mac);
@@ -54,6 +57,7 @@ impl Leases {
         if let Link::Bridge { tap, address, .. } = &nic.link {
             self.taps.remove(tap);
             self.addresses.remove(address);
+            self.taken_addresses.give_back(address.to_bits());
         }
     }
 

@@ -180,10 +180,8 @@ impl State {
         if let Some(address) = held.and_then(Reservation::address).filter(|address| inside(*address)) {
             return Ok(address);
         }
-        let taken = self.leases.addresses.range(Ipv4Addr::from_bits(*usable.start())..);
-        lowest_free(usable, taken.map(|(address, _)| address.to_bits()))
-            .map(Ipv4Addr::from_bits)
-            .ok_or(ReserveError::NoFreeAddress { subnet })
+        let lowest = self.leases.taken_addresses.lowest_free(usable);
+        lowest.map(Ipv4Addr::from_bits).ok_or(ReserveError::NoFreeAddress { subnet })
     }
 
     fn check_ports(&self, claim: &VmClaim, ports: &[Port]) -> Result<(), ReserveError> {
@@ -204,8 +202,8 @@ impl State {
         if range.is_empty() {
             return Err(ReserveError::NoFreeUser);
         }
-        let taken = self.leases.users.range(range.start..).map(|(user, _)| *user);
-        lowest_free(range.start..=range.end - 1, taken).map(Some).ok_or(ReserveError::NoFreeUser)
+        let lowest = self.leases.taken_users.lowest_free(range.start..=range.end - 1);
+        lowest.map(Some).ok_or(ReserveError::NoFreeUser)
     }
 }
 
@@ -225,18 +223,6 @@ fn first_free(
     own: &ObjectKey,
 ) -> String {
     names.find(|name| holder(leases, name, own).is_none()).expect("there are more names than VMs")
-}
-
-/// The lowest number of the range that is not among `taken`, which rises from the range's start on.
-fn lowest_free(range: RangeInclusive<u32>, taken: impl Iterator<Item = u32>) -> Option<u32> {
-    let mut candidate = *range.start();
-    for number in taken {
-        if number > candidate {
-            break;
-        }
-        candidate = number.checked_add(1)?;
-    }
-    range.contains(&candidate).then_some(candidate)
 }
 
 /// The bridge's own address: the subnet's first host.

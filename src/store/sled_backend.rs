@@ -14,7 +14,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::backend::{Backend, BackendError, EncodedRow};
@@ -23,6 +26,11 @@ use super::backend::{Backend, BackendError, EncodedRow};
 const CHECK: &[u8] = b"!check";
 /// Length and checksum before each value.
 const HEADER: usize = 8;
+
+/// How long sled may take to close a log.
+const RELEASE: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const RELEASE_POLL: Duration = Duration::from_millis(5);
 
 /// All rows, ordered by key.
 pub(super) type EncodedRows = Vec<(Vec<u8>, Vec<u8>)>;
@@ -64,7 +72,7 @@ impl SledBackend {
         let mut backend = SledBackend::new(dir, db)?;
         let written = backend.apply(rows).and_then(|()| backend.flush());
         written.map_err(|error| SledTrouble::Unavailable(error.to_string()))?;
-        backend.head.sync_all().and_then(|()| sync_dir(dir)).map_err(unavailable(dir))
+        sync_files(dir).and_then(|()| sync_dir(dir)).map_err(unavailable(dir))
     }
 
     /// Opens a log that [`create`](SledBackend::create) made, and reads all its rows.
@@ -196,8 +204,30 @@ impl Backend for SledBackend {
 }
 
 fn open_sled(dir: &Path, cache: u64) -> Result<sled::Db, SledTrouble> {
+    await_release(&dir.join("db"))?;
     let config = sled::Config::new().path(dir).cache_capacity(cache).flush_every_ms(None);
     guarded(|| config.open()).map_err(SledTrouble::Damaged)?.map_err(|error| classify(&error))
+}
+
+/// Waits until nobody has the log open: sled closes it in threads of its own, some time after it was
+/// dropped, and an opening in between would look like damage.
+fn await_release(log: &Path) -> Result<(), SledTrouble> {
+    let file = match File::open(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(unavailable(log))?,
+    };
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(RELEASE_POLL),
+            Err(Errno::WOULDBLOCK) => {
+                let why = format!("{} is open in another process; end that one first", log.display());
+                return Err(SledTrouble::Unavailable(why));
+            }
+            Err(error) => return Err(unavailable(log)(error.into())),
+        }
+    }
 }
 
 /// sled panics on some damage: that is an error like any other.
@@ -272,6 +302,12 @@ fn set_snapshots_aside(dir: &Path) -> io::Result<bool> {
     Ok(any)
 }
 
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+/// Makes the files in a folder durable: sled syncs its `conf` as little as its log.
+fn sync_files(dir: &Path) -> io::Result<()> {
+    fs::read_dir(dir)?.try_for_each(|entry| File::open(entry?.path())?.sync_all())
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }

@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 
-use super::admission::Line;
 use super::events::EventLog;
 use super::history::History;
 use super::leases::Leases;
+use super::line::Line;
 use super::record::{DiskRecord, ImageRecord, Record, VmRecord};
 use super::request::{Change, ChangeKind, Minter, StoreSettings};
 use super::row::{Batch, Row, RowKey};

@@ -5,5 +5,6 @@ mod disks;
 mod properties;
 mod publish;
 mod reserve;
+mod runs;
 mod support;
 mod watching;

@@ -122,11 +122,6 @@ impl Life {
         self.snapshots.send_replace(snapshot);
     }
 
-    /// Makes the store's next write fail.
-    pub(super) fn fail_store(&self) {
-        self.backend.fail_next(crate::store::Fault::Apply);
-    }
-
     /// Runs until a time or until something is to be looked at.
     pub(super) fn run(&mut self, until: Duration) -> Paused {
         let Life { world, store, changes, events, began, engine, runtime, .. } = self;
@@ -230,7 +225,7 @@ fn judge(world: &Arc<World>, backend: &Arc<MemoryBackend>) {
         let now = state.now();
         let (faults, slow) = (state.trouble.store_faults, state.trouble.slow_flushes);
         match moment {
-            Moment::Apply if state.chance(faults) => Verdict::Fail,
+            Moment::Apply if std::mem::take(&mut state.fail_store) || state.chance(faults) => Verdict::Fail,
             Moment::Apply => Verdict::Go,
             Moment::Flush if held.is_some_and(|until| until > now) => Verdict::Later,
             Moment::Flush if held.take().is_none() && state.chance(slow) => {

@@ -42,7 +42,7 @@ mod world;
 
 pub use images::{FakeImages, ImageScript};
 pub use network::FakeNetwork;
-pub use options::Options;
+pub use options::{Options, Unflushed};
 pub use simulation::Simulation;
 pub use timeline::{Entry, Teller};
 pub use trouble::{Action, Trouble, VmScript, WorkloadExit};

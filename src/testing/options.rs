@@ -19,16 +19,29 @@ pub struct Options {
     pub history: usize,
     /// Trouble by chance.
     pub trouble: Trouble,
+    /// What a crash leaves of what was written but not flushed.
+    pub unflushed: Unflushed,
     /// How long nobody runs after the daemon has died by itself.
     pub down: Duration,
     /// Whether the timeline tells of each effect on the host.
     pub tell_effects: bool,
 }
 
+/// What a crash leaves of the batches that were written but not flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unflushed {
+    /// Nothing.
+    Lost,
+    /// The first ones, as many as chance has it.
+    Chance,
+    /// All.
+    Kept,
+}
+
 impl Default for Options {
     /// A host with room for everything, a bridge, and no trouble.
     fn default() -> Self {
-        let subnet = "10.88.0.0/16".parse().expect("a network");
+        let subnet = "10.63.0.0/16".parse().expect("a network");
         Options {
             settings: Settings {
                 vms: "/simulated/vms".into(),
@@ -50,6 +63,7 @@ impl Default for Options {
             mass_delete: MassDeleteSettings::default(),
             history: 8192,
             trouble: Trouble::NONE,
+            unflushed: Unflushed::Chance,
             down: Duration::from_secs(1),
             tell_effects: false,
         }

@@ -137,7 +137,7 @@ impl Sight<'_> {
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
         };
         is_ready(&status.conditions)?;
-        if !image.image.as_ref().is_some_and(|pin| pin.digest == digest) {
+        if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
             return Err(format!("it is not {digest}"));
         }
         Ok(())
@@ -242,13 +242,12 @@ impl Sight<'_> {
                 left.push(format!("the folder of {} is there", folder.key));
             }
         }
-        let up: BTreeSet<&String> = vms()
-            .filter(|vm| matches!(vm.run, Run::Up { .. }))
-            .filter_map(|vm| Some(&vm.reservation.as_ref()?.nic.as_ref()?.mac))
-            .collect();
-        let attached: BTreeSet<&String> = self.world.attached.keys().collect();
-        if up != attached {
-            left.push(format!("attached are {attached:?}, running with a device are {up:?}"));
+        for nic in self.world.attached.values() {
+            let held =
+                |vm: &VmRecord| vm.reservation.as_ref().is_some_and(|held| held.nic.as_ref() == Some(nic));
+            if !vms().any(held) {
+                left.push(format!("the tap of {} is there", nic.mac));
+            }
         }
         if !self.world.staged.is_empty() {
             left.push(format!("{} staging places are there", self.world.staged.len()));

@@ -9,7 +9,7 @@ use rand::Rng;
 
 use super::images::ImageScript;
 use super::life::{Life, Paused, Remains};
-use super::options::Options;
+use super::options::{Options, Unflushed};
 use super::oracle;
 use super::timeline::{Entry, Teller};
 use super::trouble::{Action, Trouble, VmScript};
@@ -156,9 +156,11 @@ impl Simulation {
         self.crashes
     }
 
-    /// Sets what may go wrong by chance from now on.
+    /// Sets what may go wrong by chance from now on. A write that was to fail does not.
     pub fn set_trouble(&mut self, trouble: Trouble) {
-        self.world.lock().trouble = trouble;
+        let mut world = self.world.lock();
+        world.trouble = trouble;
+        world.fail_store = false;
     }
 
     /// Lets time pass.
@@ -270,7 +272,12 @@ impl Simulation {
                 life.inside(|| self.world.lock().tell(None, Teller::Script, why));
             }
             let world = self.world.clone();
-            let remains = life.kill(|unflushed| world.lock().dice.random_range(0..=unflushed));
+            let fate = self.options.unflushed;
+            let remains = life.kill(|unflushed| match fate {
+                Unflushed::Lost => 0,
+                Unflushed::Kept => unflushed,
+                Unflushed::Chance => world.lock().dice.random_range(0..=unflushed),
+            });
             let until = self.world.lock().now() + down;
             self.daemon = Daemon::Down { remains, until };
         }
@@ -300,11 +307,7 @@ impl Simulation {
                 self.crash(down);
                 self.world.reboot();
             }
-            Action::FailStore => {
-                if let Daemon::Runs(life) = &self.daemon {
-                    life.fail_store();
-                }
-            }
+            Action::FailStore => self.world.lock().fail_store = true,
             Action::KillVmm(key) => self.in_time(|world| world.kill_vmm(&key)),
             Action::EndWorkload(key, code) => self.in_time(|world| world.end_workload(&key, code)),
             Action::Trouble(trouble) => self.set_trouble(*trouble),

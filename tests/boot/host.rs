@@ -1,16 +1,20 @@
-//! A host for one test: a registry, a daemon with folders and names of its own, and eyes on it.
+//! A host for one test: a registry, and a daemon with folders, names and users of its own.
 
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::oci::{Image, Item, Layer, tar};
 use crate::common::registry::DockerRegistry;
+use crate::images::busybox;
+use crate::terminal::Terminal;
 
 /// Generous: an emulated VM on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
@@ -24,12 +28,15 @@ pub(crate) enum Net {
     User,
 }
 
-/// A registry and a daemon. Dropping it removes what the test left.
+/// A registry and a daemon. Dropping it removes what a failed test left.
 pub(crate) struct Host {
     pub(crate) registry: DockerRegistry,
     dir: TempDir,
     net: Net,
-    /// Tells bridges and subnets of tests apart that run at once.
+    /// What the next daemon's VMs are executed by. Where nothing depends on it, naming it saves a daemon
+    /// its self-test.
+    pub(crate) accelerator: &'static str,
+    /// Tells bridges, subnets and users of tests apart that run at once.
     number: u8,
     daemon: Option<Child>,
     client: reqwest::Client,
@@ -48,26 +55,15 @@ impl Host {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().unix_socket(dir.path().join("api.sock")).build().unwrap();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut host = Host { registry, dir, net, number, daemon: None, client };
+        let accelerator = "auto";
+        let mut host = Host { registry, dir, net, accelerator, number, daemon: None, client };
         host.start_daemon().await;
         host
     }
 
+    /// Starts the daemon and waits until it answers.
     pub(crate) async fn start_daemon(&mut self) {
-        // One process runs all tests of this file; the process number tells runs apart.
-        let (run, number) = (std::process::id() % 60, self.number);
-        let log =
-            std::fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).unwrap();
-        let daemon = Command::new(env!("CARGO_BIN_EXE_vmlet"))
-            .args(["--socket", &self.text("api.sock"), "-v", "daemon"])
-            .args(["--manifests", &self.text("manifests"), "--state", &self.text("state")])
-            .args(["--network", if self.net == Net::Bridge { "bridge" } else { "user" }])
-            .args(["--bridge", &self.bridge(), "--subnet", &format!("10.{}.{number}.0/24", 180 + run)])
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.daemon = Some(daemon);
+        self.launch_daemon();
         let ready = async {
             while self.client.get("http://vmlet/readyz").send().await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -78,21 +74,70 @@ impl Host {
         }
     }
 
+    /// Starts the daemon.
+    pub(crate) fn launch_daemon(&mut self) {
+        let users = self.users();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).unwrap();
+        let daemon = Command::new(env!("CARGO_BIN_EXE_vmlet"))
+            .args(["--socket", &self.text("api.sock"), "-v", "daemon"])
+            .args(["--manifests", &self.text("manifests"), "--state", &self.text("state")])
+            .args(["--network", if self.net == Net::Bridge { "bridge" } else { "user" }])
+            .args(["--accelerator", self.accelerator])
+            .args(["--bridge", &self.bridge(), "--subnet", &self.subnet()])
+            .args(["--vmm-users", &format!("{}-{}", users.start, users.end)])
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.daemon = Some(daemon);
+    }
+
     pub(crate) fn kill_daemon(&mut self) {
         let mut daemon = self.daemon.take().unwrap();
         daemon.kill().unwrap();
         daemon.wait().unwrap();
     }
 
+    pub(crate) fn daemon_pid(&self) -> Pid {
+        Pid::from_raw(self.daemon.as_ref().unwrap().id().try_into().unwrap())
+    }
+
+    /// Ends the daemon as a service manager does.
+    pub(crate) async fn stop_daemon(&mut self) {
+        kill(self.daemon_pid(), Signal::SIGTERM).unwrap();
+        let mut daemon = self.daemon.take().unwrap();
+        let ended = tokio::task::spawn_blocking(move || daemon.wait().unwrap());
+        let ended = tokio::time::timeout(PATIENCE, ended).await;
+        let status = ended.unwrap_or_else(|_| panic!("the daemon does not stop:\n{}", self.log())).unwrap();
+        assert!(status.success(), "{status}:\n{}", self.log());
+    }
+
     pub(crate) fn bridge(&self) -> String {
         format!("vt{}n{}", std::process::id(), self.number)
+    }
+
+    /// The first three numbers of the VMs' addresses. One process runs all tests of this file; its
+    /// number tells runs apart.
+    pub(crate) fn network(&self) -> String {
+        format!("10.{}.{}.", 180 + std::process::id() % 60, self.number)
+    }
+
+    pub(crate) fn subnet(&self) -> String {
+        self.network() + "0/24"
+    }
+
+    /// The users of this host's VMMs, and of nobody else's.
+    pub(crate) fn users(&self) -> Range<u32> {
+        let start = 4_000_000 + std::process::id() % 10_000 * 100_000 + u32::from(self.number) * 200;
+        start..start + 200
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
@@ -132,6 +177,13 @@ impl Host {
             .unwrap()
     }
 
+    /// Runs the command line against this daemon on a terminal of this many rows and columns.
+    pub(crate) fn terminal(&self, arguments: &[&str], size: (u16, u16)) -> Terminal {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmlet"));
+        command.args(["--socket", &self.text("api.sock")]).args(arguments);
+        Terminal::start(&mut command, size)
+    }
+
     /// The standard output of a command in a VM, which must succeed.
     pub(crate) fn exec(&self, vm: &str, command: &[&str]) -> String {
         let output = self.vmlet(&[&["exec", vm, "--"], command].concat());
@@ -141,9 +193,9 @@ impl Host {
 
     /// Waits until this daemon has a link to a VM: the status may still be the last daemon's.
     pub(crate) async fn linked(&self, vm: &str) {
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         while !self.vmlet(&["exec", vm, "--", "echo"]).status.success() {
-            assert!(std::time::Instant::now() < deadline, "no link to {vm}:\n{}", self.log());
+            assert!(Instant::now() < deadline, "no link to {vm}:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -219,15 +271,14 @@ impl Host {
             .collect()
     }
 
-    /// Everything of this host's that a VM or an image leaves on disk, bar the daemon's own files.
-    pub(crate) fn artefacts(&self) -> Vec<PathBuf> {
-        let folders = ["state/vms", "state/images", "state/staging"].map(|name| self.path(name));
-        folders.iter().flat_map(|folder| entries(folder)).collect()
-    }
-
-    /// The network devices on this host's bridge.
-    pub(crate) fn taps(&self) -> Vec<PathBuf> {
-        entries(&Path::new("/sys/class/net").join(self.bridge()).join("brif"))
+    /// Waits until no object is left.
+    pub(crate) async fn empty(&self) {
+        for plural in ["vms", "images"] {
+            while let Some(object) = self.list(plural).await.pop() {
+                let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+                self.until(plural, &name, Value::is_null).await;
+            }
+        }
     }
 }
 
@@ -240,43 +291,12 @@ impl Drop for Host {
         if std::thread::panicking() {
             eprintln!("the daemon's log:\n{}", self.log());
         }
-        // What a failed test leaves running works in this folder.
-        let state = self.path("state");
-        for process in entries(Path::new("/proc")) {
-            let works_here = std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(&state));
-            if let Some(pid) = works_here.then(|| process.file_name()?.to_str()?.parse().ok()).flatten() {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
-            }
-        }
-        for tap in self.taps() {
-            let _ = Command::new("ip").arg("link").arg("delete").arg(tap.file_name().unwrap()).status();
-        }
-        let _ = Command::new("ip").args(["link", "delete", &self.bridge()]).stderr(Stdio::null()).status();
-        for family in ["ip", "bridge"] {
-            let _ = Command::new("nft")
-                .args(["delete", "table", family, &self.bridge()])
-                .stderr(Stdio::null())
-                .status();
-        }
+        self.remove_traces();
     }
 }
 
-pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
-}
-
-/// Whether a process exists, zombies aside.
-pub(crate) fn alive(pid: u64) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
-}
-
 /// The user that a process runs as.
-pub(crate) fn user_of(pid: u64) -> u32 {
+pub(crate) fn user_of(pid: u32) -> u32 {
     std::fs::metadata(format!("/proc/{pid}")).unwrap().uid()
 }
 
@@ -299,30 +319,4 @@ pub(crate) fn vm(name: &str, spec: Value) -> Value {
 pub(crate) fn image(name: &str, reference: &str) -> Value {
     json!({"apiVersion": "vmlet.dev/v1alpha1", "kind": "Image", "metadata": {"name": name},
            "spec": {"source": {"oci": {"reference": reference}}}})
-}
-
-/// Two layers: Debian's static busybox with its links, and a page to serve.
-pub(crate) fn busybox() -> Image {
-    let binary = std::fs::read("/bin/busybox").expect("apt-get install busybox-static");
-    let mut items = vec![
-        Item::dir("bin"),
-        Item::dir("etc"),
-        Item::dir("tmp").mode(0o1777),
-        Item::file("bin/busybox", binary).mode(0o755),
-        Item::file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
-        Item::file("etc/group", "root:x:0:\n"),
-        Item::file("etc/unwanted", "hidden by the upper layer\n"),
-    ];
-    let applets = [
-        "sh", "cat", "echo", "sleep", "httpd", "touch", "ls", "grep", "id", "ps", "test", "wget", "sync",
-        "stty",
-    ];
-    items.extend(applets.map(|applet| Item::symlink(format!("bin/{applet}"), "busybox")));
-    let page = [
-        Item::dir("www"),
-        Item::file("www/index.html", "hello from a VM\n"),
-        Item::file("etc/.wh.unwanted", ""),
-    ];
-    let config = json!({"Cmd": ["/bin/httpd", "-f", "-v", "-p", "80", "-h", "/www"], "Env": ["PATH=/bin", "FROM=image"]});
-    Image::with_config(vec![Layer::gzip(&tar(&items)), Layer::zstd(&tar(&page))], config)
 }

@@ -3,8 +3,18 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod crashes;
+mod examples;
+mod execs;
 mod host;
+mod images;
+mod interactive;
+mod kills;
+mod shutdown;
 mod systemd;
+mod terminal;
+mod traces;
+mod trapped;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +22,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use host::{Host, Net, alive, condition, image, is_ready, user_of, vm};
+use host::{Host, Net, condition, image, is_ready, user_of, vm};
+use traces::alive;
 
 /// A page over plain TCP. Ready says that the workload runs, not that it listens yet: that has a moment.
 fn fetch(address: &str) -> String {
@@ -35,8 +46,9 @@ fn try_fetch(address: &str) -> std::io::Result<String> {
     Ok(page)
 }
 
-fn pid(vm: &Value) -> u64 {
-    vm["status"]["pid"].as_u64().unwrap_or_else(|| panic!("no pid: {vm}"))
+fn pid(vm: &Value) -> u32 {
+    let pid = vm["status"]["pid"].as_u64().unwrap_or_else(|| panic!("no pid: {vm}"));
+    pid.try_into().unwrap()
 }
 
 fn address(vm: &Value) -> String {
@@ -47,6 +59,11 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
+/// How much of something a test does: more in the environment.
+fn setting(name: &str, otherwise: usize) -> usize {
+    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
+}
+
 /// A busybox shell that runs a script.
 fn shell(host: &Host, script: &str) -> Value {
     json!({"image": {"oci": host.reference("busybox:1")}, "command": ["/bin/sh", "-c", script]})
@@ -54,7 +71,7 @@ fn shell(host: &Host, script: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn manifests_become_vms_that_are_reachable_and_vanish_with_their_manifests() {
-    let host = Host::start(Net::Bridge).await;
+    let mut host = Host::start(Net::Bridge).await;
     let port = free_port();
     host.write("busybox.yaml", &[image("busybox", &host.reference("busybox:1"))]);
     let named = json!({"image": {"name": "busybox"}, "network": {"ports": [{"host": port, "guest": 80}]}});
@@ -93,17 +110,7 @@ async fn manifests_become_vms_that_are_reachable_and_vanish_with_their_manifests
     host.until("vms", "direct", Value::is_null).await;
     host.until("images", "busybox", Value::is_null).await;
     assert!(!alive(pid(&named)) && !alive(pid(&direct)));
-    assert_eq!(host.taps(), Vec::<std::path::PathBuf>::new());
-    gone(&host).await;
-}
-
-/// Base disks go right after their last record: nothing announces that, so it is looked for.
-async fn gone(host: &Host) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !host.artefacts().is_empty() {
-        assert!(Instant::now() < deadline, "left behind: {:?}", host.artefacts());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    host.assert_host_is_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,11 +137,12 @@ async fn a_killed_daemon_leaves_vms_running_and_the_next_one_adopts_them() {
     assert_eq!(host.exec("a", &["cat", "/proc/sys/kernel/random/boot_id"]), boot);
     let log = host.vmlet(&["logs", "b"]);
     assert!(String::from_utf8_lossy(&log.stdout).contains("tick"), "{log:?}");
+    host.assert_host_is_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_of_memory_restarts_the_vm_once_gracefully_on_its_disk() {
-    let host = Host::start(Net::User).await;
+    let mut host = Host::start(Net::User).await;
     let script = "trap 'echo goodbye; exit 0' TERM; echo hello; while true; do sleep 1; done";
     let mut spec = shell(&host, script);
     host.write("vm.yaml", &[vm("edited", spec.clone())]);
@@ -160,11 +168,12 @@ async fn an_edit_of_memory_restarts_the_vm_once_gracefully_on_its_disk() {
     assert!(said("Stopping", "memory 256Mi → 384Mi (restart)"), "{events:?}");
     let log = String::from_utf8(host.vmlet(&["logs", "edited"]).stdout).unwrap();
     assert!(log.contains("goodbye"), "{log}");
+    host.assert_host_is_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_vmm_is_noticed_at_once_and_started_again() {
-    let host = Host::start(Net::User).await;
+    let mut host = Host::start(Net::User).await;
     host.write("vm.yaml", &[vm("phoenix", json!({"image": {"oci": host.reference("busybox:1")}}))]);
     let before = host.ready("phoenix").await;
     let victim = nix::unistd::Pid::from_raw(i32::try_from(pid(&before)).unwrap());
@@ -177,11 +186,12 @@ async fn a_killed_vmm_is_noticed_at_once_and_started_again() {
     let again = |vm: &Value| is_ready(vm) && vm["status"]["restarts"] == 1;
     let after = host.until("vms", "phoenix", again).await;
     assert_ne!(pid(&before), pid(&after));
+    host.assert_host_is_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_reference_delays_nobody_else_and_a_fix_cuts_its_wait() {
-    let host = Host::start(Net::User).await;
+    let mut host = Host::start(Net::User).await;
     let spec = |tag: &str| json!({"image": {"oci": host.reference(tag)}});
     host.write("broken.yaml", &[vm("broken", spec("busybox:missing"))]);
     host.write("good.yaml", &[vm("good", spec("busybox:1"))]);
@@ -193,11 +203,12 @@ async fn a_broken_reference_delays_nobody_else_and_a_fix_cuts_its_wait() {
     assert!(ready["message"].as_str().unwrap().contains("busybox:missing"), "{ready}");
     host.write("broken.yaml", &[vm("broken", spec("busybox:1"))]);
     host.ready("broken").await;
+    host.assert_host_is_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_yaml_keeps_the_last_good_spec_running_and_names_file_and_line() {
-    let host = Host::start(Net::User).await;
+    let mut host = Host::start(Net::User).await;
     let good = json!({"image": {"oci": host.reference("busybox:1")}});
     host.write("vm.yaml", &[vm("steady", good.clone())]);
     let before = host.ready("steady").await;
@@ -220,11 +231,12 @@ async fn broken_yaml_keeps_the_last_good_spec_running_and_names_file_and_line() 
     host.write("vm.yaml", &[vm("steady", good)]);
     let after = host.until("vms", "steady", |vm| condition(vm, "ManifestProblem").is_null()).await;
     assert_eq!((pid(&after), &after["status"]["restarts"]), (pid(&before), &json!(0)));
+    host.assert_host_is_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn run_policies_are_kept_and_exit_codes_told() {
-    let host = Host::start(Net::User).await;
+    let mut host = Host::start(Net::User).await;
     let with = |policy: &str, script: &str| {
         let mut spec = shell(&host, script);
         spec["runPolicy"] = json!(policy);
@@ -250,11 +262,12 @@ async fn run_policies_are_kept_and_exit_codes_told() {
     );
     let log = String::from_utf8(host.vmlet(&["logs", "once"]).stdout).unwrap();
     assert!(log.contains("once"), "{log}");
+    host.assert_host_is_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_user_network_forwards_ports_and_exec_passes_everything_on() {
-    let host = Host::start(Net::User).await;
+    let mut host = Host::start(Net::User).await;
     let port = free_port();
     let spec = json!({
         "image": {"oci": host.reference("busybox:1")},
@@ -270,4 +283,5 @@ async fn the_user_network_forwards_ports_and_exec_passes_everything_on() {
     let refused = host.vmlet(&["delete", "vm/user"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("vm.yaml"), "{refused:?}");
+    host.assert_host_is_clean().await;
 }

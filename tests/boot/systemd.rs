@@ -54,7 +54,7 @@ fn run(program: &str, arguments: &[&str]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_debian_with_systemd_reaches_its_default_target() {
     let tar = tokio::task::spawn_blocking(debian).await.unwrap();
-    let host = Host::start(Net::User).await;
+    let mut host = Host::start(Net::User).await;
     let image = Image::with_config(vec![Layer::gzip(&tar)], json!({"Cmd": ["bash"]}));
     host.registry.push(&image, "debian", "12").await;
     let spec = json!({"image": {"oci": host.reference("debian:12")}, "memory": "384Mi"});
@@ -66,4 +66,5 @@ async fn a_debian_with_systemd_reaches_its_default_target() {
     host.remove("vm.yaml");
     host.until("vms", "debian", serde_json::Value::is_null).await;
     assert!(!host.log().contains("Killing"), "a systemd that is asked to shut down does so");
+    host.assert_host_is_clean().await;
 }

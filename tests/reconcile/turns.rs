@@ -333,7 +333,8 @@ impl Folder {
 
     fn has(&self, files: &[(&str, Vec<Value>)]) {
         let files = files.iter().map(|(path, objects)| {
-            let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
+            let text: Vec<String> = objects.iter().map(Value::to_string).collect();
+            let text = text.join("\n---\n");
             let decoded = decode(path.as_ref(), text.as_bytes());
             assert_eq!(decoded.diagnostics, []);
             ((*path).into(), FileState::Good(Arc::new(decoded.objects)))

@@ -52,6 +52,19 @@ fn chance_never_wins() {
     all(from..from + number("VMLET_SEEDS").unwrap_or(BUDGET));
 }
 
+/// Every seed that ever failed, with what it showed.
+const REGRESSIONS: &str = include_str!("regressions.txt");
+
+#[test]
+fn what_failed_once_fails_no_more() {
+    let lines = REGRESSIONS.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    let seeds: Vec<u64> =
+        lines.map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect();
+    let failed = threads::each(0..seeds.len() as u64, |index| check(seeds[index as usize]));
+    let failed: Vec<_> = failed.into_iter().map(|(index, why)| (seeds[index as usize], why)).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
 #[test]
 fn a_seed_replays_exactly() {
     for seed in 0..20 {

@@ -7,6 +7,9 @@
 //! ```
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod calm;
 mod chance;
+mod crash_points;
+mod model;
 mod schedule;
 mod threads;

@@ -162,7 +162,7 @@ fn an_image_that_does_not_exist_is_the_blocker() {
     let why = why(world(vec![vm("web", json!({"name": "nope"}), missing)], vec![]), &[], "web");
     assert_eq!(
         blockers(&why),
-        ["image/nope ImageNotFound: it does not exist; declare it, or name an image that exists"]
+        ["image/nope NotFound: it does not exist; declare it, or name one that exists"]
     );
 }
 
@@ -204,4 +204,30 @@ fn ready_deleted_stalled_and_broken_objects_say_so() {
     let message = "/m/ci.yaml:9:3: spec.memroy is not a field of VM; the last spec stays".to_owned();
     let problem = Problem { reason: "InvalidManifest".to_owned(), message: message.clone() };
     assert_eq!(answer(&|web| web.problem = Some(problem.clone())).problem, Some(message));
+}
+
+#[test]
+fn dependencies_are_followed_to_what_holds_them_up() {
+    let image_ready = || condition("ImageReady", true, "Ready", "");
+    let waits = |name: &str, on: &[&str]| {
+        let ready =
+            condition("Ready", false, "DependencyNotReady", "waits until all that it depends on is Ready");
+        let mut vm = vm(name, json!({"oci": "a"}), vec![ready, image_ready()]);
+        vm.object.spec.depends_on = on.iter().map(|name| (*name).to_owned()).collect();
+        vm
+    };
+    let short = condition("Ready", false, "InsufficientMemory", "needs 4Gi, 2Gi free");
+    let db = vm("db", json!({"oci": "a"}), vec![short, image_ready()]);
+    let fine = vm("fine", json!({"oci": "a"}), vec![condition("Ready", true, "Ready", "")]);
+    let vms = vec![waits("web", &["app", "fine"]), waits("app", &["db", "gone", "web"]), db, fine];
+    let why = why(world(vms, vec![]), &[], "web");
+    assert_eq!(
+        blockers(&why),
+        [
+            "vm/app DependencyNotReady: waits until all that it depends on is Ready",
+            "vm/db InsufficientMemory: needs 4Gi, 2Gi free",
+            "vm/gone NotFound: it does not exist; declare it, or name one that exists",
+            "memory InsufficientMemory: needs 4Gi, 2Gi free",
+        ]
+    );
 }

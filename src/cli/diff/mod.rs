@@ -79,7 +79,7 @@ impl Diff {
             MassDeleteSettings { percent: self.mass_delete_percent, ..MassDeleteSettings::default() };
         let mut difference = difference(&running, &looks, settings);
         difference.notes.splice(0..0, findings.notes.iter().cloned());
-        let errors = findings.are_errors() || !difference.conflicts.is_empty();
+        let errors = findings.are_errors() || !difference.refused.is_empty();
         let mut out = io::stdout();
         match self.output {
             Form::Json => writeln!(out, "{:#}", render::json(&difference, &findings))

@@ -21,7 +21,7 @@ pub(super) fn complain(difference: &Difference, findings: &Findings) {
     for diagnostic in &findings.diagnostics {
         eprintln!("{diagnostic}\n");
     }
-    for error in findings.troubles.iter().chain(&difference.conflicts) {
+    for error in findings.troubles.iter().chain(&difference.refused) {
         eprintln!("error: {}", printable(error));
     }
     for note in &difference.notes {

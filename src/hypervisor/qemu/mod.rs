@@ -122,12 +122,6 @@ impl QemuDriver {
         self.host.machine
     }
 
-    /// Connects to the VM's serial console. One connection at a time is served; what the guest wrote
-    /// before is in the folder's `console.log` only.
-    pub async fn console(&self, dir: &Path) -> Result<GuestStream, DriverError> {
-        Ok(Box::new(connect(dir, args::CONSOLE_SOCKET).await?))
-    }
-
     fn command(&self, launch: &Launch) -> gate::Command {
         let user = |uid| gate::User { uid, gid: uid, groups: self.kvm_group.into_iter().collect() };
         gate::Command {
@@ -167,6 +161,10 @@ impl Driver for QemuDriver {
 
     async fn connect(&self, dir: &Path) -> Result<GuestStream, DriverError> {
         Ok(Box::new(connect(dir, args::LINK_SOCKET).await?))
+    }
+
+    async fn console(&self, dir: &Path) -> Result<GuestStream, DriverError> {
+        Ok(Box::new(connect(dir, args::CONSOLE_SOCKET).await?))
     }
 
     async fn exited(&self, dir: &Path, process: &ProcessIdentity) -> VmmExit {
@@ -283,7 +281,7 @@ async fn connect(dir: &Path, socket: &'static str) -> Result<UnixStream, DriverE
     blocking(move || {
         folder::connect(&owned, socket)
             .and_then(UnixStream::from_std)
-            .map_err(DriverError::at("NotConnected", &owned.join(socket)))
+            .map_err(DriverError::at("NotConnected", &owned.join(folder::RUN_DIR).join(socket)))
     })
     .await
 }

@@ -281,7 +281,7 @@ impl VmTask {
         self.world.event(&self.key, self.uid, Severity::Warning, "Killing", why);
         self.world.driver.kill(process).await?;
         if let Some(watched) = self.process.as_mut() {
-            Process::ended(watched).await;
+            Process::killed(watched).await;
         }
         Ok(())
     }
@@ -300,7 +300,8 @@ impl VmTask {
         if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
             self.world.network.detach(nic).await?;
         }
-        let exit = exit::last_exit(seen, stopping.as_ref(), self.world.clock.now());
+        let grace = record.object.spec.termination_grace_period_seconds;
+        let exit = exit::last_exit(seen, stopping.as_ref(), grace, self.world.clock.now());
         let message = exit.message.clone();
         let run = if rerun { Run::Idle } else { Run::Ended { spec: spec.clone() } };
         let update = VmUpdate { run: Some(run), last_exit: Some(Some(exit)), ..VmUpdate::default() };

@@ -9,7 +9,16 @@ use crate::hypervisor::VmmExit;
 use crate::object::LastExit;
 use crate::store::Stopping;
 
-pub(super) fn last_exit(seen: &Observed, stopping: Option<&Stopping>, now: Timestamp) -> LastExit {
+/// The exit code of a workload that the guest killed after its grace period: 128 + SIGKILL.
+const WORKLOAD_KILLED: i32 = 137;
+
+/// `grace` is how long the workload had to end by itself, in seconds.
+pub(super) fn last_exit(
+    seen: &Observed,
+    stopping: Option<&Stopping>,
+    grace: u32,
+    now: Timestamp,
+) -> LastExit {
     let code = workload_code(seen);
     let exit = seen.exit.as_ref();
     let said = exit.map_or("", |exit| exit.message.as_str());
@@ -17,6 +26,10 @@ pub(super) fn last_exit(seen: &Observed, stopping: Option<&Stopping>, now: Times
     let (reason, message) = match (stopping, code) {
         (_, None) if seen.rebooted => ("HostReboot", "the host was restarted while the VM ran".to_owned()),
         (Some(stopping), _) if killed => ("Killed", format!("killed: {}", stopping.why)),
+        (Some(stopping), Some(WORKLOAD_KILLED)) => {
+            let how = format!("its workload did not end within {grace} s and was killed");
+            ("Killed", format!("shut down: {}; {how}", stopping.why))
+        }
         (Some(stopping), _) => ("Shutdown", format!("shut down: {}", stopping.why)),
         (None, Some(0)) => ("Completed", "the workload ended with exit code 0".to_owned()),
         (None, Some(code)) => ("Error", format!("the workload ended with exit code {code}")),

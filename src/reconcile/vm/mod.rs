@@ -44,6 +44,9 @@ use crate::timeline::Phase;
 /// How long the gate must have stayed unused before a run counts as a success.
 const STEADY_SECONDS: i64 = 600;
 
+/// The signal that kills (signal(7)).
+const SIGKILL: i32 = 9;
+
 /// What a VM's task remembers between looks. All of it can be lost: a new task finds its way by
 /// the record alone.
 pub(super) struct VmTask {
@@ -295,6 +298,14 @@ impl VmTask {
         }
     }
 
+    /// A boot permit is for who boots. A VM that waits for something else (an image, its next try) gives
+    /// it back, or others would wait for it in vain.
+    fn release_permit(&mut self, record: &VmRecord, step: &Step) {
+        if !matches!(record.run, Run::Up { .. }) && !matches!(step, Step::Queue | Step::Boot) {
+            (self.permit, self.queue) = (None, None);
+        }
+    }
+
     /// Announces what people wait for.
     fn announce(&mut self, ready: bool) {
         if ready && !self.ready {
@@ -354,10 +365,13 @@ impl Process {
         self.exit.clone()
     }
 
-    /// Waits for the end of a process that was killed.
-    async fn ended(&mut self) {
+    /// Waits for the end of a process that was killed. Who killed it has reaped it: the exit does not
+    /// tell any more how it came about.
+    async fn killed(&mut self) {
         if self.exit.is_none() {
-            self.exit = Some((&mut self.waiting).await);
+            let exit = (&mut self.waiting).await;
+            let signal = exit.signal.or_else(|| exit.code.is_none().then_some(SIGKILL));
+            self.exit = Some(VmmExit { signal, ..exit });
         }
     }
 
@@ -397,6 +411,7 @@ impl Reconciler for VmTask {
         self.record_activity(&record, &seen, &plan);
         let extras = status::Extras { driver: world.driver.name(), timings: &self.stopwatch.timings };
         let status = status::status(&record, &seen, &plan, &extras, now);
+        self.release_permit(&record, &plan.step);
         self.announce(status::was_ready(&status));
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
         if let Err(error) = world.store.publish_vm(&self.key, self.uid, update).await {

@@ -383,11 +383,28 @@ fn a_reboot_of_the_host_is_no_end_of_the_workload() {
     let once = edited(up(), |spec| spec.run_policy = RunPolicy::Once);
     let seen = Observed { rebooted: true, ..exited(None, None) };
     assert_eq!(decide(&once, &seen).step, Step::RecordExit { rerun: true, failed: false });
-    let exit = super::exit::last_exit(&seen, None, at(1));
+    let exit = super::exit::last_exit(&seen, None, 30, at(1));
     assert_eq!((exit.reason.as_str(), exit.code), ("HostReboot", None));
     // The console's last line says that it had ended before.
     let ended = Observed { rebooted: true, ..exited(None, Some(0)) };
     assert_eq!(decide(&once, &ended).step, Step::RecordExit { rerun: false, failed: false });
+}
+
+#[test]
+fn a_stop_that_became_a_killing_says_so() {
+    let stopping = Stopping { since: at(0), why: "the VM is deleted".to_owned() };
+    let said = |exit: Observed| super::exit::last_exit(&exit, Some(&stopping), 30, at(1));
+    let (shut_down, deaf) = (said(exited(None, Some(0))), said(exited(None, Some(137))));
+    assert_eq!(
+        (shut_down.reason.as_str(), shut_down.message.as_str()),
+        ("Shutdown", "shut down: the VM is deleted")
+    );
+    assert_eq!(deaf.reason, "Killed");
+    assert!(
+        deaf.message.ends_with("its workload did not end within 30 s and was killed"),
+        "{}",
+        deaf.message
+    );
 }
 
 fn any_record() -> impl Strategy<Value = VmRecord> {

@@ -19,6 +19,8 @@ fn exactly_one_install_is_granted() {
     now(store.abandon_disk(&digest(1), b)).unwrap();
     assert_eq!(claim(b), DiskClaim::Taken, "not b's to abandon");
     now(store.abandon_disk(&digest(1), a)).unwrap();
+    assert_eq!(claim(b), DiskClaim::Removing, "it may be in its place all the same");
+    now(store.forget_disk(&digest(1))).unwrap();
     assert_eq!(claim(b), DiskClaim::Granted);
     publish(&store, b).unwrap();
     assert_eq!(claim(a), DiskClaim::Ready);

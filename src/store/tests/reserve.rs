@@ -57,6 +57,7 @@ fn a_disk_that_is_not_ready_cannot_be_reserved() {
     now(store.claim_disk(&digest(1), Uid::nil())).unwrap();
     assert!(refused(), "being installed");
     now(store.abandon_disk(&digest(1), Uid::nil())).unwrap();
+    now(store.forget_disk(&digest(1))).unwrap();
     install(&store, &digest(1));
     now(store.condemn_disks()).unwrap();
     assert!(refused(), "being removed");

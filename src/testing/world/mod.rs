@@ -59,6 +59,8 @@ pub(super) struct State {
     moments: u64,
     stop_at: Option<u64>,
     durable: Option<DurableView>,
+    /// Whether the store's next write fails.
+    pub(super) fail_store: bool,
     /// Whether effects are told.
     pub(super) tells: bool,
     pub(super) timeline: Vec<Entry>,
@@ -127,6 +129,7 @@ impl World {
             moments: 0,
             stop_at: None,
             durable: None,
+            fail_store: false,
             tells: false,
             timeline: Vec::new(),
             violations: Vec::new(),

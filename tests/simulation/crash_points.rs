@@ -1,0 +1,218 @@
+//! The daemon dies right before and right after every effect on the host, every write and every flush of
+//! the store, in the life of VMs and images; the next one finds its way.
+
+use std::time::Duration;
+
+use vmlet::object::{Kind, ObjectKey};
+use vmlet::testing::{Action, ImageScript, Options, Simulation, Unflushed, VmScript, WorkloadExit};
+
+use crate::schedule::{image, vm};
+use crate::threads;
+
+/// Far beyond every backoff, boot and grace period.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+enum Step {
+    Write(&'static str, String),
+    Remove(&'static str),
+    Do(Action),
+    Script(VmScript),
+    /// Lets so much time pass.
+    Wait(u64),
+    /// Until all is as the folder says.
+    Settle,
+}
+
+fn web() -> ObjectKey {
+    ObjectKey::new(Kind::Vm, "default", "web")
+}
+
+/// `web`, of the image `base` or of a reference.
+fn web_with(more: &str) -> String {
+    vm("web", "x", &format!("{{image: {{name: base}}{more}}}"))
+}
+
+/// A folder with an image and a VM, all of it ready.
+fn up(more: &str) -> Vec<Step> {
+    vec![
+        Step::Write("image.yaml", image("base", "r/a:1")),
+        Step::Write("web.yaml", web_with(more)),
+        Step::Settle,
+    ]
+}
+
+fn with(mut steps: Vec<Step>, more: Vec<Step>) -> Vec<Step> {
+    steps.extend(more);
+    steps.push(Step::Settle);
+    steps
+}
+
+type Story = (&'static str, fn() -> Vec<Step>);
+
+const STORIES: [Story; 14] = [
+    ("create", || up("")),
+    ("create of a reference", || {
+        vec![
+            Step::Write(
+                "web.yaml",
+                vm("web", "x", "{image: {oci: 'r/a:1'}, network: {ports: [{host: 80, guest: 80}]}}"),
+            ),
+            Step::Settle,
+        ]
+    }),
+    ("memory is edited", || with(up(""), vec![Step::Write("web.yaml", web_with(", memory: 512Mi"))])),
+    ("the disk is edited", || {
+        with(up(""), vec![Step::Write("web.yaml", web_with(", rootDisk: {size: 2Gi}"))])
+    }),
+    ("the network is edited", || {
+        with(
+            up(", network: {ports: [{host: 80, guest: 80}]}"),
+            vec![Step::Write("web.yaml", web_with(", network: {mode: user}"))],
+        )
+    }),
+    ("the image is edited", || with(up(""), vec![Step::Write("image.yaml", image("base", "r/a:2"))])),
+    ("the VM is deleted", || with(up(""), vec![Step::Remove("web.yaml")])),
+    ("everything is deleted", || with(up(""), vec![Step::Remove("web.yaml"), Step::Remove("image.yaml")])),
+    ("the image is deleted first", || {
+        with(up(""), vec![Step::Remove("image.yaml"), Step::Wait(5), Step::Remove("web.yaml")])
+    }),
+    ("deleted and declared again", || {
+        let deaf = VmScript { deaf: true, ..VmScript::default() };
+        let more = ", terminationGracePeriodSeconds: 5";
+        let again = vec![
+            Step::Remove("web.yaml"),
+            Step::Wait(1),
+            Step::Write("web.yaml", web_with(", memory: 512Mi")),
+        ];
+        with(with(vec![Step::Script(deaf)], up(more)), again)
+    }),
+    ("the workload ends", || with(up(""), vec![Step::Do(Action::EndWorkload(web(), 1)), Step::Wait(1)])),
+    ("a job ends", || {
+        let exit = WorkloadExit { after: Duration::from_secs(3), code: 0, times: Some(1) };
+        let job = VmScript { exit: Some(exit), ..VmScript::default() };
+        with(with(vec![Step::Script(job)], up(", runPolicy: Once")), vec![Step::Wait(10)])
+    }),
+    ("a boot hangs, the next one panics", || {
+        with(vec![Step::Script(VmScript { hangs: 1, panics: 1, ..VmScript::default() })], up(""))
+    }),
+    ("halted, and the host reboots", || {
+        let halt = vec![
+            Step::Write("web.yaml", web_with(", runPolicy: Halted")),
+            Step::Settle,
+            Step::Write("web.yaml", web_with("")),
+        ];
+        let reboot =
+            vec![Step::Settle, Step::Do(Action::Reboot { down: Duration::from_secs(9) }), Step::Wait(1)];
+        with(with(up(""), halt), reboot)
+    }),
+];
+
+/// Where the daemon dies.
+#[derive(Clone, Copy, Debug)]
+struct Deaths {
+    first: Option<u64>,
+    /// Counted from the first death.
+    second: Option<u64>,
+    unflushed: Unflushed,
+}
+
+/// Lives through a story. Returns its moments.
+fn live(steps: &[Step], deaths: Deaths) -> Result<u64, String> {
+    let mut sim =
+        Simulation::new(1, Options { unflushed: deaths.unflushed, tell_effects: true, ..Options::default() });
+    for (reference, digit) in [("r/a:1", 'a'), ("r/a:2", 'b')] {
+        sim.script_image(reference, ImageScript::new(digit, Duration::from_secs(2)));
+    }
+    sim.crash_at_moment(deaths.first);
+    let mut second = deaths.second;
+    for step in steps {
+        match step {
+            Step::Write(path, text) => sim.write(path, text),
+            Step::Remove(path) => sim.remove(path),
+            Step::Do(action) => sim.at(Duration::ZERO, action.clone()),
+            Step::Script(script) => sim.script_vm(web(), script.clone()),
+            Step::Wait(seconds) => sim.run_for(Duration::from_secs(*seconds)),
+            Step::Settle => settle(&mut sim, &mut second)?,
+        }
+    }
+    let moments = sim.moments();
+    sim.crash_at_moment(None);
+    sim.run_for(Duration::from_secs(60));
+    let mut wrong = sim.unsettled();
+    wrong.extend(sim.violations());
+    if wrong.is_empty() { Ok(moments) } else { Err(report(&sim, &wrong)) }
+}
+
+/// Settles; the second death is planned as soon as the first has come.
+fn settle(sim: &mut Simulation, second: &mut Option<u64>) -> Result<(), String> {
+    if second.is_some() {
+        let until = sim.now() + PATIENCE;
+        while sim.crashes() == 0 && sim.now() < until {
+            if sim.unsettled().is_empty() {
+                return Ok(());
+            }
+            sim.run_for(Duration::from_millis(100));
+        }
+        sim.crash_at_moment(second.take());
+    }
+    sim.run_until_converged(PATIENCE).map(drop).map_err(|open| report(sim, &open))
+}
+
+fn report(sim: &Simulation, wrong: &[String]) -> String {
+    let timeline: Vec<String> = sim.timeline().iter().map(ToString::to_string).collect();
+    format!("{}\n{}", wrong.join("\n"), timeline.join("\n"))
+}
+
+fn never_in_vain(name: &str, failed: &[(u64, String)], all: &[Deaths]) {
+    if let Some((index, why)) = failed.first() {
+        let deaths = all[*index as usize];
+        panic!(
+            "{name}: {} of {} deaths are not survived, the first is {deaths:?}: {why}",
+            failed.len(),
+            all.len()
+        );
+    }
+}
+
+#[test]
+fn a_death_at_any_moment_is_survived() {
+    let mut tried = 0;
+    for (name, story) in STORIES {
+        let none = Deaths { first: None, second: None, unflushed: Unflushed::Lost };
+        let moments = live(&story(), none).unwrap_or_else(|why| panic!("{name}, undisturbed: {why}"));
+        let deaths: Vec<Deaths> = (1..=moments)
+            .flat_map(|moment| {
+                [Unflushed::Lost, Unflushed::Kept].map(|unflushed| Deaths {
+                    first: Some(moment),
+                    second: None,
+                    unflushed,
+                })
+            })
+            .collect();
+        let failed =
+            threads::each(0..deaths.len() as u64, |index| live(&story(), deaths[index as usize]).map(drop));
+        never_in_vain(name, &failed, &deaths);
+        println!("{name}: {moments} moments");
+        tried += deaths.len();
+    }
+    println!("{tried} deaths survived");
+}
+
+#[test]
+fn a_death_while_recovering_from_another_is_survived() {
+    let (name, story) = STORIES[9];
+    let none = Deaths { first: None, second: None, unflushed: Unflushed::Lost };
+    let moments = live(&story(), none).unwrap();
+    let deaths: Vec<Deaths> = (1..=moments)
+        .step_by(5)
+        .flat_map(|first| (1..20).map(move |second| (first, second)))
+        .map(|(first, second)| Deaths {
+            first: Some(first),
+            second: Some(second),
+            unflushed: Unflushed::Chance,
+        })
+        .collect();
+    let failed =
+        threads::each(0..deaths.len() as u64, |index| live(&story(), deaths[index as usize]).map(drop));
+    never_in_vain(name, &failed, &deaths);
+}
