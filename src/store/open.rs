@@ -127,7 +127,7 @@ impl Layout {
         let mut rows = Vec::new();
         if let Some(export) = export {
             tracing::warn!(
-                export = %self.export.display(), taken_at = %export.taken_at, rows = export.rows.len(),
+                export = %self.export.display(), taken_at = %export.taken_at(), rows = export.rows.len(),
                 "restoring the store; what changed since then is lost"
             );
             rows = encode(&export.rows);
@@ -152,7 +152,7 @@ impl Layout {
                 let copy = match export::read(&self.export) {
                     Ok(Some(export)) => format!(
                         "and start vmlet again: it restores the copy of {} from {}",
-                        export.taken_at,
+                        export.taken_at(),
                         self.export.display()
                     ),
                     Ok(None) => {
