@@ -1,4 +1,4 @@
-//! How the daemon is doing: `/readyz`, `/metrics`, `/timeline`.
+//! How the daemon is doing: `/readyz`, `/metrics`, `/timeline`; and what it knows: `/store/export`.
 
 use axum::extract::State;
 use axum::http::header;
@@ -19,6 +19,7 @@ pub(super) fn router(sources: Sources) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/timeline", get(timeline))
+        .route("/store/export", get(export))
         .with_state(sources)
 }
 
@@ -40,4 +41,18 @@ async fn metrics(State(sources): State<Sources>) -> Response {
 
 async fn timeline(State(sources): State<Sources>) -> Json<Timeline> {
     Json(sources.recorder.timeline())
+}
+
+/// A copy of the whole store, as `export.json` has it.
+async fn export(State(sources): State<Sources>) -> Response {
+    let exported = tokio::task::spawn_blocking(move || {
+        let export = sources.store.export().map_err(|error| error.to_string())?;
+        let mut body = Vec::new();
+        export.write(&mut body).map_err(|error| error.to_string())?;
+        Ok(body)
+    });
+    match exported.await.map_err(|error| error.to_string()).flatten() {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(why) => ApiError::unavailable(why).into_response(),
+    }
 }

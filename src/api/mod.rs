@@ -38,10 +38,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use axum::Router;
-use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Uri};
-use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
@@ -98,7 +95,6 @@ fn router(sources: Sources, cancel: CancellationToken) -> Router {
     let api = Api { store: sources.store.clone(), guests: sources.guests.clone(), cancel };
     let mut router = Router::new()
         .route("/version", get(discovery::version))
-        .route("/store/export", get(export))
         .route("/api", get(discovery::core_versions))
         .route("/api/v1", get(discovery::core_resources))
         .route("/api/v1/events", get(events::list))
@@ -130,18 +126,4 @@ fn router(sources: Sources, cancel: CancellationToken) -> Router {
         .method_not_allowed_fallback(async |method: Method| ApiError::method_not_allowed(method.as_str()))
         .with_state(api)
         .merge(introspect::router(sources))
-}
-
-/// A copy of the whole store, as `export.json` has it.
-async fn export(State(api): State<Api>) -> Response {
-    let exported = tokio::task::spawn_blocking(move || {
-        let mut body = Vec::new();
-        let written = api.store.export().map(|export| export.write(&mut body));
-        match written {
-            Ok(Ok(())) => ([(CONTENT_TYPE, "application/json")], body).into_response(),
-            Ok(Err(error)) => ApiError::unavailable(error.to_string()).into_response(),
-            Err(error) => ApiError::unavailable(error.to_string()).into_response(),
-        }
-    });
-    exported.await.unwrap_or_else(|error| ApiError::unavailable(error.to_string()).into_response())
 }

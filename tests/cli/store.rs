@@ -10,12 +10,16 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vmlet::agent::Agent;
-use vmlet::api::{Guests, bind, serve};
-use vmlet::manifest::decode;
+use vmlet::api::{Guests, Sources, bind, serve};
+use vmlet::manifest::{Readiness, decode};
+use vmlet::metrics::Metrics;
 use vmlet::object::{Kind, Uid};
+use vmlet::reconcile::Clock;
 use vmlet::store::{Origin, Store, StoreSettings};
+use vmlet::timeline::Recorder;
 
 use super::{MANIFEST, outcome, steady, vmlet};
 
@@ -65,6 +69,7 @@ impl State {
 
 struct NoGuests;
 
+#[async_trait::async_trait]
 impl Guests for NoGuests {
     fn agent(&self, _: Uid) -> Option<Agent> {
         None
@@ -72,6 +77,10 @@ impl Guests for NoGuests {
 
     fn vm_dir(&self, uid: Uid) -> std::path::PathBuf {
         uid.to_string().into()
+    }
+
+    async fn console(&self, _: Uid) -> Result<vmlet::hypervisor::GuestStream, String> {
+        Err("no guest runs".to_owned())
     }
 }
 
@@ -185,7 +194,10 @@ fn a_copy_of_the_running_daemons_store() {
     let store = state.open();
     runtime.block_on(async {
         let listener = bind(&state.0.path().join("socket")).await.unwrap();
-        tokio::spawn(serve(listener, store.clone(), Arc::new(NoGuests), CancellationToken::new()));
+        let (guests, (_, readiness)) = (Arc::new(NoGuests), watch::channel(Readiness::default()));
+        let (recorder, metrics) = (Recorder::new(Clock::Host), Metrics::default());
+        let sources = Sources { store, guests, recorder, metrics, readiness };
+        tokio::spawn(serve(listener, sources, CancellationToken::new()));
     });
     let copy = state.path("copy.json");
     let (code, stdout, stderr) = state.vmlet(&["export", "-o", &copy]);

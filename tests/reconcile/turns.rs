@@ -327,8 +327,7 @@ impl Folder {
         tokio::spawn(async move {
             let root = std::path::Path::new("/m");
             let (readiness, _) = watch::channel(Readiness::default());
-            let settings = MassDeleteSettings::default();
-            keep(store, root, receiver, settings, readiness, clock, until).await;
+            keep(store, root, receiver, MassDeleteSettings::default(), readiness, clock, until).await;
         });
         Folder { snapshots, cancel }
     }

@@ -1,5 +1,9 @@
 mod decode;
 mod desired;
 mod keep;
+<<<<<<< HEAD
 mod readiness;
+=======
+mod renames;
+>>>>>>> main
 mod stability;
