@@ -69,6 +69,7 @@ impl State {
 
 struct NoGuests;
 
+#[async_trait::async_trait]
 impl Guests for NoGuests {
     fn agent(&self, _: Uid) -> Option<Agent> {
         None
@@ -76,6 +77,10 @@ impl Guests for NoGuests {
 
     fn vm_dir(&self, uid: Uid) -> std::path::PathBuf {
         uid.to_string().into()
+    }
+
+    async fn console(&self, _: Uid) -> Result<vmlet::hypervisor::GuestStream, String> {
+        Err("no guest runs".to_owned())
     }
 }
 
