@@ -34,7 +34,12 @@ impl VmTask {
         // What the step is based on may be another's transaction, which nobody waited for yet.
         let touches_host = matches!(
             step,
-            Step::Reserve { .. } | Step::Boot | Step::Kill { .. } | Step::RecordExit { .. } | Step::TearDown
+            Step::Reserve { .. }
+                | Step::Relinquish
+                | Step::Boot
+                | Step::Kill { .. }
+                | Step::RecordExit { .. }
+                | Step::TearDown
         );
         let durable = if touches_host { self.world.store.settled().await } else { Ok(()) };
         let done = match durable {
