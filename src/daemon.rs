@@ -1,8 +1,8 @@
 //! The daemon's wiring: what is made in which order, and how it ends.
 //!
 //! Start: folders, store, socket, network, images, driver, engine; then the manifests are watched
-//! and the API answers. End (SIGTERM, SIGINT): the engine stops and leaves every VM as it is, then the
-//! store is closed, and the bridge goes if no VM is left to use it.
+//! and the API answers. End (SIGTERM, SIGINT, or a store that cannot write any more): the engine stops and
+//! leaves every VM as it is, then the store is closed, and the bridge goes if no VM is left to use it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,11 @@ pub async fn run(settings: Settings) -> Result<()> {
     tasks.spawn(api::serve(listener, sources(&store, &engine, readiness), cancel.clone()));
     let running = engine.run(cancel.clone());
     tracing::info!(socket = %settings.socket.display(), manifests = %settings.manifests.display(), "vmlet is running");
-    let ended = until_asked_to_stop(running, &cancel).await;
+    let ended = tokio::select! {
+        ended = until_asked_to_stop(running, &cancel) => ended,
+        // Whoever keeps daemons running starts the next one, which finds what is really on the disk.
+        failure = store.failure() => Err(failure.into()),
+    };
     cancel.cancel();
     tasks.close();
     tasks.wait().await;

@@ -80,7 +80,15 @@ struct Daemon {
 }
 
 impl Daemon {
+    /// With the objects of [`MANIFEST`].
     fn start() -> Self {
+        let daemon = Daemon::empty();
+        daemon.declare(MANIFEST);
+        daemon.ready("web");
+        daemon
+    }
+
+    fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = Runtime::new().unwrap();
         let (store, _) = Store::in_memory();
@@ -96,10 +104,7 @@ impl Daemon {
             let sources = Sources { store, guests, recorder, metrics: Metrics::default(), readiness: read };
             tokio::spawn(serve(listener, sources, CancellationToken::new()));
         });
-        let daemon = Daemon { dir, runtime, store, recorder, readiness, _guest: guest };
-        daemon.declare(MANIFEST);
-        daemon.ready("web");
-        daemon
+        Daemon { dir, runtime, store, recorder, readiness, _guest: guest }
     }
 
     fn declare(&self, yaml: &str) {
@@ -317,7 +322,8 @@ fn waiting() {
     assert_eq!(code, 1);
     assert_snapshot!("wait_timed_out", stderr);
     let (code, _, stderr) = daemon.run(&["wait", "--for", "condition=Ready", "vm/nope"]);
-    assert_eq!((code, stderr.lines().next()), (1, Some("error: vm/nope not found")));
+    assert_eq!((code, stderr.lines().last()), (1, Some("hint: `vmlet get all -A` shows what there is")));
+    assert!(stderr.contains("error: vm/nope not found"), "{stderr}");
     assert_eq!(daemon.run(&["wait", "--for", "Ready", "vm/web"]).0, 2);
     assert_eq!(daemon.run(&["wait", "--for", "delete", "vm"]).0, 2);
     // The condition comes while it is waited for.
@@ -326,6 +332,20 @@ fn waiting() {
         daemon.ready("ci-1");
         let met = wait.join().unwrap();
         assert!(met.contains("vm/ci-1 condition met") && met.contains("vm/web condition met"), "{met}");
+    });
+    // What is waited for appears a moment after, as the manifest that a script has just dropped.
+    let empty = Daemon::empty();
+    std::thread::scope(|scope| {
+        let named = scope.spawn(|| empty.run(&["wait", "--for", "condition=Ready", "vm/web"]));
+        let all = scope.spawn(|| empty.run(&["wait", "--for", "condition=Ready", "vm", "--all"]));
+        // They look first. A wait that is too short for that only sees less.
+        std::thread::sleep(Duration::from_millis(500));
+        empty.declare(MANIFEST);
+        empty.ready("web");
+        empty.ready("ci-1");
+        for (code, met, _) in [named.join().unwrap(), all.join().unwrap()] {
+            assert!(code == 0 && met.contains("vm/web condition met"), "{met}");
+        }
     });
 }
 
@@ -600,4 +620,28 @@ fn documents_for_other_tools() {
     let findings: Value = serde_json::from_str(&findings).unwrap();
     let failed = findings.as_array().unwrap().iter().any(|finding| finding["status"] == "Fail");
     assert_eq!(code, i32::from(failed));
+}
+
+#[test]
+fn validate_shows_circles_of_dependencies() {
+    let dir = tempfile::tempdir().unwrap();
+    let vm = |name: &str, on: &str| {
+        format!(
+            "apiVersion: vmlet.dev/v1alpha1\nkind: VM\nmetadata: {{name: {name}}}\nspec: {{image: {{name: i}}, dependsOn: [{on}]}}\n"
+        )
+    };
+    std::fs::write(dir.path().join("a.yaml"), format!("{}---\n{}", vm("z", ""), vm("a", "z, b"))).unwrap();
+    std::fs::write(dir.path().join("b.yaml"), vm("b", "a")).unwrap();
+    let path = dir.path().to_str().unwrap();
+    let run = |words: &[&str]| outcome(&vmlet(words).output().unwrap());
+    let (code, _, stderr) = run(&["validate", path]);
+    assert_eq!(code, 1);
+    let shown = stderr.replace(path, "DIR");
+    assert!(shown.starts_with(
+        "error: vm/a: spec.dependsOn makes a circle: vm/a → vm/b → vm/a; remove one of these dependencies\n --> DIR/a.yaml:6:1\n"
+    ), "{shown}");
+    assert!(shown.contains("1 error in 2 files"), "{shown}");
+    std::fs::write(dir.path().join("b.yaml"), vm("b", "b")).unwrap();
+    let (code, _, stderr) = run(&["validate", path]);
+    assert!(code == 1 && stderr.contains("a VM cannot wait for itself"), "{stderr}");
 }

@@ -23,11 +23,15 @@ use crate::object::{Kind, ObjectKey};
 
 /// How often a daemon that has just started is asked whether it knows what is declared.
 const READY_PERIOD: Duration = Duration::from_millis(50);
+/// How long what does not exist may take to appear: a manifest that was just dropped is not seen at
+/// once.
+const APPEARANCE: Duration = Duration::from_secs(5);
 
 /// Wait until objects have a condition, or are gone
 ///
-/// A daemon that has just started reads its manifests first. Exits with 1 when the time is over, and
-/// says what is missing.
+/// A daemon that has just started reads its manifests first; what does not exist then has 5 s to
+/// appear: its manifest may have been dropped just now. Exits with 1 when the time is over, and says
+/// what is missing.
 ///
 /// Examples:
 ///   vmlet wait --for condition=Ready vm --all --timeout 5m
@@ -43,7 +47,8 @@ pub(super) struct Wait {
     #[arg(long = "for", value_name = "WHAT")]
     goal: Goal,
 
-    /// Every object of the kind that there is when the wait begins
+    /// Every object of the kind that there is when the wait begins; if there is none, those that
+    /// appear first
     #[arg(long)]
     all: bool,
 
@@ -140,6 +145,10 @@ struct Waiting {
     unlisted: Vec<Kind>,
     /// Whether the objects were named, or else are those of the first lists.
     named: bool,
+    /// Whether what does not exist may still appear.
+    appearing: bool,
+    /// Whether all that appears is waited for: nobody was named, and nobody was there.
+    open: bool,
     /// Whether any object was ever waited for.
     any: bool,
     /// Why the daemon does not know yet what is declared.
@@ -157,12 +166,22 @@ impl Waiting {
     fn new(goal: Goal, kinds: &[Kind]) -> Self {
         let board = io::stderr().is_terminal().then(|| Board::new(ProgressDrawTarget::stderr()));
         let unlisted = kinds.to_vec();
-        Waiting { goal, pending: BTreeMap::new(), unlisted, named: false, any: false, unready: None, board }
+        Waiting {
+            goal,
+            pending: BTreeMap::new(),
+            unlisted,
+            named: false,
+            appearing: true,
+            open: true,
+            any: false,
+            unready: None,
+            board,
+        }
     }
 
     fn expect(&mut self, key: ObjectKey) {
         self.pending.insert(key, Pending::default());
-        (self.named, self.any) = (true, true);
+        (self.named, self.any, self.open) = (true, true, false);
     }
 
     /// Until then nobody knows which objects there are.
@@ -179,8 +198,17 @@ impl Waiting {
         &mut self,
         mut feeds: impl futures_util::Stream<Item = (Kind, Result<News, CliError>)> + Unpin,
     ) -> Outcome {
-        while !(self.unlisted.is_empty() && self.pending.is_empty()) {
-            let Some((kind, news)) = feeds.next().await else { break };
+        let appearance = sleep(APPEARANCE);
+        tokio::pin!(appearance);
+        while !self.is_done() {
+            let next = tokio::select! {
+                next = feeds.next() => next,
+                () = &mut appearance, if self.appearing => {
+                    self.all_appeared()?;
+                    continue;
+                }
+            };
+            let Some((kind, news)) = next else { break };
             match news? {
                 News::Listed(list) => {
                     self.listed(kind, list["items"].as_array().map(Vec::as_slice).unwrap_or_default())?
@@ -189,10 +217,27 @@ impl Waiting {
                 News::Changed(_, object) => self.seen(&key_of(kind, &object), &object)?,
             }
         }
-        if self.any || self.goal == Goal::Delete {
-            Ok(())
-        } else {
-            Err(CliError::new("no matching objects found"))
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        self.unlisted.is_empty() && self.pending.is_empty() && (self.any || self.goal == Goal::Delete)
+    }
+
+    /// What does not exist by now is not waited for any longer.
+    fn all_appeared(&mut self) -> Outcome {
+        (self.appearing, self.open) = (false, false);
+        if self.goal == Goal::Delete {
+            return Ok(());
+        }
+        if !self.any {
+            return Err(CliError::new("no matching objects found"));
+        }
+        match self.pending.iter().find(|(_, pending)| pending.uid.is_none()) {
+            Some((key, _)) => {
+                Err(CliError::new(format!("{key} not found")).hint("`vmlet get all -A` shows what there is"))
+            }
+            None => Ok(()),
         }
     }
 
@@ -202,7 +247,7 @@ impl Waiting {
         if first && !self.named {
             for object in items {
                 self.pending.insert(key_of(kind, object), Pending::default());
-                self.any = true;
+                (self.any, self.open) = (true, false);
             }
         }
         let present: BTreeMap<ObjectKey, &Value> =
@@ -211,10 +256,6 @@ impl Waiting {
         for key in pending {
             match present.get(&key) {
                 Some(object) => self.seen(&key, object)?,
-                None if first && self.goal != Goal::Delete => {
-                    return Err(CliError::new(format!("{key} not found"))
-                        .hint("`vmlet get all -A` shows what there is"));
-                }
                 None => self.gone(&key)?,
             }
         }
@@ -223,6 +264,10 @@ impl Waiting {
 
     /// The object is there, and this is what it is like.
     fn seen(&mut self, key: &ObjectKey, object: &Value) -> Outcome {
+        if self.open && self.goal != Goal::Delete {
+            self.pending.insert(key.clone(), Pending::default());
+            self.any = true;
+        }
         let Some(pending) = self.pending.get_mut(key) else { return Ok(()) };
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let replaced = pending.uid.as_ref().is_some_and(|earlier| *earlier != uid);
@@ -253,8 +298,9 @@ impl Waiting {
         }
         if let Some(pending) = self.pending.get_mut(key) {
             "it does not exist".clone_into(&mut pending.doing);
-            if let Some(board) = &mut self.board {
-                board.set(&key.to_string(), format!("{key}  does not exist"), Sign::Busy);
+            match &mut self.board {
+                Some(board) => board.set(&key.to_string(), format!("{key}  does not exist"), Sign::Busy),
+                None => writeln!(io::stderr(), "{key}  does not exist")?,
             }
         }
         Ok(())

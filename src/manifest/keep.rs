@@ -49,7 +49,7 @@ impl Default for Readiness {
 
 impl Readiness {
     /// Goes on after a scan was applied, or failed to be. Nothing leads back.
-    fn advance(&mut self, snapshot: &Snapshot, applied: Result<(), &StoreError>) {
+    pub(super) fn advance(&mut self, snapshot: &Snapshot, applied: Result<(), &StoreError>) {
         if *self == Readiness::Applied {
             return;
         }

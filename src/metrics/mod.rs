@@ -136,6 +136,9 @@ impl Page<'_> {
         counts: &Counts<N>,
     ) -> fmt::Result {
         let counted = counts.all();
+        if N == 0 && counted.is_empty() {
+            return self.counter(name, help, 0.0);
+        }
         let counted: Vec<(Vec<(&str, &str)>, f64)> = counted
             .iter()
             .map(|(values, count)| {

@@ -22,6 +22,7 @@ mod image;
 mod meters;
 mod pulls;
 mod recovery;
+mod step;
 mod supervisor;
 mod task;
 mod track;

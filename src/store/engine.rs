@@ -142,6 +142,12 @@ impl Engine {
         self.progress.borrow().failed.clone()
     }
 
+    /// Resolves when the store has failed, with the reason.
+    pub(super) async fn failure(&self) -> String {
+        let failed = self.progress().wait_for(|now| now.failed.is_some()).await;
+        failed.ok().and_then(|now| now.failed).expect("the sender is here")
+    }
+
     pub(super) fn announce(&self, event: Arc<Event>) {
         // Nobody listening is fine.
         let _ = self.events.send(event);

@@ -201,6 +201,11 @@ impl Store {
         self.engine().failed()
     }
 
+    /// Resolves when the store takes no more changes, with the reason. Cancel-safe.
+    pub async fn failure(&self) -> StoreError {
+        StoreError::Failed { why: self.engine().failure().await }
+    }
+
     /// Takes no more changes, flushes what is written, exports it and frees the folder. Other handles
     /// still read.
     pub async fn close(self) {

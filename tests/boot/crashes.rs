@@ -49,8 +49,7 @@ fn lives() -> Vec<Life> {
 
 /// Lives all lives whose number has this rest, one after the other.
 async fn live(rest: usize, of: usize) {
-    let mut host = Host::start(Net::Bridge).await;
-    host.kill_daemon();
+    let mut host = Host::prepare(Net::Bridge).await;
     host.accelerator = "tcg";
     for life in lives().iter().skip(rest).step_by(of) {
         let spec = json!({

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
@@ -43,8 +43,15 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// A host whose daemon runs, with a busybox image `busybox:1` in its registry.
+    /// A host whose daemon runs.
     pub(crate) async fn start(net: Net) -> Self {
+        let mut host = Host::prepare(net).await;
+        host.start_daemon().await;
+        host
+    }
+
+    /// A host with a busybox image, `busybox:1`, in its registry, and without a daemon.
+    pub(crate) async fn prepare(net: Net) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests make bridges and mounts: run them as root");
         let dir = tempfile::Builder::new().prefix("vmlet").tempdir().unwrap();
         // VMMs run as users of their own and pass through this folder.
@@ -56,9 +63,7 @@ impl Host {
         let client = reqwest::Client::builder().unix_socket(dir.path().join("api.sock")).build().unwrap();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let accelerator = "auto";
-        let mut host = Host { registry, dir, net, accelerator, number, daemon: None, client };
-        host.start_daemon().await;
-        host
+        Host { registry, dir, net, accelerator, number, daemon: None, client }
     }
 
     /// Starts the daemon and waits until it answers.
@@ -106,11 +111,16 @@ impl Host {
     /// Ends the daemon as a service manager does.
     pub(crate) async fn stop_daemon(&mut self) {
         kill(self.daemon_pid(), Signal::SIGTERM).unwrap();
+        let status = self.daemon_end().await;
+        assert!(status.success(), "{status}:\n{}", self.log());
+    }
+
+    /// Waits until the daemon ends.
+    pub(crate) async fn daemon_end(&mut self) -> ExitStatus {
         let mut daemon = self.daemon.take().unwrap();
         let ended = tokio::task::spawn_blocking(move || daemon.wait().unwrap());
         let ended = tokio::time::timeout(PATIENCE, ended).await;
-        let status = ended.unwrap_or_else(|_| panic!("the daemon does not stop:\n{}", self.log())).unwrap();
-        assert!(status.success(), "{status}:\n{}", self.log());
+        ended.unwrap_or_else(|_| panic!("the daemon does not end:\n{}", self.log())).unwrap()
     }
 
     pub(crate) fn bridge(&self) -> String {

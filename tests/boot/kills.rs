@@ -141,8 +141,8 @@ impl Story {
     /// every trace.
     async fn account(&mut self) {
         self.host.kill_daemon();
-        for number in 0..NAMES.len() {
-            if self.wanted.contains_key(NAMES[number]) {
+        for (number, name) in NAMES.iter().enumerate() {
+            if self.wanted.contains_key(name) {
                 self.declare(number, true);
             }
         }

@@ -6,6 +6,7 @@ mod common;
 mod crashes;
 mod examples;
 mod execs;
+mod full_disk;
 mod host;
 mod images;
 mod interactive;

@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
@@ -33,7 +32,7 @@ impl Terminal {
         grantpt(&near).unwrap();
         unlockpt(&near).unwrap();
         let path = ptsname(&near, Vec::new()).unwrap().into_string().unwrap();
-        let near = File::from(OwnedFd::from(near));
+        let near = File::from(near);
         resize(&near, size);
         let mut far = OpenOptions::new();
         let far = far.read(true).write(true).custom_flags(nix::libc::O_NOCTTY).open(path).unwrap();

@@ -108,7 +108,8 @@ impl Host {
             subnet: self.subnet(),
             users: (users.start, users.end),
         };
-        let log = std::fs::OpenOptions::new().append(true).open(self.path("daemon.log")).unwrap();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "trapped::daemon", "--ignored", "--nocapture"]);
         child.env(ORDER, serde_json::to_string(&order).unwrap());

@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use insta::assert_snapshot;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -15,7 +14,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vmlet::agent::Agent;
 use vmlet::api::{Guests, Sources, bind, serve};
-use vmlet::hypervisor::GuestStream;
 use vmlet::manifest::{Readiness, decode};
 use vmlet::metrics::Metrics;
 use vmlet::object::{Kind, Uid};
@@ -71,7 +69,7 @@ impl State {
 
 struct NoGuests;
 
-#[async_trait]
+#[async_trait::async_trait]
 impl Guests for NoGuests {
     fn agent(&self, _: Uid) -> Option<Agent> {
         None
@@ -81,8 +79,8 @@ impl Guests for NoGuests {
         uid.to_string().into()
     }
 
-    async fn console(&self, _: Uid) -> Result<GuestStream, String> {
-        Err("there is none".to_owned())
+    async fn console(&self, _: Uid) -> Result<vmlet::hypervisor::GuestStream, String> {
+        Err("no guest runs".to_owned())
     }
 }
 

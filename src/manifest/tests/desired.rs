@@ -360,19 +360,19 @@ proptest! {
 
 /// Where each object is declared, and with how many processors. No object is declared twice.
 type Places = BTreeMap<usize, (usize, u32)>;
-const EDITED_NAMES: [&str; 5] = ["v0", "v1", "v2", "v3", "v4"];
-const EDITED_FILES: [&str; 3] = ["a.yaml", "b.yaml", "c.yaml"];
+const MOVERS: [&str; 5] = ["v0", "v1", "v2", "v3", "v4"];
+const HOMES: [&str; 3] = ["a.yaml", "b.yaml", "c.yaml"];
 
 fn placed(places: &Places, before: Option<(&Places, &Snapshot)>) -> Snapshot {
     let of = |places: &Places, file: usize| -> Vec<(&str, u32)> {
         let here = places.iter().filter(|(_, (place, _))| *place == file);
-        here.map(|(name, (_, cpus))| (EDITED_NAMES[*name], *cpus)).collect()
+        here.map(|(name, (_, cpus))| (MOVERS[*name], *cpus)).collect()
     };
-    let files = (0..EDITED_FILES.len()).map(|file| {
+    let files = (0..HOMES.len()).map(|file| {
         // As a source does: a file that did not change is the very one of before.
         let same = before.filter(|(known, _)| of(known, file) == of(places, file));
-        let state = same.map(|(_, snapshot)| snapshot.files[Path::new(EDITED_FILES[file])].clone());
-        (EDITED_FILES[file], state.unwrap_or_else(|| good(&of(places, file))))
+        let state = same.map(|(_, snapshot)| snapshot.files[Path::new(HOMES[file])].clone());
+        (HOMES[file], state.unwrap_or_else(|| good(&of(places, file))))
     });
     snapshot(files.collect())
 }
@@ -380,9 +380,9 @@ fn placed(places: &Places, before: Option<(&Places, &Snapshot)>) -> Snapshot {
 proptest! {
     #[test]
     fn what_is_edited_is_all_that_is_to_be_compared(
-        places in btree_map(0..EDITED_NAMES.len(), (0..EDITED_FILES.len(), 1..3_u32), 0..=EDITED_NAMES.len()),
-        edits in vec((0..EDITED_NAMES.len(), prop::option::weighted(0.2, 0..EDITED_FILES.len()), 1..4_u32), 0..3),
-        unsettled in prop::option::weighted(0.3, 0..EDITED_FILES.len()),
+        places in btree_map(0..MOVERS.len(), (0..HOMES.len(), 1..3_u32), 0..=MOVERS.len()),
+        edits in vec((0..MOVERS.len(), prop::option::weighted(0.2, 0..HOMES.len()), 1..4_u32), 0..3),
+        unsettled in prop::option::weighted(0.3, 0..HOMES.len()),
     ) {
         let before = placed(&places, None);
         let (mut model, mut guard) = (Model::default(), MassDeleteGuard::new(MassDeleteSettings::default()));
@@ -396,7 +396,7 @@ proptest! {
         }
         let mut after = placed(&later, Some((&places, &before)));
         if let Some(file) = unsettled {
-            after.files.insert(EDITED_FILES[file].into(), FileState::Unsettled);
+            after.files.insert(HOMES[file].into(), FileState::Unsettled);
         }
         let all: Vec<Held> = model.held.values().cloned().collect();
         let wanted = changes(&all, &after, &mut guard.clone(), now);

@@ -5,6 +5,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,14 +13,13 @@ use async_trait::async_trait;
 use self::plan::{Failure, Observed, Plan, Step, plan, status};
 use super::backoff::Backoff;
 use super::pulls::Share;
+use super::step::StepError;
 use super::task::{Outcome, Reconciler, Wake};
 use super::track::{Activity, Track};
 use super::world::World;
 use crate::image::Reference;
 use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
-use crate::store::{
-    DiskState, ImageRecord, ImageUpdate, PinnedImage, PublishError, RemoveImageError, Severity,
-};
+use crate::store::{DiskState, ImageRecord, ImageUpdate, PinnedImage, RemoveImageError, Severity};
 use crate::timeline::Phase;
 
 /// What an image's task remembers between looks. All of it can be lost.
@@ -31,13 +31,15 @@ pub(super) struct ImageTask {
     failure: Option<Failure>,
     share: Option<Share>,
     track: Track,
+    /// The step that is being taken.
+    acting: Option<Discriminant<Step>>,
 }
 
 impl ImageTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
         let backoff = Backoff::new(world.settings.backoff, world.entropy.clone());
         let track = Track::new(world.recorder.clone(), key.clone());
-        ImageTask { world, key, uid, backoff, failure: None, share: None, track }
+        ImageTask { world, key, uid, backoff, failure: None, share: None, acting: None, track }
     }
 
     fn observe(&mut self, record: &ImageRecord) -> Observed {
@@ -80,25 +82,19 @@ impl ImageTask {
     }
 
     fn pull(&mut self, pin: &PinnedImage) -> Result<(), StepError> {
-        let reference = parse(&pin.reference)?;
+        let reference: Reference = pin.reference.parse()?;
         self.share = Some(self.world.pulls.join(&reference, &pin.digest));
         Ok(())
     }
 
     async fn resolve(&mut self, record: &ImageRecord, wake: &mut Wake) -> Result<(), StepError> {
         let text = record.object.spec.source.oci.reference.clone();
-        let reference = parse(&text)?;
+        let reference: Reference = text.parse()?;
         let images = self.world.images.clone();
         let Some(resolved) = wake.unless_woken(images.resolve(&reference)).await else {
             return Ok(());
         };
-        let digest = resolved.map_err(|error| {
-            StepError::Failed(Failure {
-                reason: error.reason.to_owned(),
-                message: error.message,
-                transient: error.transient,
-            })
-        })?;
+        let digest = resolved?;
         let update = ImageUpdate {
             generation: Some(record.object.metadata.generation),
             image: Some(Some(PinnedImage { reference: text, digest })),
@@ -121,9 +117,8 @@ impl ImageTask {
                 self.world.collector.notify_one();
                 Ok(Removal::Done)
             }
-            Err(RemoveImageError::Stale) => Err(StepError::Stale),
             Err(error @ RemoveImageError::InUse { .. }) => Ok(Removal::InUse(error.to_string())),
-            Err(error) => Err(StepError::store(&error)),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -146,6 +141,7 @@ impl ImageTask {
 #[async_trait]
 impl Reconciler for ImageTask {
     async fn reconcile(&mut self, wake: &mut Wake) -> Outcome {
+        self.acting = None;
         let world = self.world.clone();
         let Some(record) =
             world.store.image(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
@@ -161,6 +157,8 @@ impl Reconciler for ImageTask {
         if let Some(name) = step_name(&plan.step) {
             world.meters.step(Kind::Image, name);
         }
+        let kind = discriminant(&plan.step);
+        self.acting = Some(kind);
         let done = match plan.step {
             Step::Wait(until) => return Outcome::Wait(until),
             Step::Resolve => self.resolve(&record, wake).await,
@@ -178,7 +176,8 @@ impl Reconciler for ImageTask {
                 Err(error) => Err(error),
             },
         };
-        if let Err(StepError::Failed(failure)) = done {
+        self.acting = None;
+        if let Some(failure) = done.err().and_then(|error| error.of(kind)) {
             self.fail(failure);
         }
         Outcome::Again
@@ -186,9 +185,12 @@ impl Reconciler for ImageTask {
 
     async fn panicked(&mut self, message: &str) -> Outcome {
         self.share = None;
-        let message = format!("a step failed unexpectedly: {message}; please report this");
-        self.fail(Failure { reason: "InternalError".to_owned(), message, transient: true });
-        Outcome::Again
+        let step = self.acting.take().unwrap_or(discriminant(&Step::Wait(None)));
+        let failure = Failure::of_panic(message, step);
+        self.world.event(&self.key, self.uid, Severity::Warning, &failure.reason, &failure.message);
+        self.fail(failure);
+        // Not at once, in case that it was the look that panicked.
+        Outcome::Wait(self.backoff.closed_until(self.world.clock.now()))
     }
 
     async fn changed(&mut self) {
@@ -225,43 +227,9 @@ fn step_name(step: &Step) -> Option<&'static str> {
     }
 }
 
-fn parse(text: &str) -> Result<Reference, StepError> {
-    text.parse().map_err(|error: crate::image::ReferenceError| {
-        StepError::Failed(Failure {
-            reason: "InvalidReference".to_owned(),
-            message: error.to_string(),
-            transient: false,
-        })
-    })
-}
-
 /// What became of a removal.
 enum Removal {
     Done,
     /// VMs use the image; says which.
     InUse(String),
-}
-
-/// Why a step did not get done.
-enum StepError {
-    /// What it was based on has changed: decide anew.
-    Stale,
-    /// It failed.
-    Failed(Failure),
-}
-
-impl StepError {
-    fn store(error: &dyn std::error::Error) -> Self {
-        let reason = "StoreFailed".to_owned();
-        StepError::Failed(Failure { reason, message: error.to_string(), transient: true })
-    }
-}
-
-impl From<PublishError> for StepError {
-    fn from(error: PublishError) -> Self {
-        match error {
-            PublishError::Stale => StepError::Stale,
-            PublishError::Store(error) => StepError::store(&error),
-        }
-    }
 }

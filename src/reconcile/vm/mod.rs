@@ -452,9 +452,8 @@ impl Reconciler for VmTask {
         let forgotten = mem::replace(self, fresh);
         let VmTask { backoff, line, asked, .. } = forgotten;
         (self.backoff, self.line, self.asked) = (backoff, line, asked);
-        let message = format!("a step failed unexpectedly: {message}; please report this");
         let step = acting.unwrap_or(discriminant(&Step::Wait(None)));
-        self.fail(Failure { reason: "InternalError".to_owned(), message, transient: true, step });
+        self.fail(Failure::of_panic(message, step));
         if acting.is_some() {
             return Outcome::Again;
         }
