@@ -21,6 +21,10 @@ test: ## Runs all tests, boots of real VMs included. Needs root.
 	@scripts/install-deps.sh
 	$(CARGO) test --workspace
 
+.PHONY: bench
+bench: ## Measures the control plane against its targets: a line a figure (benches/README.md).
+	@CARGO=$(CARGO) scripts/bench.sh
+
 .PHONY: fmt
 fmt: ## Formats the sources.
 	$(CARGO) fmt --all

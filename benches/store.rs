@@ -112,7 +112,8 @@ fn claim(number: usize, uid: Uuid) -> VmClaim {
 
 /// Reserve, up, down, release, for every object at once. Returns transactions a second.
 async fn lives(store: &Store, uids: &[Uuid]) -> f64 {
-    each(uids, |number, uid| {
+    let store = store.clone();
+    each(uids, move |number, uid| {
         let store = store.clone();
         async move {
             store.reserve_vm(claim(number, uid)).await.expect("there is room");
@@ -131,7 +132,8 @@ async fn lives(store: &Store, uids: &[Uuid]) -> f64 {
 
 /// Reserve and release, for every object at once. Returns transactions a second.
 async fn reservations(store: &Store, uids: &[Uuid]) -> f64 {
-    each(uids, |number, uid| {
+    let store = store.clone();
+    each(uids, move |number, uid| {
         let store = store.clone();
         async move {
             store.reserve_vm(claim(number, uid)).await.expect("there is room");

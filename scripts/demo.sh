@@ -49,13 +49,6 @@ ensure_daemon() {
     if is_gone daemon; then start_daemon; fi
 }
 
-all_seen() {
-    local declared seen
-    declared=$(grep --recursive --no-filename '^kind: VM$' "$manifests" | wc -l)
-    seen=$("$vmlet" get vms -o name | wc -l)
-    ((seen >= declared))
-}
-
 explain_failure() {
     "$vmlet" get images || true
     "$vmlet" get vms || true
@@ -100,7 +93,6 @@ ensure_registry
 say "Daemon on $manifests"
 copy_manifests
 ensure_daemon
-until_true 60 all_seen || explain_failure "not all declared VMs were seen"
 
 say "Pulling images, booting VMs"
 "$vmlet" wait --for condition=Ready vm --all --timeout "${timeout}s" || explain_failure "not all VMs are Ready"

@@ -17,13 +17,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::Agent;
-use crate::api::{self, Guests};
+use crate::api::{self, Guests, Sources};
 use crate::boot;
 use crate::config::{AcceleratorChoice, NetworkChoice, Settings};
 use crate::hypervisor::GuestStream;
 use crate::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use crate::image::{self, ImageStore};
-use crate::manifest::{self, DirectorySource, MassDeleteSettings, Snapshot, keep};
+use crate::manifest::{self, DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
+use crate::metrics::Metrics;
+use crate::metrics::process::Process;
 use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
 use crate::object::{Kind, Quantity, Uid};
 use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Entropy, Parts};
@@ -52,8 +54,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     let engine = engine(&settings, &folders, &store, host.clone()).await?;
     let cancel = CancellationToken::new();
     let tasks = TaskTracker::new();
-    watch_manifests(&settings, &store, &tasks, &cancel);
-    tasks.spawn(api::serve(listener, store.clone(), Arc::new(engine.clone()), cancel.clone()));
+    let readiness = watch_manifests(&settings, &store, &tasks, &cancel);
+    tasks.spawn(api::serve(listener, sources(&store, &engine, readiness), cancel.clone()));
     let running = engine.run(cancel.clone());
     tracing::info!(socket = %settings.socket.display(), manifests = %settings.manifests.display(), "vmlet is running");
     let ended = tokio::select! {
@@ -237,14 +239,36 @@ fn reserves(record: &Record, tap: &str) -> bool {
     nic.is_some_and(|nic| nic.link.tap() == Some(tap))
 }
 
-fn watch_manifests(settings: &Settings, store: &Store, tasks: &TaskTracker, cancel: &CancellationToken) {
+/// What the API shows.
+fn sources(store: &Store, engine: &Engine, readiness: watch::Receiver<Readiness>) -> Sources {
+    Sources {
+        store: store.clone(),
+        guests: Arc::new(engine.clone()),
+        recorder: engine.recorder().clone(),
+        metrics: Metrics::new([
+            Box::new(Process) as _,
+            Box::new(store.clone()) as _,
+            Box::new(engine.clone()) as _,
+        ]),
+        readiness,
+    }
+}
+
+fn watch_manifests(
+    settings: &Settings,
+    store: &Store,
+    tasks: &TaskTracker,
+    cancel: &CancellationToken,
+) -> watch::Receiver<Readiness> {
     let root = std::path::absolute(&settings.manifests).unwrap_or_else(|_| settings.manifests.clone());
     let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
     let guard = MassDeleteSettings { percent: settings.mass_delete_percent, ..MassDeleteSettings::default() };
     let source = DirectorySource::new(root.clone(), manifest::Settings::default());
     tasks.spawn(source.run(sender, cancel.clone()));
     let (store, cancel) = (store.clone(), cancel.clone());
-    tasks.spawn(async move { keep(store, &root, snapshots, guard, Clock::Host, cancel).await });
+    let (sender, readiness) = watch::channel(Readiness::default());
+    tasks.spawn(async move { keep(store, &root, snapshots, guard, sender, Clock::Host, cancel).await });
+    readiness
 }
 
 /// The bridge stays as long as VMs are on it.

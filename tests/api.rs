@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -26,11 +27,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use vmlet::api::channel::{Frame, PROTOCOL};
 use vmlet::api::types::{List, Status, Table, WatchEvent, WatchKind};
-use vmlet::api::{BindError, Guests, Limits, bind, serve_within};
+use vmlet::api::{BindError, Guests, Limits, Sources, bind, serve_within};
 use vmlet::hypervisor::GuestStream;
-use vmlet::manifest::decode;
+use vmlet::manifest::{Readiness, decode};
+use vmlet::metrics::Metrics;
 use vmlet::object::{Kind, ObjectKey, Uid, VmStatus};
+use vmlet::reconcile::Clock;
 use vmlet::store::{Origin, Severity, Store, StoreSettings, VmUpdate};
+use vmlet::timeline::{Outcome, Phase, Recorder, Subject, Timeline};
 
 /// No test waits longer for anything.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -64,6 +68,8 @@ struct Server {
     socket: PathBuf,
     store: Store,
     guests: Arc<Scripted>,
+    recorder: Recorder,
+    readiness: watch::Sender<Readiness>,
     _stop: DropGuard,
 }
 
@@ -79,8 +85,17 @@ impl Server {
         let guests = Arc::new(Scripted { dir: dir.path().to_owned(), ..Scripted::default() });
         let listener = bind(&socket).await.unwrap();
         let cancel = CancellationToken::new();
-        tokio::spawn(serve_within(limits, listener, store.clone(), guests.clone(), cancel.clone()));
-        Server { dir, socket, store, guests, _stop: cancel.drop_guard() }
+        let (readiness, read) = watch::channel(Readiness::Applied);
+        let recorder = Recorder::new(Clock::Host);
+        let sources = Sources {
+            store: store.clone(),
+            guests: guests.clone(),
+            recorder: recorder.clone(),
+            metrics: Metrics::new([Box::new(store.clone()) as _]),
+            readiness: read,
+        };
+        tokio::spawn(serve_within(limits, listener, sources, cancel.clone()));
+        Server { dir, socket, store, guests, recorder, readiness, _stop: cancel.drop_guard() }
     }
 
     async fn declare(&self, yaml: &str) {
@@ -224,6 +239,39 @@ async fn discovery_says_what_there_is() {
     for probe in ["/healthz", "/readyz"] {
         assert_eq!(server.get_as(probe, "*/*").await.0, 200);
     }
+}
+
+#[tokio::test]
+async fn readiness_follows_the_manifests() {
+    let server = Server::start().await;
+    let why = "the manifests are being read";
+    server.readiness.send_replace(Readiness::Reading(why.to_owned()));
+    assert_eq!(server.get_as("/healthz", "*/*").await.0, 200);
+    assert_eq!(server.refused("/readyz").await.message, why);
+    server.readiness.send_replace(Readiness::Applied);
+    assert_eq!(server.get_as("/readyz", "*/*").await.0, 200);
+}
+
+#[tokio::test]
+async fn numbers_and_timelines() {
+    let server = Server::start().await;
+    server.vm("web", "").await;
+    let response = server.send(Method::GET, "/metrics", "*/*").await;
+    let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["content-type"]),
+        (200, &media.parse().unwrap())
+    );
+    let page = response.into_body().collect().await.unwrap().to_bytes();
+    let page = String::from_utf8(page.to_vec()).unwrap();
+    assert!(
+        page.contains("\nvmlet_store_rows{table=\"object\"} 1.0\n") && page.ends_with("# EOF\n"),
+        "{page}"
+    );
+    let web = Subject::Object(ObjectKey::new(Kind::Vm, "default", "web"));
+    server.recorder.open(web.clone(), Phase::Boot, "", None).end(Outcome::Done);
+    let timeline: Timeline = serde_json::from_value(server.get("/timeline").await).unwrap();
+    assert_eq!((timeline.spans.len(), &timeline.spans[0].subject), (1, &web));
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! The command line as its users meet it: the real binary against a real socket.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "cli/store.rs"]
+mod store;
+
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
@@ -13,16 +16,20 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
-use vmlet::api::{Guests, bind, serve};
+use vmlet::api::{Guests, Sources, bind, serve};
 use vmlet::hypervisor::{GuestStream, ProcessIdentity};
 use vmlet::image::{Digest, ImageConfig};
-use vmlet::manifest::decode;
+use vmlet::manifest::{Readiness, decode};
+use vmlet::metrics::Metrics;
 use vmlet::object::{Condition, ConditionStatus, Kind, ObjectKey, Uid, VmStatus};
+use vmlet::reconcile::Clock;
 use vmlet::store::{
     Capacity, DiskClaim, NetworkClaim, Origin, Run, Severity, Store, Subject, VmClaim, VmUpdate,
 };
+use vmlet::timeline::{self, Outcome, Phase, Recorder};
 
 const MANIFEST: &str = "\
 apiVersion: vmlet.dev/v1alpha1
@@ -67,6 +74,8 @@ struct Daemon {
     dir: TempDir,
     runtime: Runtime,
     store: Store,
+    recorder: Recorder,
+    readiness: watch::Sender<Readiness>,
     _guest: FakeGuest,
 }
 
@@ -84,14 +93,18 @@ impl Daemon {
         let runtime = Runtime::new().unwrap();
         let (store, _) = Store::in_memory();
         let guest = FakeGuest::new(FakeScript::default());
+        let recorder = Recorder::new(Clock::Host);
+        let (readiness, read) = watch::channel(Readiness::Applied);
         runtime.block_on(async {
             let log = LogSink::new(dir.path().join("fake.log"), 1 << 20);
             let agent = Agent::connect(guest.connect(), log).await.unwrap();
             let guests = Arc::new(OneGuest { agent, dir: dir.path().to_owned() });
             let listener = bind(&dir.path().join("vmlet.sock")).await.unwrap();
-            tokio::spawn(serve(listener, store.clone(), guests, CancellationToken::new()));
+            let (store, recorder) = (store.clone(), recorder.clone());
+            let sources = Sources { store, guests, recorder, metrics: Metrics::default(), readiness: read };
+            tokio::spawn(serve(listener, sources, CancellationToken::new()));
         });
-        Daemon { dir, runtime, store, _guest: guest }
+        Daemon { dir, runtime, store, recorder, readiness, _guest: guest }
     }
 
     fn declare(&self, yaml: &str) {
@@ -237,7 +250,7 @@ fn steady(text: &str) -> String {
 
 #[test]
 fn help() {
-    for verb in ["", "get", "wait", "exec", "logs", "validate", "diff", "why"] {
+    for verb in ["", "get", "wait", "exec", "logs", "timeline", "validate", "diff", "why", "store"] {
         let words: Vec<&str> = [verb, "-h"].into_iter().filter(|word| !word.is_empty()).collect();
         let (code, stdout, _) = outcome(&vmlet(&words).output().unwrap());
         assert_eq!(code, 0);
@@ -334,6 +347,55 @@ fn waiting() {
             assert!(code == 0 && met.contains("vm/web condition met"), "{met}");
         }
     });
+}
+
+#[test]
+fn a_wait_begins_when_the_manifests_are_read() {
+    let daemon = Daemon::start();
+    let why = "the manifests are being read";
+    daemon.readiness.send_replace(Readiness::Reading(why.into()));
+    let wait = ["wait", "--for", "condition=Ready", "vm", "--all", "--timeout"];
+    let (code, _, stderr) = daemon.run(&[&wait[..], &["100ms"]].concat());
+    assert_eq!((code, stderr), (1, format!("error: timed out waiting: {why}\n")));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| daemon.text(&[&wait[..], &["20s"]].concat()));
+        daemon.declare(&MANIFEST.replace("ci-1", "late"));
+        daemon.ready("ci-1");
+        daemon.ready("late");
+        daemon.readiness.send_replace(Readiness::Applied);
+        assert!(waiting.join().unwrap().contains("vm/late condition met"));
+    });
+}
+
+#[test]
+fn timelines() {
+    let daemon = Daemon::start();
+    let (code, stdout, stderr) = daemon.run(&["timeline"]);
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, "", "Nothing happened.\n"));
+    let object = |name: &str| timeline::Subject::Object(ObjectKey::new(Kind::Vm, "default", name));
+    let pull =
+        timeline::Subject::Pull { reference: "127.0.0.1:5055/busybox:1".into(), digest: "sha256:aa".into() };
+    daemon.recorder.open(pull, Phase::Pull, "", None).end(Outcome::Done);
+    daemon
+        .recorder
+        .open(object("web"), Phase::ImageWait, "busybox:1", Some("sha256:aa".into()))
+        .end(Outcome::Done);
+    daemon.recorder.open(object("ci-1"), Phase::Boot, "", None).fail("no kernel");
+    let text = daemon.text(&["timeline"]);
+    for row in ["pull busybox:1 ", "vm/web ", "vm/ci-1 "] {
+        assert!(text.lines().any(|line| line.starts_with(row)), "no row {row} in\n{text}");
+    }
+    assert!(!text.contains('\x1b'), "no colours off a terminal");
+    let json: Value = serde_json::from_str(&daemon.text(&["timeline", "vm/web", "-o", "json"])).unwrap();
+    let subject = |index: usize| &json["spans"][index];
+    assert_eq!(subject(0)["pull"]["digest"], "sha256:aa");
+    assert_eq!((&subject(1)["object"]["name"], &subject(1)["awaits"]), (&"web".into(), &"sha256:aa".into()));
+    assert_eq!(json["spans"].as_array().unwrap().len(), 2);
+    assert!(daemon.text(&["timeline", "vms", "-o", "svg"]).starts_with("<svg "));
+    let (code, _, stderr) = daemon.run(&["timeline", "vm/nope"]);
+    assert_eq!(code, 1);
+    assert_snapshot!("timeline_unknown", stderr);
+    assert_eq!(daemon.run(&["timeline", "--since", "yesterday"]).0, 2);
 }
 
 #[test]
@@ -558,4 +620,28 @@ fn documents_for_other_tools() {
     let findings: Value = serde_json::from_str(&findings).unwrap();
     let failed = findings.as_array().unwrap().iter().any(|finding| finding["status"] == "Fail");
     assert_eq!(code, i32::from(failed));
+}
+
+#[test]
+fn validate_shows_circles_of_dependencies() {
+    let dir = tempfile::tempdir().unwrap();
+    let vm = |name: &str, on: &str| {
+        format!(
+            "apiVersion: vmlet.dev/v1alpha1\nkind: VM\nmetadata: {{name: {name}}}\nspec: {{image: {{name: i}}, dependsOn: [{on}]}}\n"
+        )
+    };
+    std::fs::write(dir.path().join("a.yaml"), format!("{}---\n{}", vm("z", ""), vm("a", "z, b"))).unwrap();
+    std::fs::write(dir.path().join("b.yaml"), vm("b", "a")).unwrap();
+    let path = dir.path().to_str().unwrap();
+    let run = |words: &[&str]| outcome(&vmlet(words).output().unwrap());
+    let (code, _, stderr) = run(&["validate", path]);
+    assert_eq!(code, 1);
+    let shown = stderr.replace(path, "DIR");
+    assert!(shown.starts_with(
+        "error: vm/a: spec.dependsOn makes a circle: vm/a → vm/b → vm/a; remove one of these dependencies\n --> DIR/a.yaml:6:1\n"
+    ), "{shown}");
+    assert!(shown.contains("1 error in 2 files"), "{shown}");
+    std::fs::write(dir.path().join("b.yaml"), vm("b", "b")).unwrap();
+    let (code, _, stderr) = run(&["validate", path]);
+    assert!(code == 1 && stderr.contains("a VM cannot wait for itself"), "{stderr}");
 }

@@ -1,5 +1,5 @@
 //! What the benches are written with: figures, and a whole control plane over a scripted world.
-#![allow(dead_code, reason = "each bench uses its part")]
+#![allow(dead_code, unused_imports, reason = "each bench uses its part")]
 
 mod figure;
 mod plane;

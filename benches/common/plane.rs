@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vmlet::agent::{FakeGuest, FakeScript, GuestState};
 use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
-use vmlet::manifest::{self, DirectorySource, MassDeleteSettings, Snapshot, keep};
+use vmlet::manifest::{self, DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
 use vmlet::object::{Kind, ObjectKey, Quantity};
 use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
 use vmlet::store::{Capacity, Record, Store, StoreSettings};
@@ -91,7 +91,8 @@ impl Plane {
         );
         let (declared, until) = (store.clone(), cancel.clone());
         let guard = MassDeleteSettings::default();
-        tasks.spawn(async move { keep(declared, &root, snapshots, guard, Clock::Host, until).await });
+        let (ready, _) = watch::channel(Readiness::default());
+        tasks.spawn(async move { keep(declared, &root, snapshots, guard, ready, Clock::Host, until).await });
         let until = cancel.clone();
         tasks.spawn(async move { engine.run(until).await.expect("nothing is left of an earlier engine") });
         Plane { store, images, dir, cancel, tasks }

@@ -1,9 +1,8 @@
 //! The API: HTTP on a unix socket, shaped like Kubernetes'.
 //!
-//! In: requests, the [`Store`]'s records and changes, and by way of [`Guests`] the running VMs. Out:
-//! JSON in the envelopes of [`types`]. Nothing here changes an object: all of them are declared by
-//! files. Every request is bounded in size, every stalled connection is closed after a while, and
-//! none of them slows the store down.
+//! In: requests, and what there is to show ([`Sources`]). Out: JSON in the envelopes of [`types`].
+//! Nothing here changes an object: all of them are declared by files. Every request is bounded in
+//! size, every stalled connection is closed after a while, and none of them slows the store down.
 
 mod age;
 pub mod channel;
@@ -13,6 +12,7 @@ mod error;
 mod events;
 mod files;
 mod follow;
+mod introspect;
 mod render;
 mod request;
 mod resources;
@@ -38,16 +38,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use axum::Router;
-use axum::extract::State;
 use axum::http::{Method, Uri};
-use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::hypervisor::GuestStream;
+use crate::manifest::Readiness;
+use crate::metrics::Metrics;
 use crate::object::{API_VERSION, GROUP, Kind, Uid};
 use crate::store::Store;
+use crate::timeline::Recorder;
 use error::ApiError;
 
 /// The running VMs, as the engine knows them.
@@ -66,7 +68,22 @@ pub trait Guests: Send + Sync + 'static {
     async fn console(&self, uid: Uid) -> Result<GuestStream, String>;
 }
 
-/// What the handlers work with.
+/// What the API shows.
+#[derive(Clone)]
+pub struct Sources {
+    /// Records and changes.
+    pub store: Store,
+    /// The running VMs.
+    pub guests: Arc<dyn Guests>,
+    /// What overlapped with what.
+    pub recorder: Recorder,
+    /// The numbers.
+    pub metrics: Metrics,
+    /// How far the manifests have been read.
+    pub readiness: Receiver<Readiness>,
+}
+
+/// What the handlers of objects work with.
 #[derive(Clone)]
 struct Api {
     store: Store,
@@ -74,12 +91,10 @@ struct Api {
     cancel: CancellationToken,
 }
 
-fn router(api: Api) -> Router {
+fn router(sources: Sources, cancel: CancellationToken) -> Router {
+    let api = Api { store: sources.store.clone(), guests: sources.guests.clone(), cancel };
     let mut router = Router::new()
         .route("/version", get(discovery::version))
-        .route("/healthz", get(async || "ok"))
-        .route("/livez", get(async || "ok"))
-        .route("/readyz", get(ready))
         .route("/api", get(discovery::core_versions))
         .route("/api/v1", get(discovery::core_resources))
         .route("/api/v1/events", get(events::list))
@@ -110,12 +125,5 @@ fn router(api: Api) -> Router {
         .fallback(async |uri: Uri| ApiError::no_such_path(uri.path()))
         .method_not_allowed_fallback(async |method: Method| ApiError::method_not_allowed(method.as_str()))
         .with_state(api)
-}
-
-/// Ready is what can answer truthfully: a store that failed cannot.
-async fn ready(State(api): State<Api>) -> Response {
-    match api.store.failed() {
-        None => "ok".into_response(),
-        Some(why) => ApiError::unavailable(why).into_response(),
-    }
+        .merge(introspect::router(sources))
 }

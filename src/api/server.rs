@@ -20,8 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 use super::stall::{Patience, Unstalled};
-use super::{Api, Guests, router};
-use crate::store::Store;
+use super::{Sources, router};
 
 /// What clients may take of the server.
 #[derive(Clone, Copy, Debug)]
@@ -54,13 +53,8 @@ impl Default for Limits {
 ///
 /// # Errors
 /// None today; failing connections are logged and cost nothing else.
-pub async fn serve(
-    listener: UnixListener,
-    store: Store,
-    guests: Arc<dyn Guests>,
-    cancel: CancellationToken,
-) -> io::Result<()> {
-    serve_within(Limits::default(), listener, store, guests, cancel).await
+pub async fn serve(listener: UnixListener, sources: Sources, cancel: CancellationToken) -> io::Result<()> {
+    serve_within(Limits::default(), listener, sources, cancel).await
 }
 
 /// Serves the API within other limits.
@@ -70,11 +64,10 @@ pub async fn serve(
 pub async fn serve_within(
     limits: Limits,
     listener: UnixListener,
-    store: Store,
-    guests: Arc<dyn Guests>,
+    sources: Sources,
     cancel: CancellationToken,
 ) -> io::Result<()> {
-    let router = router(Api { store, guests, cancel: cancel.clone() });
+    let router = router(sources, cancel.clone());
     let permits = Arc::new(Semaphore::new(limits.connections));
     let tasks = TaskTracker::new();
     while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {

@@ -59,6 +59,23 @@ impl Client {
         })
     }
 
+    /// Gets a document as it is.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(super) async fn bytes(&self, path: &str) -> Result<Bytes, CliError> {
+        read_all(self.request(Method::GET, path, JSON).await?).await
+    }
+
+    /// The daemon's process id, as the kernel knows it.
+    ///
+    /// # Errors
+    /// When no daemon answers.
+    pub(super) async fn daemon_pid(&self) -> Result<Option<i32>, CliError> {
+        let peer = self.connect().await?.peer_cred()?;
+        Ok(peer.pid())
+    }
+
     /// Asks for the deletion of an object.
     ///
     /// # Errors
@@ -96,12 +113,36 @@ impl Client {
         }
     }
 
+    /// Whether the daemon knows what is declared; if not yet, why.
+    ///
+    /// # Errors
+    /// When no daemon answers.
+    pub(super) async fn ready(&self) -> Result<Result<(), String>, CliError> {
+        let response = self.send(Method::GET, "/readyz", JSON).await?;
+        let code = response.status();
+        let body = read_all(response).await?;
+        match code {
+            StatusCode::OK => Ok(Ok(())),
+            StatusCode::SERVICE_UNAVAILABLE => Ok(Err(refusal(code, &body).message)),
+            _ => Err(refusal(code, &body)),
+        }
+    }
+
     async fn request(
         &self,
         method: Method,
         path: &str,
         accept: &str,
     ) -> Result<Response<Incoming>, CliError> {
+        let response = self.send(method, path, accept).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let code = response.status();
+        Err(refusal(code, &read_all(response).await?))
+    }
+
+    async fn send(&self, method: Method, path: &str, accept: &str) -> Result<Response<Incoming>, CliError> {
         let lost = |error: hyper::Error| CliError::new(format!("the daemon hung up: {error}"));
         let stream = TokioIo::new(self.connect().await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(lost)?;
@@ -114,12 +155,7 @@ impl Client {
             .header(header::ACCEPT, accept)
             .body(Empty::<Bytes>::new())
             .map_err(|error| CliError::new(format!("{path} cannot be asked for: {error}")))?;
-        let response = sender.send_request(request).await.map_err(lost)?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let code = response.status();
-        Err(refusal(code, &read_all(response).await?))
+        sender.send_request(request).await.map_err(lost)
     }
 
     async fn connect(&self) -> Result<UnixStream, CliError> {

@@ -21,9 +21,11 @@ mod logs;
 mod output;
 mod schema;
 mod session;
+mod store;
 mod target;
 mod terminal;
 mod text;
+mod timeline;
 mod validate;
 mod version;
 mod wait;
@@ -73,12 +75,14 @@ enum Verb {
     Console(console::Console),
     Exec(exec::Exec),
     Events(events::Events),
+    Timeline(timeline::Draw),
     Wait(wait::Wait),
     Delete(delete::Delete),
     Validate(validate::Validate),
     Diff(diff::Diff),
     Schema(schema::Schema),
     Daemon(Box<daemon::Daemon>),
+    Store(store::Store),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     Version(version::Version),
@@ -127,11 +131,13 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
         Verb::Console(verb) => verb.run(client).await,
         Verb::Exec(verb) => verb.run(client).await,
         Verb::Events(verb) => verb.run(client).await,
+        Verb::Timeline(verb) => verb.run(client).await,
         Verb::Wait(verb) => verb.run(client).await,
         Verb::Delete(verb) => verb.run(client).await,
         Verb::Validate(verb) => verb.run(),
         Verb::Diff(verb) => verb.run(client).await,
         Verb::Schema(verb) => verb.run(),
+        Verb::Store(verb) => verb.run(client).await,
         Verb::Doctor(verb) => verb.run().await,
         Verb::Completions(verb) => verb.run(),
         Verb::Version(verb) => verb.run(client).await,

@@ -21,14 +21,17 @@ use super::target::{Scope, Targets};
 use crate::api::types::WatchKind;
 use crate::object::{Kind, ObjectKey};
 
+/// How often a daemon that has just started is asked whether it knows what is declared.
+const READY_PERIOD: Duration = Duration::from_millis(50);
 /// How long what does not exist may take to appear: a manifest that was just dropped is not seen at
 /// once.
 const APPEARANCE: Duration = Duration::from_secs(5);
 
 /// Wait until objects have a condition, or are gone
 ///
-/// Exits with 1 when the time is over, and says what is missing. What does not exist has 5 s to
-/// appear: its manifest may have been dropped just now.
+/// A daemon that has just started reads its manifests first; what does not exist then has 5 s to
+/// appear: its manifest may have been dropped just now. Exits with 1 when the time is over, and says
+/// what is missing.
 ///
 /// Examples:
 ///   vmlet wait --for condition=Ready vm --all --timeout 5m
@@ -109,7 +112,12 @@ impl Wait {
             waiting.expect(ObjectKey::new(kind, &self.scope.namespace, name));
         }
         let feeds = kinds.iter().map(|kind| feed(client, *kind, self.scope.list_path(*kind, &[])));
-        let done = timeout(self.timeout, waiting.until_done(select_all(feeds))).await;
+        let feeds = select_all(feeds);
+        let done = timeout(self.timeout, async {
+            waiting.until_ready(client).await?;
+            waiting.until_done(feeds).await
+        });
+        let done = done.await;
         if let Some(board) = &mut waiting.board {
             board.clear();
         }
@@ -143,6 +151,8 @@ struct Waiting {
     open: bool,
     /// Whether any object was ever waited for.
     any: bool,
+    /// Why the daemon does not know yet what is declared.
+    unready: Option<String>,
     board: Option<Board>,
 }
 
@@ -164,6 +174,7 @@ impl Waiting {
             appearing: true,
             open: true,
             any: false,
+            unready: None,
             board,
         }
     }
@@ -171,6 +182,16 @@ impl Waiting {
     fn expect(&mut self, key: ObjectKey) {
         self.pending.insert(key, Pending::default());
         (self.named, self.any, self.open) = (true, true, false);
+    }
+
+    /// Until then nobody knows which objects there are.
+    async fn until_ready(&mut self, client: &Client) -> Outcome {
+        while let Err(why) = client.ready().await? {
+            self.unready = Some(why);
+            sleep(READY_PERIOD).await;
+        }
+        self.unready = None;
+        Ok(())
     }
 
     async fn until_done(
@@ -298,6 +319,9 @@ impl Waiting {
     }
 
     fn timed_out(&self, targets: &[String]) -> CliError {
+        if let Some(why) = &self.unready {
+            return CliError::new(format!("timed out waiting: {why}"));
+        }
         let what = match &self.goal {
             Goal::Condition { name, status } if status.eq_ignore_ascii_case("true") => {
                 format!("is not {name}")

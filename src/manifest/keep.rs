@@ -32,12 +32,49 @@ const DECLARED_AT_ONCE: usize = 256;
 /// The wait after a pass that the store refused.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How far a folder has been read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// What it declares is not known yet, and why.
+    Reading(String),
+    /// A whole scan of it has been applied.
+    Applied,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Readiness::Reading("the manifests are being read".to_owned())
+    }
+}
+
+impl Readiness {
+    /// Goes on after a scan was applied, or failed to be. Nothing leads back.
+    pub(super) fn advance(&mut self, snapshot: &Snapshot, applied: Result<(), &StoreError>) {
+        if *self == Readiness::Applied {
+            return;
+        }
+        let unsettled = snapshot.files.iter().find(|(_, state)| **state == FileState::Unsettled);
+        *self = match (applied, snapshot.complete, unsettled) {
+            (Err(error), ..) => Readiness::Reading(format!("the manifests are not applied yet: {error}")),
+            (_, false, _) => {
+                let trouble = snapshot.trouble.join("; ");
+                Readiness::Reading(format!("the manifests are not read completely yet: {trouble}"))
+            }
+            (_, _, Some((path, _))) => {
+                Readiness::Reading(format!("the manifest {} is still being written", path.display()))
+            }
+            (Ok(()), true, None) => Readiness::Applied,
+        };
+    }
+}
+
 /// Applies snapshots until cancelled. `root` is the folder that they are of.
 pub async fn keep(
     store: Store,
     root: &Path,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     settings: MassDeleteSettings,
+    readiness: watch::Sender<Readiness>,
     clock: Clock,
     cancel: CancellationToken,
 ) {
@@ -73,7 +110,9 @@ pub async fn keep(
             continue;
         }
         let snapshot = snapshots.borrow_and_update().clone();
-        retry = keeper.apply(&snapshot).await.err().map(|error| {
+        let applied = keeper.apply(&snapshot).await;
+        readiness.send_modify(|ready| ready.advance(&snapshot, applied.as_ref().copied()));
+        retry = applied.err().map(|error| {
             tracing::error!(%error, "the manifests could not be applied; tried again");
             Instant::now() + RETRY
         });

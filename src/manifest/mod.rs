@@ -35,7 +35,7 @@ pub use desired::{About, Change, Held, MassDeleteGuard, MassDeleteSettings, chan
 pub(crate) use desired::{CONFLICT, MASS_DELETE};
 pub use diagnostic::Diagnostic;
 pub(crate) use keep::broken_files;
-pub use keep::keep;
+pub use keep::{Readiness, keep};
 pub use reference::reference;
 pub use scan::Limits;
 pub use source::{Broken, DirectorySource, FileState, Settings, Snapshot};

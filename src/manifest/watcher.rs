@@ -134,7 +134,7 @@ fn matters(event: &notify::Result<Event>, scope: &Mutex<Scope>) -> bool {
 }
 
 /// Keeps book of files that were renamed into their places and not touched since.
-fn note_renamed(event: &Event, renamed: &mut HashSet<PathBuf>) {
+pub(super) fn note_renamed(event: &Event, renamed: &mut HashSet<PathBuf>) {
     match event.kind {
         // From another place that is not watched, or from one that is: the second path is the new one.
         EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))

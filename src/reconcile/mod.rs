@@ -19,10 +19,13 @@ mod conditions;
 mod dependents;
 mod entropy;
 mod image;
+mod meters;
 mod pulls;
 mod recovery;
+mod step;
 mod supervisor;
 mod task;
+mod track;
 mod vm;
 mod world;
 
@@ -43,6 +46,7 @@ use crate::agent::Agent;
 use crate::hypervisor::{DriverError, GuestStream};
 use crate::object::Uid;
 use crate::store::Store;
+use crate::timeline::Recorder;
 
 /// The engine's handle.
 #[derive(Clone)]
@@ -77,6 +81,11 @@ impl Engine {
     /// The agent of a VM whose guest is connected.
     pub fn agent(&self, uid: Uid) -> Option<Agent> {
         self.world.agent(uid)
+    }
+
+    /// What overlapped with what.
+    pub fn recorder(&self) -> &Recorder {
+        &self.world.recorder
     }
 
     /// A VM's folder, whether it exists or not.

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -19,11 +19,14 @@ use uuid::Uuid;
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
 use super::entropy::Entropy;
+use super::meters::Meters;
 use super::task::message_of;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
 use crate::latest;
+use crate::metrics::{Guarded, Histogram};
 use crate::object::Quantity;
 use crate::store::{DiskClaim, PublishError, Store, StoreError};
+use crate::timeline::{OpenSpan, Outcome, Phase, Recorder, Subject};
 
 /// How often an installing or removing rival is looked at again.
 const RIVAL_POLL: Duration = Duration::from_millis(50);
@@ -47,19 +50,22 @@ pub(super) enum PullState {
 pub(super) struct Pulls {
     shop: Arc<Shop>,
     /// Guards the map only: look-up and insertion, never a pull.
-    under_way: Mutex<HashMap<Digest, Weak<Pull>>>,
+    under_way: Guarded<HashMap<Digest, Weak<Pull>>>,
 }
 
 /// What a pull works with.
-struct Shop {
-    images: Arc<dyn Images>,
-    store: Store,
-    permits: Semaphore,
-    backoff: BackoffPolicy,
-    clock: Clock,
-    entropy: Entropy,
+pub(super) struct Shop {
+    pub(super) images: Arc<dyn Images>,
+    pub(super) store: Store,
+    /// One for each pull at a time.
+    pub(super) permits: Semaphore,
+    pub(super) backoff: BackoffPolicy,
+    pub(super) clock: Clock,
+    pub(super) entropy: Entropy,
     /// Told after each install: a disk that nobody refers to any more is to go.
-    collector: Arc<Notify>,
+    pub(super) collector: Arc<Notify>,
+    pub(super) recorder: Recorder,
+    pub(super) meters: Arc<Meters>,
 }
 
 struct Pull {
@@ -99,31 +105,33 @@ impl Share {
 }
 
 impl Pulls {
-    pub(super) fn new(
-        images: Arc<dyn Images>,
-        store: Store,
-        limit: usize,
-        backoff: BackoffPolicy,
-        clock: Clock,
-        entropy: Entropy,
-        collector: Arc<Notify>,
-    ) -> Self {
-        let permits = Semaphore::new(limit.max(1));
-        let shop = Arc::new(Shop { images, store, permits, backoff, clock, entropy, collector });
-        Pulls { shop, under_way: Mutex::default() }
+    pub(super) fn new(shop: Shop) -> Self {
+        Pulls { shop: Arc::new(shop), under_way: Guarded::default() }
     }
 
     /// A share in the digest's pull, which starts if there is none.
     pub(super) fn join(&self, reference: &Reference, digest: &Digest) -> Share {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        under_way.retain(|_, pull| pull.strong_count() > 0);
-        let running = under_way.get(digest).and_then(Weak::upgrade).filter(|pull| !pull.task.is_finished());
-        let pull = running.unwrap_or_else(|| {
-            let pull = Arc::new(self.shop.clone().start(reference.clone(), digest.clone()));
-            under_way.insert(digest.clone(), Arc::downgrade(&pull));
-            pull
+        let pull = self.under_way.with(|under_way| {
+            under_way.retain(|_, pull| pull.strong_count() > 0);
+            let running =
+                under_way.get(digest).and_then(Weak::upgrade).filter(|pull| !pull.task.is_finished());
+            running.unwrap_or_else(|| {
+                let pull = Arc::new(self.shop.clone().start(reference.clone(), digest.clone()));
+                under_way.insert(digest.clone(), Arc::downgrade(&pull));
+                pull
+            })
         });
         Share { digest: digest.clone(), state: pull.state.clone(), _pull: pull }
+    }
+
+    /// How long the map's guard was held, each time.
+    pub(super) fn guard_times(&self) -> &Histogram {
+        self.under_way.held()
+    }
+
+    /// Pulls that could begin now.
+    pub(super) fn free_permits(&self) -> usize {
+        self.shop.permits.available_permits()
     }
 }
 
@@ -140,11 +148,14 @@ impl Shop {
         loop {
             let error = match self.attempt(reference, digest, state).await {
                 Ok(()) => {
+                    self.meters.pull("done");
                     state.send_replace(PullState::Done);
                     return;
                 }
                 Err(error) => error,
             };
+            self.meters.pull("failed");
+            self.meters.failure("pull", error.reason());
             let now = self.clock.now();
             let retry = error.transient().then(|| backoff.fail(now));
             tracing::warn!(image = %reference, %digest, %error, "pull failed");
@@ -156,7 +167,9 @@ impl Shop {
             });
             let Some(retry) = retry else { return };
             let wait = Duration::try_from(retry.duration_since(now)).unwrap_or_default();
+            let backing_off = self.span(reference, digest, Phase::Backoff);
             tokio::time::sleep(wait).await;
+            backing_off.end(Outcome::Done);
             state.send_replace(PullState::Queued);
         }
     }
@@ -172,10 +185,15 @@ impl Shop {
         if self.ready(digest) {
             return Ok(());
         }
+        let waiting = self.span(reference, digest, Phase::PullWait);
         let _permit = self.permits.acquire().await.expect("the permits are never closed");
+        waiting.end(Outcome::Done);
+        let pulling = self.span(reference, digest, Phase::Pull);
         // Sound: a pull that panicked is begun anew, in a staging folder of its own.
         let staged = AssertUnwindSafe(self.stage(reference, digest, state)).catch_unwind().await;
-        let staged = staged.map_err(|panic| PullError::Panic(message_of(panic.as_ref())))??;
+        let staged = staged.map_err(|panic| PullError::Panic(message_of(panic.as_ref())));
+        let staged = ended(pulling, staged.and_then(|staged| Ok(staged?)))?;
+        let installing = self.span(reference, digest, Phase::Install);
         // From here on the steps are few and quick, and run to their end even if everybody who
         // waited has gone: a living daemon never leaves a claim behind.
         let (images, store, collector) = (self.images.clone(), self.store.clone(), self.collector.clone());
@@ -186,7 +204,13 @@ impl Shop {
             collector.notify_one();
             installed
         });
-        install.await.unwrap_or_else(|panic| Err(PullError::Panic(panic.to_string())))
+        let installed = install.await.unwrap_or_else(|panic| Err(PullError::Panic(panic.to_string())));
+        ended(installing, installed)
+    }
+
+    fn span(&self, reference: &Reference, digest: &Digest, phase: Phase) -> OpenSpan {
+        let pull = Subject::Pull { reference: reference.to_string(), digest: digest.to_string() };
+        self.recorder.open(pull, phase, "", None)
     }
 
     fn ready(&self, digest: &Digest) -> bool {
@@ -207,7 +231,10 @@ impl Shop {
         loop {
             tokio::select! {
                 biased;
-                staged = &mut stage => return staged,
+                staged = &mut stage => {
+                    self.meters.pulled(progress.borrow().bytes_done);
+                    return staged;
+                }
                 _ = tick.tick() => {
                     if progress.has_changed().unwrap_or(false) {
                         state.send_replace(PullState::Running(progress.borrow_and_update().clone()));
@@ -216,6 +243,15 @@ impl Shop {
             }
         }
     }
+}
+
+/// The result, after its span was ended by it.
+fn ended<T, E: std::fmt::Display>(span: OpenSpan, result: Result<T, E>) -> Result<T, E> {
+    match &result {
+        Ok(_) => span.end(Outcome::Done),
+        Err(error) => span.fail(&error.to_string()),
+    };
+    result
 }
 
 /// Claim, rename, publish. Of two that install one digest, one is granted the claim; the other's

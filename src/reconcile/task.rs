@@ -73,23 +73,28 @@ impl Wake {
 pub(super) async fn run(mut reconciler: Box<dyn Reconciler>, mut wake: Wake, clock: Clock) {
     loop {
         wake.0.mark_unchanged();
-        // Sound: what the panic left half done is forgotten by `panicked`.
+        // Sound, here and below: what a panic left half done is forgotten by `panicked`.
         let look = AssertUnwindSafe(reconciler.reconcile(&mut wake)).catch_unwind().await;
-        let outcome = match look {
+        let mut outcome = match look {
             Ok(outcome) => outcome,
             Err(panic) => reconciler.panicked(&message_of(panic.as_ref())).await,
         };
+        while let Outcome::Wait(until) = outcome {
+            let changed = tokio::select! {
+                biased;
+                () = wake.woken() => Ok(()),
+                changed = AssertUnwindSafe(reconciler.changed()).catch_unwind() => changed,
+                () = sleep_until(until, clock) => Ok(()),
+            };
+            outcome = match changed {
+                Ok(()) => break,
+                Err(panic) => reconciler.panicked(&message_of(panic.as_ref())).await,
+            };
+        }
         match outcome {
             Outcome::Again => tokio::task::yield_now().await,
             Outcome::Gone => return,
-            Outcome::Wait(until) => {
-                tokio::select! {
-                    biased;
-                    () = wake.woken() => {}
-                    () = reconciler.changed() => {}
-                    () = sleep_until(until, clock) => {}
-                }
-            }
+            Outcome::Wait(_) => {}
         }
     }
 }

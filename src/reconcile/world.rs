@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -12,13 +12,16 @@ use tokio::sync::{Notify, Semaphore};
 use super::backoff::BackoffPolicy;
 use super::clock::Clock;
 use super::entropy::Entropy;
-use super::pulls::Pulls;
+use super::meters::Meters;
+use super::pulls::{Pulls, Shop};
 use crate::agent::Agent;
 use crate::hypervisor::Driver;
 use crate::image::Images;
+use crate::metrics::Guarded;
 use crate::network::Network;
 use crate::object::{NetworkMode, ObjectKey, Uid};
 use crate::store::{Capacity, Severity, Store};
+use crate::timeline::Recorder;
 
 /// How the engine behaves. Every field is a daemon setting.
 #[derive(Clone, Debug)]
@@ -74,26 +77,33 @@ pub(super) struct World {
     /// Wakes the collector of base disks.
     pub(super) collector: Arc<Notify>,
     /// Guards the map only. The agents of connected guests, for the API.
-    agents: Mutex<HashMap<Uid, Agent>>,
+    pub(super) agents: Guarded<HashMap<Uid, Agent>>,
+    pub(super) recorder: Recorder,
+    pub(super) meters: Arc<Meters>,
 }
 
 impl World {
     pub(super) fn new(store: Store, parts: Parts, settings: Settings) -> Self {
         let Parts { images, driver, network, clock, entropy } = parts;
         let collector = Arc::new(Notify::new());
+        let (recorder, meters) = (Recorder::new(clock), Arc::new(Meters::default()));
         World {
-            pulls: Pulls::new(
-                images.clone(),
-                store.clone(),
-                settings.max_pulls,
-                settings.backoff,
+            pulls: Pulls::new(Shop {
+                images: images.clone(),
+                store: store.clone(),
+                permits: Semaphore::new(settings.max_pulls.max(1)),
+                backoff: settings.backoff,
                 clock,
-                entropy.clone(),
-                collector.clone(),
-            ),
+                entropy: entropy.clone(),
+                collector: collector.clone(),
+                recorder: recorder.clone(),
+                meters: meters.clone(),
+            }),
             boots: Arc::new(Semaphore::new(settings.max_boots.max(1))),
             collector,
-            agents: Mutex::default(),
+            agents: Guarded::default(),
+            recorder,
+            meters,
             store,
             images,
             driver,
@@ -109,15 +119,16 @@ impl World {
     }
 
     pub(super) fn agent(&self, uid: Uid) -> Option<Agent> {
-        self.agents.lock().unwrap_or_else(PoisonError::into_inner).get(&uid).cloned()
+        self.agents.with(|agents| agents.get(&uid).cloned())
     }
 
     pub(super) fn set_agent(&self, uid: Uid, agent: Option<Agent>) {
-        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        match agent {
+        let replaced = self.agents.with(|agents| match agent {
             Some(agent) => agents.insert(uid, agent),
             None => agents.remove(&uid),
-        };
+        });
+        // Closed outside the guard, if it was the last handle.
+        drop(replaced);
     }
 
     /// The network of VMs that ask for none in particular.

@@ -6,7 +6,7 @@
 //! Rows are encoded and written outside the guard.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::Instant;
 
@@ -14,21 +14,21 @@ use tokio::sync::broadcast;
 
 use super::backend::Backend;
 use super::error::StoreError;
-use super::histogram::Histogram;
 use super::record::Event;
 use super::state::State;
 use crate::latest;
+use crate::metrics::{Guarded, Histogram};
 
 /// Events that a watcher of events may lag behind.
 const EVENT_BACKLOG: usize = 1024;
 
 pub(super) struct Engine {
-    inner: Mutex<Inner>,
+    /// The one guard of the store.
+    inner: Guarded<Inner>,
     progress: latest::Sender<Progress>,
     events: broadcast::Sender<Arc<Event>>,
     flush: OnceLock<FlushBy>,
     stopping: AtomicBool,
-    pub(super) guard_times: Histogram,
     pub(super) flush_times: Histogram,
 }
 
@@ -63,12 +63,11 @@ pub(super) enum FlushBy {
 impl Engine {
     pub(super) fn new(state: State) -> Engine {
         Engine {
-            inner: Mutex::new(Inner { state, filling: 1, refusal: None }),
+            inner: Guarded::new(Inner { state, filling: 1, refusal: None }),
             progress: latest::Sender::new(Progress::default()),
             events: broadcast::Sender::new(EVENT_BACKLOG),
             flush: OnceLock::new(),
             stopping: AtomicBool::new(false),
-            guard_times: Histogram::default(),
             flush_times: Histogram::default(),
         }
     }
@@ -82,39 +81,30 @@ impl Engine {
 
     /// Looks at the state. `look` is short and pure.
     pub(super) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        let inner = self.lock();
-        let held = Instant::now();
-        let value = look(&inner.state);
-        self.guard_times.record(held.elapsed());
-        value
+        self.locked(|inner| look(&inner.state))
     }
 
     /// Looks at the state to write it down elsewhere; not once the store failed, because then nobody
     /// knows what of it is true.
     pub(super) fn read_sound<T>(&self, look: impl FnOnce(&State) -> T) -> Option<T> {
-        let inner = self.lock();
-        if matches!(inner.refusal, Some(StoreError::Failed { .. })) {
-            return None;
-        }
-        let held = Instant::now();
-        let value = look(&inner.state);
-        self.guard_times.record(held.elapsed());
-        Some(value)
+        self.locked(|inner| match inner.refusal {
+            Some(StoreError::Failed { .. }) => None,
+            _ => Some(look(&inner.state)),
+        })
     }
 
     /// Runs a transaction. Returns its value and the batch that makes it durable, and with it
     /// everything that it saw.
     pub(super) fn transact<T>(&self, run: impl FnOnce(&mut State) -> T) -> Result<(T, u64), StoreError> {
-        let mut inner = self.lock();
-        if let Some(refusal) = &inner.refusal {
-            return Err(refusal.clone());
-        }
-        let held = Instant::now();
-        let value = run(&mut inner.state);
-        let pending = inner.state.has_pending();
-        let batch = if pending { inner.filling } else { inner.filling - 1 };
-        self.guard_times.record(held.elapsed());
-        drop(inner);
+        let (value, batch, pending) = self.locked(|inner| {
+            if let Some(refusal) = &inner.refusal {
+                return Err(refusal.clone());
+            }
+            let value = run(&mut inner.state);
+            let pending = inner.state.has_pending();
+            let batch = if pending { inner.filling } else { inner.filling - 1 };
+            Ok((value, batch, pending))
+        })?;
         if pending {
             self.wake_flusher();
         }
@@ -169,7 +159,9 @@ impl Engine {
 
     /// Takes no more changes and lets the flusher finish.
     pub(super) fn stop(&self) {
-        self.lock().refusal.get_or_insert(StoreError::Closed);
+        self.locked(|inner| {
+            inner.refusal.get_or_insert(StoreError::Closed);
+        });
         self.stopping.store(true, Ordering::Release);
         self.wake_flusher();
     }
@@ -187,16 +179,29 @@ impl Engine {
     /// Takes no more changes, and tells everybody who waits.
     pub(super) fn fail(&self, why: &str) {
         tracing::error!(why, "the store cannot write and takes no more changes");
-        self.lock().refusal = Some(StoreError::Failed { why: why.to_owned() });
+        self.locked(|inner| inner.refusal = Some(StoreError::Failed { why: why.to_owned() }));
         self.progress.send_modify(|now| now.failed = Some(why.to_owned()));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(|poisoned| {
-            // The state may be half changed: nothing more is built on it or written of it.
-            let mut inner = poisoned.into_inner();
-            inner.refusal.get_or_insert(StoreError::Failed { why: "a transaction panicked".to_owned() });
-            inner
+    /// Batches that were made durable.
+    pub(super) fn batches(&self) -> u64 {
+        self.progress.borrow().batch
+    }
+
+    /// How long the guard was held, each time.
+    pub(super) fn guard_times(&self) -> &Histogram {
+        self.inner.held()
+    }
+
+    /// Does something brief under the guard.
+    fn locked<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
+        self.inner.with(|inner| {
+            if self.inner.poisoned() {
+                // The state may be half changed: nothing more is built on it or written of it.
+                let why = "a transaction panicked".to_owned();
+                inner.refusal.get_or_insert(StoreError::Failed { why });
+            }
+            work(inner)
         })
     }
 }
@@ -240,16 +245,15 @@ impl Flusher {
 
     /// One batch. False if there is nothing to do.
     fn round(&mut self, engine: &Engine) -> Result<bool, String> {
-        let taken = {
-            let mut inner = engine.lock();
+        let taken = engine.locked(|inner| {
             if let Some(StoreError::Failed { why }) = &inner.refusal {
                 return Err(why.clone());
             }
-            inner.state.has_pending().then(|| {
+            Ok(inner.state.has_pending().then(|| {
                 inner.filling += 1;
                 (inner.state.take_pending(), inner.filling - 1)
-            })
-        };
+            }))
+        })?;
         let started = Instant::now();
         if let Some(((batch, version), number)) = taken {
             let encoded =

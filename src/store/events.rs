@@ -49,6 +49,11 @@ impl EventLog {
         self.events.iter().map(|(id, event)| (*id, event))
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.events.len()
+    }
+
     /// The events of one subject, or all.
     pub(super) fn list(&self, subject: Option<&Subject>) -> Vec<Arc<Event>> {
         match subject {

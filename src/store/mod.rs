@@ -29,14 +29,15 @@ mod engine;
 mod error;
 mod events;
 mod export;
-mod histogram;
 mod history;
 mod leases;
 mod line;
 mod memory;
+mod offline;
 mod open;
 mod publish;
 mod record;
+mod report;
 mod request;
 mod reserve;
 mod row;
@@ -47,13 +48,15 @@ mod state;
 mod tests;
 mod watch;
 
+pub use crate::metrics::HistogramSnapshot;
 pub use admission::{Resource, Standing};
 pub use error::{
     DeclareError, Expired, OpenError, PublishError, ReleaseError, RemoveError, RemoveImageError,
     ReserveError, StoreError,
 };
-pub use histogram::HistogramSnapshot;
+pub use export::{Counts, Export};
 pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
+pub use offline::{ClosedStore, ClosedStoreError, import};
 pub use record::{
     DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, Problem, Record, Reservation, Run,
     Severity, Stopping, Subject, VmRecord,
@@ -175,12 +178,22 @@ impl Store {
 
     /// How long the store's one guard was held, for reads and transactions.
     pub fn guard_histogram(&self) -> HistogramSnapshot {
-        self.engine().guard_times.snapshot()
+        self.engine().guard_times().snapshot()
     }
 
     /// How long it took to encode a batch, to write it and to make it durable.
     pub fn flush_histogram(&self) -> HistogramSnapshot {
         self.engine().flush_times.snapshot()
+    }
+
+    /// A copy of everything, as of now.
+    ///
+    /// # Errors
+    /// The store failed: nobody knows what of it is true.
+    pub fn export(&self) -> Result<Export, StoreError> {
+        let rows = self.engine().read_sound(|state| state.rows());
+        let failed = || StoreError::Failed { why: self.failed().unwrap_or_default() };
+        rows.map(Export::new).ok_or_else(failed)
     }
 
     /// Why the store takes no more changes, if a write failed.

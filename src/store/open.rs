@@ -16,6 +16,7 @@ use std::thread::{self, JoinHandle};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::backend::EncodedRow;
 use super::engine::{Engine, FlushBy, Flusher};
 use super::error::OpenError;
 use super::export::{self, Exporter};
@@ -54,7 +55,7 @@ pub(super) fn open(dir: &Path, settings: &StoreSettings) -> Result<(Arc<Engine>,
         message: format!("cannot {what} of the store in {}: {error}", dir.display()),
     };
     make_folder(dir).map_err(|error| failed("make the folder", &error))?;
-    let lock = lock(dir)?;
+    let lock = lock(dir).map_err(|why| OpenError { message: why.to_string() })?;
     let layout = Layout::new(dir);
     if !layout.db.exists() {
         layout.create(settings)?;
@@ -102,14 +103,14 @@ impl Keeper {
 }
 
 /// Where things are.
-struct Layout {
-    dir: PathBuf,
-    db: PathBuf,
-    export: PathBuf,
+pub(super) struct Layout {
+    pub(super) dir: PathBuf,
+    pub(super) db: PathBuf,
+    pub(super) export: PathBuf,
 }
 
 impl Layout {
-    fn new(dir: &Path) -> Layout {
+    pub(super) fn new(dir: &Path) -> Layout {
         Layout { dir: dir.to_owned(), db: dir.join("db"), export: dir.join("export.json") }
     }
 
@@ -126,18 +127,13 @@ impl Layout {
         let mut rows = Vec::new();
         if let Some(export) = export {
             tracing::warn!(
-                export = %self.export.display(), taken_at = %export.taken_at, rows = export.rows.len(),
+                export = %self.export.display(), taken_at = %export.taken_at(), rows = export.rows.len(),
                 "restoring the store; what changed since then is lost"
             );
-            rows =
-                export.rows.iter().map(|row| (row.key().text().into_bytes(), Some(row.encode()))).collect();
+            rows = encode(&export.rows);
         }
         let staged = self.dir.join("db.new");
-        let made = match fs::remove_dir_all(&staged) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
-            _ => SledBackend::create(&staged, settings.cache_bytes, rows)
-                .map_err(|trouble| trouble.to_string()),
-        };
+        let made = build(&staged, rows, settings.cache_bytes);
         let renamed = made.and_then(|()| {
             let renamed = fs::rename(&staged, &self.db).and_then(|()| sync_dir(&self.dir));
             renamed.map_err(|error| error.to_string())
@@ -148,7 +144,7 @@ impl Layout {
     }
 
     /// Says what to do about a log that does not open.
-    fn explain(&self, trouble: SledTrouble) -> OpenError {
+    pub(super) fn explain(&self, trouble: SledTrouble) -> OpenError {
         let db = self.db.display();
         let message = match trouble {
             SledTrouble::Unavailable(why) => format!("cannot open the store's log in {db}: {why}"),
@@ -156,7 +152,7 @@ impl Layout {
                 let copy = match export::read(&self.export) {
                     Ok(Some(export)) => format!(
                         "and start vmlet again: it restores the copy of {} from {}",
-                        export.taken_at,
+                        export.taken_at(),
                         self.export.display()
                     ),
                     Ok(None) => {
@@ -175,39 +171,51 @@ impl Layout {
 }
 
 /// Makes a folder that outlives a power loss: its name is as durable as what is in it.
-fn make_folder(dir: &Path) -> io::Result<()> {
+pub(super) fn make_folder(dir: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|folder| !folder.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     missing.iter().filter_map(|folder| folder.parent()).try_for_each(sync_dir)
 }
 
+/// Rows as the log takes them.
+pub(super) fn encode(rows: &[Row]) -> Vec<EncodedRow> {
+    rows.iter().map(|row| (row.key().text().into_bytes(), Some(row.encode()))).collect()
+}
+
+/// Makes a log of these rows, whatever was in its place before.
+pub(super) fn build(staged: &Path, rows: Vec<EncodedRow>, cache: u64) -> Result<(), String> {
+    match fs::remove_dir_all(staged) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
+        _ => SledBackend::create(staged, cache, rows).map_err(|trouble| trouble.to_string()),
+    }
+}
+
+/// Why a store's folder cannot be had alone.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LockError {
+    #[error(
+        "the store in {} is in use by process {holder}: only one vmlet can run on a state folder",
+        .dir.display()
+    )]
+    InUse { dir: PathBuf, holder: String },
+    #[error("cannot lock {}: {why}", .path.display())]
+    Io { path: PathBuf, why: String },
+}
+
 /// Makes sure that no other process has the store open.
-fn lock(dir: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(dir: &Path) -> Result<File, LockError> {
     let path = dir.join("lock");
-    let refuse = |why: String| OpenError { message: format!("cannot lock {}: {why}", path.display()) };
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|error| refuse(error.to_string()))?;
+    let refuse = |why: io::Error| LockError::Io { path: path.clone(), why: why.to_string() };
+    let options = File::options().read(true).write(true).create(true).truncate(false).clone();
+    let mut file = options.open(&path).map_err(refuse)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let holder = fs::read_to_string(&path).unwrap_or_default();
-            return Err(OpenError {
-                message: format!(
-                    "the store in {} is in use by process {}: only one vmlet can run on a state folder",
-                    dir.display(),
-                    holder.trim()
-                ),
-            });
+            let holder = fs::read_to_string(&path).unwrap_or_default().trim().to_owned();
+            return Err(LockError::InUse { dir: dir.to_owned(), holder });
         }
-        Err(error) => return Err(refuse(error.to_string())),
+        Err(error) => return Err(refuse(error.into())),
     }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(|error| refuse(error.to_string()))?;
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(refuse)?;
     Ok(file)
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::options::Options;
 use super::timeline::Teller;
 use super::world::{ScriptedDriver, ScriptedImages, ScriptedNetwork, World};
-use crate::manifest::{Snapshot, keep};
+use crate::manifest::{Readiness, Snapshot, keep};
 use crate::object::{Condition, ObjectKey};
 use crate::reconcile::{Clock, Engine, Entropy, Parts, RecoveryError};
 use crate::store::{ChangeKind, EventWatch, MemoryBackend, Moment, Record, Severity, Store, Verdict, Watch};
@@ -97,7 +97,8 @@ impl Life {
         let (kept, guard) = (store.clone(), options.mass_delete);
         runtime.spawn(async move {
             let root = Path::new(super::MANIFESTS);
-            keep(kept, root, receiver, guard, clock, CancellationToken::new()).await;
+            let (readiness, _) = watch::channel(Readiness::default());
+            keep(kept, root, receiver, guard, readiness, clock, CancellationToken::new()).await;
         });
         snapshots.send_replace(snapshot);
         drop(inside);

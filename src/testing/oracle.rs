@@ -15,7 +15,7 @@ use super::life::summary;
 use super::world::State;
 use crate::image::{Digest, Reference};
 use crate::manifest::FileState;
-use crate::object::{AnyObject, Condition, ImageSpec, Kind, ObjectKey, RunPolicy, VmSpec};
+use crate::object::{AnyObject, Condition, ImageSpec, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
 use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
 
 /// Everything that is looked at, at one instant.
@@ -133,9 +133,10 @@ impl Sight<'_> {
         let ImageSpec { source } = &image.object.spec;
         let status = &image.object.status;
         observed(status.observed_generation, image.object.metadata.generation)?;
-        let Some(digest) = self.digest(&source.oci.reference) else {
+        if self.out_of_reach(image) {
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
-        };
+        }
+        let digest = self.digest(&source.oci.reference).ok_or("it is not in the registry")?;
         is_ready(&status.conditions)?;
         if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
             return Err(format!("it is not {digest}"));
@@ -177,24 +178,36 @@ impl Sight<'_> {
         self.world.processes.values().filter(own)
     }
 
-    /// What a reference stands for; none if it cannot be had.
+    /// What a reference stands for; none if it is not in the registry.
     fn digest(&self, reference: &str) -> Option<Digest> {
-        let reference: Reference = reference.parse().ok()?;
-        let doomed = self.world.doomed.contains(&reference.to_string());
-        self.world.image_script(&reference).digest.filter(|_| !doomed)
+        self.world.image_script(&reference.parse().ok()?).digest
     }
 
-    /// The digest that a VM is to run; none if it cannot be had, or was had before that.
+    /// Whether a reference was refused for good.
+    fn doomed(&self, reference: &str) -> bool {
+        reference.parse::<Reference>().is_ok_and(|name| self.world.doomed.contains(&name.to_string()))
+    }
+
+    /// Whether an image cannot be had: it is not in the registry, or was refused for good and is not
+    /// tried again.
+    fn out_of_reach(&self, image: &ImageRecord) -> bool {
+        let reference = &image.object.spec.source.oci.reference;
+        self.digest(reference).is_none() || self.doomed(reference) && stalled(&image.object.status.conditions)
+    }
+
+    /// The digest that a VM is to run; none if it cannot be had.
     fn wanted_digest(&self, vm: &VmRecord) -> Option<Digest> {
         let spec = &vm.object.spec.image;
         if let Some(reference) = &spec.oci {
-            return self.digest(reference);
+            let refused = self.doomed(reference) && stalled(&vm.object.status.conditions);
+            return self.digest(reference).filter(|_| !refused);
         }
         let namespace = &vm.object.metadata.namespace;
         let key = ObjectKey::new(Kind::Image, namespace, spec.name.as_ref()?);
         match self.records.get(&key)? {
             Record::Image(image) if image.object.metadata.deletion_timestamp.is_none() => {
-                self.digest(&image.object.spec.source.oci.reference)
+                let reference = &image.object.spec.source.oci.reference;
+                self.digest(reference).filter(|_| !self.out_of_reach(image))
             }
             _ => None,
         }
@@ -202,21 +215,38 @@ impl Sight<'_> {
 
     /// Whether something that only an edit or another object mends is in a VM's way.
     fn blocked(&self, vm: &VmRecord) -> bool {
-        let uid = vm.object.metadata.uid.map(|uid| uid.to_string());
+        let refused = |uid: Uid| self.world.doomed.contains(&uid.to_string());
         self.wanted_digest(vm).is_none()
-            || uid.is_some_and(|uid| self.world.doomed.contains(&uid))
+            || vm.object.metadata.uid.is_some_and(refused) && stalled(&vm.object.status.conditions)
             || self.others(vm).any(|other| clash(&vm.object.spec, other))
             || self.crowded(vm)
+            || self.behind(vm)
+            || self.dependent(vm)
     }
 
-    /// Whether the others leave too little memory or disk for a VM.
+    /// Whether the others leave too little memory, disk or processors for a VM.
     fn crowded(&self, vm: &VmRecord) -> bool {
         let (spec, capacity) = (&vm.object.spec, self.capacity);
-        let (memory, disk) = self.others(vm).fold((0, 0), |(memory, disk), held| {
-            (memory + held.memory.as_bytes(), disk + held.disk.as_bytes())
-        });
-        memory + spec.memory.as_bytes() > capacity.memory.as_bytes()
-            || disk + spec.root_disk.size.as_bytes() > capacity.disk.as_bytes()
+        let sum = |of: fn(&Reservation) -> u64| self.others(vm).map(of).sum::<u64>();
+        sum(|held| held.memory.as_bytes()) + spec.memory.as_bytes() > capacity.memory.as_bytes()
+            || sum(|held| held.disk.as_bytes()) + spec.root_disk.size.as_bytes() > capacity.disk.as_bytes()
+            || sum(|held| u64::from(held.cpus)) + u64::from(spec.cpus) > u64::from(capacity.cpus)
+    }
+
+    /// Whether another VM waits for room, which this one may not pass.
+    fn behind(&self, vm: &VmRecord) -> bool {
+        let key = vm.object.key();
+        let others = self.records.values().filter_map(vm_of).filter(|other| other.object.key() != key);
+        others.into_iter().any(|other| other.object.status.phase == "Waiting" && self.crowded(other))
+    }
+
+    /// Whether a VM waits for one that is not ready.
+    fn dependent(&self, vm: &VmRecord) -> bool {
+        let namespace = &vm.object.metadata.namespace;
+        vm.object.spec.depends_on.iter().any(|name| {
+            let record = self.records.get(&ObjectKey::new(Kind::Vm, namespace, name));
+            record.and_then(vm_of).is_none_or(|other| is_ready(&other.object.status.conditions).is_err())
+        })
     }
 
     fn others(&self, vm: &VmRecord) -> impl Iterator<Item = &Reservation> {
@@ -326,6 +356,10 @@ fn vm_of(record: &Record) -> Option<&VmRecord> {
 
 fn ready(conditions: &[Condition]) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.kind == "Ready")
+}
+
+fn stalled(conditions: &[Condition]) -> bool {
+    conditions.iter().any(|condition| condition.kind == "Stalled" && condition.status == true.into())
 }
 
 fn is_ready(conditions: &[Condition]) -> Result<(), String> {

@@ -20,7 +20,7 @@ use vmlet::guest_image::GUEST;
 use vmlet::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use vmlet::hypervisor::{Driver, DriverError, Gated, GuestStream, Launch, ProcessIdentity, VmmExit};
 use vmlet::image::{BaseDisk, Digest, ImageError, ImageStore, Images, Progress, Reference, StagedDisk};
-use vmlet::manifest::{DirectorySource, MassDeleteSettings, Snapshot, keep};
+use vmlet::manifest::{DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
 use vmlet::network::{HostNetwork, HostSettings, Network, NetworkError, Nic};
 use vmlet::object::Quantity;
 use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
@@ -194,7 +194,8 @@ async fn run(order: Order) {
     let guard = MassDeleteSettings { percent: 100, ..MassDeleteSettings::default() };
     let manifests = order.manifests.clone();
     let (keeper, until) = (store.clone(), cancel.clone());
-    tokio::spawn(async move { keep(keeper, &manifests, snapshots, guard, Clock::Host, until).await });
+    let (ready, _) = watch::channel(Readiness::default());
+    tokio::spawn(async move { keep(keeper, &manifests, snapshots, guard, ready, Clock::Host, until).await });
     engine.run(cancel).await.unwrap();
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use vmlet::manifest::{DirectorySource, FileState, Limits, Settings, Snapshot};
+use vmlet::manifest::{DirectorySource, FileState, Limits, Patience, Settings, Snapshot};
 
 /// For an event that is expected within a second.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -129,6 +129,24 @@ async fn editors_save_by_renaming() {
     fs::remove_file(source.path("web.yaml~")).unwrap();
     let snapshot = source.declares(&["web3@web.yaml"]).await;
     assert_eq!(snapshot.files.len(), 1);
+}
+
+#[tokio::test]
+async fn a_file_that_is_renamed_into_its_place_is_believed_at_once() {
+    let long = Duration::from_secs(3600);
+    let patience = Patience { settle: long, old: long, empty: long };
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("manifests")).unwrap();
+    let settings = Settings { patience, ..Settings::default() };
+    let mut source = Running::watch(folder, "manifests", settings);
+    source.declares(&[]).await;
+    fs::write(source.path("web.tmp"), vm("web")).unwrap();
+    fs::rename(source.path("web.tmp"), source.path("web.yaml")).unwrap();
+    source.declares(&["web@web.yaml"]).await;
+
+    // One that is written in place may have more to come.
+    fs::write(source.path("web.yaml"), vm("half")).unwrap();
+    source.wait("the file is not settled", |snapshot| !settled(snapshot)).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 mod admission;
 mod rig;
+mod spans;
 mod turns;
 
 use std::time::Duration;

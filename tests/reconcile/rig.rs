@@ -19,6 +19,7 @@ use vmlet::object::{AnyObject, Condition, Kind, ObjectKey, Quantity};
 use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
 use vmlet::store::{Capacity, Declared, Event, ImageRecord, Origin, Record, Store, VmRecord};
 use vmlet::testing::{FakeImages, FakeNetwork};
+use vmlet::timeline::Recorder;
 
 /// Simulated time: far beyond every backoff.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -36,7 +37,7 @@ pub(crate) struct Rig {
     /// Whether guests that boot from now on shut down when they are asked to.
     obedient: Arc<AtomicBool>,
     clock: Clock,
-    running: Option<(CancellationToken, JoinHandle<()>)>,
+    running: Option<(Engine, JoinHandle<()>)>,
     dir: TempDir,
 }
 
@@ -89,10 +90,18 @@ impl Rig {
             entropy: Entropy::seeded(1),
         };
         let engine = Engine::new(self.store.clone(), parts, self.settings.clone());
-        let cancel = CancellationToken::new();
-        let until = cancel.clone();
-        let task = tokio::spawn(async move { engine.run(until).await.unwrap() });
-        self.running = Some((cancel, task));
+        let runs = engine.clone();
+        let task = tokio::spawn(async move { runs.run(CancellationToken::new()).await.unwrap() });
+        self.running = Some((engine, task));
+    }
+
+    /// The engine that runs.
+    pub(crate) fn engine(&self) -> Engine {
+        self.running.as_ref().unwrap().0.clone()
+    }
+
+    pub(crate) fn recorder(&self) -> Recorder {
+        self.engine().recorder().clone()
     }
 
     /// Ends the engine wherever it is, as a kill does.

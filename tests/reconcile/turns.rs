@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vmlet::hypervisor::fake::{Behaviour, Step};
-use vmlet::manifest::{FileState, MassDeleteSettings, Snapshot, decode, keep};
+use vmlet::manifest::{FileState, MassDeleteSettings, Readiness, Snapshot, decode, keep};
 use vmlet::store::{Record, Severity};
 use vmlet::testing::ImageScript;
 
@@ -326,7 +326,8 @@ impl Folder {
         let until = cancel.clone();
         tokio::spawn(async move {
             let root = std::path::Path::new("/m");
-            keep(store, root, receiver, MassDeleteSettings::default(), clock, until).await;
+            let (readiness, _) = watch::channel(Readiness::default());
+            keep(store, root, receiver, MassDeleteSettings::default(), readiness, clock, until).await;
         });
         Folder { snapshots, cancel }
     }

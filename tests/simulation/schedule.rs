@@ -41,9 +41,12 @@ impl Schedule {
         options.down = self.time(20);
         options.settings.max_pulls = self.dice.random_range(1..4);
         options.settings.max_boots = self.dice.random_range(1..5);
-        if self.dice.random_bool(0.2) {
-            options.settings.capacity.memory = Quantity::mebibytes(600);
+        match self.dice.random_range(0..6) {
+            0 => options.settings.capacity.memory = Quantity::mebibytes(600),
+            1 => options.settings.capacity.cpus = 4,
+            _ => {}
         }
+        options.settings.patience = self.time(60);
         let mut sim = Simulation::new(seed, options);
         self.script_registry(&mut sim);
         let mut folder = Folder::new();
@@ -251,11 +254,20 @@ impl Schedule {
         let policy = pick(&["Always", "Always", "Always", "RerunOnFailure", "Once", "Halted"]);
         let grace = pick(&["0", "1", "10"]);
         let label = pick(&["x", "y"]);
+        let cpus = pick(&["1", "1", "2"]);
+        let priority = pick(&["0", "0", "7"]);
+        // Only on smaller numbers: nothing goes round in a circle.
+        let number: u32 = name[1..].parse().unwrap();
+        let depends = if number > 0 && dice.random_bool(0.15) {
+            format!("[v{}]", dice.random_range(0..number))
+        } else {
+            "[]".to_owned()
+        };
         vm(
             name,
             &label,
             &format!(
-                "{{image: {{{image}}}, memory: {memory}, rootDisk: {{size: {disk}}}, network: {network}, runPolicy: {policy}, terminationGracePeriodSeconds: {grace}}}"
+                "{{image: {{{image}}}, cpus: {cpus}, priority: {priority}, dependsOn: {depends}, memory: {memory}, rootDisk: {{size: {disk}}}, network: {network}, runPolicy: {policy}, terminationGracePeriodSeconds: {grace}}}"
             ),
         )
     }

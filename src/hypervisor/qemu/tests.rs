@@ -11,8 +11,8 @@ use super::args::{self, Machine};
 use super::exit::{compose, panic_line, printable, workload_exit};
 use super::folder::{self, CONSOLE_LOG, VMM_LOG};
 use super::qmp::{self, QmpError};
-use crate::hypervisor::Launch;
-use crate::hypervisor::process::ExitStatus;
+use crate::hypervisor::process::{self, ExitStatus};
+use crate::hypervisor::{Launch, ProcessIdentity};
 use crate::network::{Link, Nic};
 use crate::object::{Kind, ObjectKey, Port, Protocol, Quantity, Uid};
 
@@ -305,4 +305,20 @@ async fn qmp_failures_are_told_apart() {
 fn the_time_stamp_counter_is_measured() {
     let khz = super::accel::tsc_khz();
     assert!((500_000..10_000_000).contains(&khz), "{khz} kHz");
+}
+
+#[tokio::test]
+async fn the_process_that_a_folder_names_is_found_and_only_that() {
+    let (_keep, launch) = temporary();
+    folder::prepare(&launch).unwrap();
+    assert_eq!(folder::recorded_process(&launch.dir), None);
+    let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    let process = ProcessIdentity::of(child.id()).unwrap().unwrap();
+    folder::record_process(&launch.dir, &process).unwrap();
+    assert_eq!(folder::recorded_process(&launch.dir), Some(process.clone()));
+    process::kill(&process).await.unwrap();
+    assert!(!process::alive(&process));
+    let _ = child.wait();
+    std::fs::write(launch.dir.join("vmm.json"), "{").unwrap();
+    assert_eq!(folder::recorded_process(&launch.dir), None, "a torn file names nobody");
 }

@@ -357,3 +357,62 @@ proptest! {
         }
     }
 }
+
+/// Where each object is declared, and with how many processors. No object is declared twice.
+type Places = BTreeMap<usize, (usize, u32)>;
+const MOVERS: [&str; 5] = ["v0", "v1", "v2", "v3", "v4"];
+const HOMES: [&str; 3] = ["a.yaml", "b.yaml", "c.yaml"];
+
+fn placed(places: &Places, before: Option<(&Places, &Snapshot)>) -> Snapshot {
+    let of = |places: &Places, file: usize| -> Vec<(&str, u32)> {
+        let here = places.iter().filter(|(_, (place, _))| *place == file);
+        here.map(|(name, (_, cpus))| (MOVERS[*name], *cpus)).collect()
+    };
+    let files = (0..HOMES.len()).map(|file| {
+        // As a source does: a file that did not change is the very one of before.
+        let same = before.filter(|(known, _)| of(known, file) == of(places, file));
+        let state = same.map(|(_, snapshot)| snapshot.files[Path::new(HOMES[file])].clone());
+        (HOMES[file], state.unwrap_or_else(|| good(&of(places, file))))
+    });
+    snapshot(files.collect())
+}
+
+proptest! {
+    #[test]
+    fn what_is_edited_is_all_that_is_to_be_compared(
+        places in btree_map(0..MOVERS.len(), (0..HOMES.len(), 1..3_u32), 0..=MOVERS.len()),
+        edits in vec((0..MOVERS.len(), prop::option::weighted(0.2, 0..HOMES.len()), 1..4_u32), 0..3),
+        unsettled in prop::option::weighted(0.3, 0..HOMES.len()),
+    ) {
+        let before = placed(&places, None);
+        let (mut model, mut guard) = (Model::default(), MassDeleteGuard::new(MassDeleteSettings::default()));
+        let now = Instant::now();
+        model.apply(&changes(&[], &before, &mut guard, now));
+        let mut later = places.clone();
+        for (name, moved, cpus) in edits {
+            if let Some((file, known)) = later.get_mut(&name) {
+                (*file, *known) = (moved.unwrap_or(*file), cpus);
+            }
+        }
+        let mut after = placed(&later, Some((&places, &before)));
+        if let Some(file) = unsettled {
+            after.files.insert(HOMES[file].into(), FileState::Unsettled);
+        }
+        let all: Vec<Held> = model.held.values().cloned().collect();
+        let wanted = changes(&all, &after, &mut guard.clone(), now);
+        match super::super::desired::edited(&before, &after) {
+            Some(edited) => {
+                let objects = edited.files.values().flat_map(|state| match state {
+                    FileState::Good(objects) => objects.iter().map(|at| at.object.key()).collect(),
+                    _ => Vec::new(),
+                });
+                let held: Vec<Held> = objects.filter_map(|key| model.held.get(&key).cloned()).collect();
+                let got = changes(&held, &edited, &mut guard, now);
+                // Files are looked at in order, and so are objects: only the order can differ.
+                let set = |changes: &[Change]| changes.iter().map(|change| format!("{change:?}")).collect::<BTreeSet<_>>();
+                prop_assert_eq!(set(&got), set(&wanted));
+            }
+            None => prop_assert!(places.values().map(|(file, _)| file).ne(later.values().map(|(file, _)| file))),
+        }
+    }
+}

@@ -36,9 +36,10 @@ async fn errors_of_a_file_without_objects_are_events_of_the_file() {
     let start = |store: Store, snapshots| {
         let cancel = CancellationToken::new();
         let (keeper, guard) = (cancel.clone(), MassDeleteSettings::default());
-        tokio::spawn(
-            async move { keep(store, Path::new(ROOT), snapshots, guard, Clock::Host, keeper).await },
-        );
+        let (ready, _) = watch::channel(Readiness::default());
+        tokio::spawn(async move {
+            keep(store, Path::new(ROOT), snapshots, guard, ready, Clock::Host, keeper).await
+        });
         cancel
     };
     let cancel = start(store.clone(), snapshots.clone());
@@ -51,6 +52,10 @@ async fn errors_of_a_file_without_objects_are_events_of_the_file() {
     );
     assert_eq!(event.message, "/m/new.yaml:2:7: kind \"VMM\" is unknown (did you mean `VM`?)");
     assert_eq!(broken_files(&store.events(None)).into_keys().collect::<Vec<_>>(), [Path::new("/m/new.yaml")]);
+    sender.send_replace(snapshot(""));
+    assert_eq!(next(&mut events).await.reason, "ManifestGood");
+    sender.send_replace(snapshot("apiVersion: vmlet.dev/v1alpha1\nkind: VMM\n"));
+    assert_eq!(next(&mut events).await.reason, "InvalidManifest");
     // The next daemon knows, and says so when it is mended.
     cancel.cancel();
     let _cancel = start(store.clone(), snapshots);

@@ -5,6 +5,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,13 +13,14 @@ use async_trait::async_trait;
 use self::plan::{Failure, Observed, Plan, Step, plan, status};
 use super::backoff::Backoff;
 use super::pulls::Share;
+use super::step::StepError;
 use super::task::{Outcome, Reconciler, Wake};
+use super::track::{Activity, Track};
 use super::world::World;
 use crate::image::Reference;
-use crate::object::{DiskStatus, ObjectKey, Uid};
-use crate::store::{
-    DiskState, ImageRecord, ImageUpdate, PinnedImage, PublishError, RemoveImageError, Severity,
-};
+use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
+use crate::store::{DiskState, ImageRecord, ImageUpdate, PinnedImage, RemoveImageError, Severity};
+use crate::timeline::Phase;
 
 /// What an image's task remembers between looks. All of it can be lost.
 pub(super) struct ImageTask {
@@ -28,12 +30,16 @@ pub(super) struct ImageTask {
     backoff: Backoff,
     failure: Option<Failure>,
     share: Option<Share>,
+    track: Track,
+    /// The step that is being taken.
+    acting: Option<Discriminant<Step>>,
 }
 
 impl ImageTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
         let backoff = Backoff::new(world.settings.backoff, world.entropy.clone());
-        ImageTask { world, key, uid, backoff, failure: None, share: None }
+        let track = Track::new(world.recorder.clone(), key.clone());
+        ImageTask { world, key, uid, backoff, failure: None, share: None, acting: None, track }
     }
 
     fn observe(&mut self, record: &ImageRecord) -> Observed {
@@ -76,25 +82,19 @@ impl ImageTask {
     }
 
     fn pull(&mut self, pin: &PinnedImage) -> Result<(), StepError> {
-        let reference = parse(&pin.reference)?;
+        let reference: Reference = pin.reference.parse()?;
         self.share = Some(self.world.pulls.join(&reference, &pin.digest));
         Ok(())
     }
 
     async fn resolve(&mut self, record: &ImageRecord, wake: &mut Wake) -> Result<(), StepError> {
         let text = record.object.spec.source.oci.reference.clone();
-        let reference = parse(&text)?;
+        let reference: Reference = text.parse()?;
         let images = self.world.images.clone();
         let Some(resolved) = wake.unless_woken(images.resolve(&reference)).await else {
             return Ok(());
         };
-        let digest = resolved.map_err(|error| {
-            StepError::Failed(Failure {
-                reason: error.reason.to_owned(),
-                message: error.message,
-                transient: error.transient,
-            })
-        })?;
+        let digest = resolved?;
         let update = ImageUpdate {
             generation: Some(record.object.metadata.generation),
             image: Some(Some(PinnedImage { reference: text, digest })),
@@ -117,9 +117,8 @@ impl ImageTask {
                 self.world.collector.notify_one();
                 Ok(Removal::Done)
             }
-            Err(RemoveImageError::Stale) => Err(StepError::Stale),
             Err(error @ RemoveImageError::InUse { .. }) => Ok(Removal::InUse(error.to_string())),
-            Err(error) => Err(StepError::store(&error)),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -133,6 +132,7 @@ impl ImageTask {
 
     fn fail(&mut self, failure: Failure) {
         self.backoff.fail(self.world.clock.now());
+        self.world.meters.failure(Kind::Image.singular(), &failure.reason);
         tracing::warn!(image = %self.key, reason = failure.reason, "{}", failure.message);
         self.failure = Some(failure);
     }
@@ -141,22 +141,33 @@ impl ImageTask {
 #[async_trait]
 impl Reconciler for ImageTask {
     async fn reconcile(&mut self, wake: &mut Wake) -> Outcome {
+        self.acting = None;
         let world = self.world.clone();
         let Some(record) =
             world.store.image(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
         else {
+            self.track.finish();
             return Outcome::Gone;
         };
         let seen = self.observe(&record);
         let plan = plan(&record, &seen);
+        self.track.enter(&activity(&record, &plan));
         self.announce(&record, &plan);
         self.publish(&record, &seen, &plan).await;
+        if let Some(name) = step_name(&plan.step) {
+            world.meters.step(Kind::Image, name);
+        }
+        let kind = discriminant(&plan.step);
+        self.acting = Some(kind);
         let done = match plan.step {
             Step::Wait(until) => return Outcome::Wait(until),
             Step::Resolve => self.resolve(&record, wake).await,
             Step::Pull(ref pin) => self.pull(pin),
             Step::Remove => match self.remove().await {
-                Ok(Removal::Done) => return Outcome::Gone,
+                Ok(Removal::Done) => {
+                    self.track.finish();
+                    return Outcome::Gone;
+                }
                 Ok(Removal::InUse(message)) => {
                     let plan = Plan { reason: "InUse".to_owned(), message, ..plan };
                     self.publish(&record, &seen, &plan).await;
@@ -165,7 +176,8 @@ impl Reconciler for ImageTask {
                 Err(error) => Err(error),
             },
         };
-        if let Err(StepError::Failed(failure)) = done {
+        self.acting = None;
+        if let Some(failure) = done.err().and_then(|error| error.of(kind)) {
             self.fail(failure);
         }
         Outcome::Again
@@ -173,9 +185,12 @@ impl Reconciler for ImageTask {
 
     async fn panicked(&mut self, message: &str) -> Outcome {
         self.share = None;
-        let message = format!("a step failed unexpectedly: {message}; please report this");
-        self.fail(Failure { reason: "InternalError".to_owned(), message, transient: true });
-        Outcome::Again
+        let step = self.acting.take().unwrap_or(discriminant(&Step::Wait(None)));
+        let failure = Failure::of_panic(message, step);
+        self.world.event(&self.key, self.uid, Severity::Warning, &failure.reason, &failure.message);
+        self.fail(failure);
+        // Not at once, in case that it was the look that panicked.
+        Outcome::Wait(self.backoff.closed_until(self.world.clock.now()))
     }
 
     async fn changed(&mut self) {
@@ -186,14 +201,30 @@ impl Reconciler for ImageTask {
     }
 }
 
-fn parse(text: &str) -> Result<Reference, StepError> {
-    text.parse().map_err(|error: crate::image::ReferenceError| {
-        StepError::Failed(Failure {
-            reason: "InvalidReference".to_owned(),
-            message: error.to_string(),
-            transient: false,
-        })
-    })
+/// What the image does while the plan's step is taken, or waited for.
+fn activity(record: &ImageRecord, plan: &Plan) -> Activity {
+    let reference = || record.object.spec.source.oci.reference.clone();
+    let failed = matches!(plan.phase, "Backoff" | "Failed");
+    let (phase, detail) = match plan.phase {
+        "Pending" => (Some(Phase::Resolve), reference()),
+        "Pulling" => (Some(Phase::ImageWait), reference()),
+        "Ready" => (Some(Phase::Ready), String::new()),
+        "Terminating" => (Some(Phase::TearDown), String::new()),
+        "Backoff" => (Some(Phase::Backoff), plan.message.clone()),
+        _ => (None, plan.message.clone()),
+    };
+    let digest = record.image.as_ref().map(|pin| pin.digest.to_string());
+    Activity { phase, failed, detail, awaits: digest.filter(|_| phase == Some(Phase::ImageWait)) }
+}
+
+/// The step's name in metrics; none for a wait.
+fn step_name(step: &Step) -> Option<&'static str> {
+    match step {
+        Step::Wait(_) => None,
+        Step::Resolve => Some("resolve"),
+        Step::Pull(_) => Some("pull"),
+        Step::Remove => Some("remove"),
+    }
 }
 
 /// What became of a removal.
@@ -201,28 +232,4 @@ enum Removal {
     Done,
     /// VMs use the image; says which.
     InUse(String),
-}
-
-/// Why a step did not get done.
-enum StepError {
-    /// What it was based on has changed: decide anew.
-    Stale,
-    /// It failed.
-    Failed(Failure),
-}
-
-impl StepError {
-    fn store(error: &dyn std::error::Error) -> Self {
-        let reason = "StoreFailed".to_owned();
-        StepError::Failed(Failure { reason, message: error.to_string(), transient: true })
-    }
-}
-
-impl From<PublishError> for StepError {
-    fn from(error: PublishError) -> Self {
-        match error {
-            PublishError::Stale => StepError::Stale,
-            PublishError::Store(error) => StepError::store(&error),
-        }
-    }
 }

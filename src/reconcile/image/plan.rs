@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use crate::object::{DiskStatus, ImageStatus};
 use crate::reconcile::conditions::Conditions;
 use crate::reconcile::pulls::PullState;
+use crate::reconcile::step::{self, Steps};
 use crate::store::{ImageRecord, PinnedImage};
 
 /// The observed half of a decision.
@@ -20,26 +21,10 @@ pub(in crate::reconcile) struct Observed {
     pub closed_until: Option<Timestamp>,
 }
 
+/// A step of an image, and what to tell people while it is not done.
+pub(in crate::reconcile) type Plan = step::Plan<Step>;
 /// A step that failed.
-#[derive(Clone, Debug, PartialEq)]
-pub(in crate::reconcile) struct Failure {
-    pub reason: String,
-    pub message: String,
-    /// Whether trying again without a change of the spec can help.
-    pub transient: bool,
-}
-
-/// One step, and what to tell people while it is not done.
-#[derive(Clone, Debug, PartialEq)]
-pub(in crate::reconcile) struct Plan {
-    pub step: Step,
-    /// One word for the status.
-    pub phase: &'static str,
-    /// Why the image is not Ready, in one CamelCase word.
-    pub reason: String,
-    /// The same in a sentence.
-    pub message: String,
-}
+pub(in crate::reconcile) type Failure = step::Failure<Step>;
 
 /// The steps.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,21 +39,21 @@ pub(in crate::reconcile) enum Step {
     Remove,
 }
 
+impl Steps for Step {
+    fn wait(until: Option<Timestamp>) -> Self {
+        Step::Wait(until)
+    }
+}
+
 /// Decides.
 pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan {
     let reference = &record.object.spec.source.oci.reference;
     let deleted = record.object.metadata.deletion_timestamp.is_some();
     let told =
         |step, phase, reason: &str, message: String| Plan { step, phase, reason: reason.to_owned(), message };
-    if let Some(Failure { reason, message, transient }) = &seen.failure {
-        match (transient, seen.closed_until) {
-            (false, _) => return told(Step::Wait(None), "Failed", reason, message.clone()),
-            (true, Some(until)) => {
-                let phase = if deleted { "Terminating" } else { "Backoff" };
-                return told(Step::Wait(Some(until)), phase, reason, message.clone());
-            }
-            (true, None) => {}
-        }
+    if let Some(plan) = seen.failure.as_ref().and_then(|failure| failure.wait(seen.closed_until)) {
+        let phase = if deleted { "Terminating" } else { plan.phase };
+        return Plan { phase, ..plan };
     }
     if deleted {
         return told(Step::Remove, "Terminating", "Deleted", "the image is being removed".to_owned());

@@ -78,7 +78,12 @@ fn a_deletion_is_not_held_up_by_a_pull() {
     let mut gone = record(Some(pin(REFERENCE)));
     gone.object.metadata.deletion_timestamp = Some(at(1));
     assert_eq!(plan(&gone, &seen(Some(PullState::Queued))).step, Step::Remove);
-    let failure = Failure { reason: "StoreFailed".to_owned(), message: "full".to_owned(), transient: true };
+    let failure = Failure {
+        reason: "StoreFailed".to_owned(),
+        message: "full".to_owned(),
+        transient: true,
+        step: std::mem::discriminant(&Step::Remove),
+    };
     let failed = Observed { failure: Some(failure), closed_until: Some(at(9)), ..seen(None) };
     assert_eq!(plan(&gone, &failed).step, Step::Wait(Some(at(9))));
 }

@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::guest_config::guest_config;
 use super::plan::Step;
 use super::state::{Failure, Observed};
+
 use super::{InLine, Process, VmTask, exit};
 use crate::agent::AgentError;
-use crate::hypervisor::{DriverError, Launch};
-use crate::image::{ImageError, Reference};
-use crate::network::NetworkError;
-use crate::object::{NetworkMode, Timings};
+use crate::hypervisor::Launch;
+use crate::image::Reference;
+use crate::object::NetworkMode;
+use crate::reconcile::step::StepError;
 use crate::reconcile::task::Wake;
 use crate::store::{
-    DiskState, NetworkClaim, PinnedImage, PublishError, ReleaseError, RemoveError, ReserveError, Run,
-    Severity, Standing, Stopping, StoreError, VmClaim, VmRecord, VmUpdate,
+    DiskState, NetworkClaim, PinnedImage, ReserveError, Run, Severity, Standing, Stopping, VmClaim, VmRecord,
+    VmUpdate,
 };
 
 /// How long the guest may take to acknowledge that it shuts down.
@@ -37,7 +37,7 @@ impl VmTask {
             Step::Pin(pin) => self.pin(record, pin).await,
             Step::Pull(pin) => self.pull(&pin),
             Step::Reserve { discard_disk, impatient } => self.reserve(record, discard_disk, impatient).await,
-            Step::Relinquish => self.relinquish().await,
+            Step::Relinquish => self.relinquish(record).await,
             Step::Queue => self.queue(wake).await,
             Step::Boot => self.boot(record).await,
             Step::Stop { why } => self.stop(record, why).await,
@@ -48,11 +48,8 @@ impl VmTask {
             Step::Remove => self.remove().await,
         };
         self.acting = None;
-        match done {
-            Ok(()) | Err(StepError::Stale) => {}
-            Err(StepError::Failed { reason, message, transient }) => {
-                self.fail(Failure { reason, message, transient, step: kind });
-            }
+        if let Some(failure) = done.err().and_then(|error| error.of(kind)) {
+            self.fail(failure);
         }
     }
 
@@ -62,10 +59,7 @@ impl VmTask {
         reference: &str,
         wake: &mut Wake,
     ) -> Result<(), StepError> {
-        self.waiting_since.get_or_insert_with(Instant::now);
-        let parsed: Reference = reference.parse().map_err(|error: crate::image::ReferenceError| {
-            StepError::failed("InvalidReference", error.to_string(), false)
-        })?;
+        let parsed: Reference = reference.parse()?;
         let images = self.world.images.clone();
         let Some(resolved) = wake.unless_woken(images.resolve(&parsed)).await else {
             return Ok(());
@@ -82,10 +76,7 @@ impl VmTask {
     }
 
     fn pull(&mut self, pin: &PinnedImage) -> Result<(), StepError> {
-        self.waiting_since.get_or_insert_with(Instant::now);
-        let reference: Reference = pin.reference.parse().map_err(|error: crate::image::ReferenceError| {
-            StepError::failed("InvalidReference", error.to_string(), false)
-        })?;
+        let reference: Reference = pin.reference.parse()?;
         self.share = Some(self.world.pulls.join(&reference, &pin.digest));
         Ok(())
     }
@@ -97,12 +88,7 @@ impl VmTask {
         discard_disk: bool,
         impatient: bool,
     ) -> Result<(), StepError> {
-        let started = Instant::now();
         let world = self.world.clone();
-        if self.line.is_none() {
-            let image_ms = self.waiting_since.take().map(|since| millis(started - since));
-            self.timings = Timings { image_ms, ..Timings::default() };
-        }
         if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
             world.network.detach(nic).await?;
         }
@@ -115,7 +101,6 @@ impl VmTask {
             reserved => {
                 self.line = None;
                 reserved?;
-                self.timings.reserve_ms = Some(millis(started.elapsed()));
                 self.advance();
             }
         }
@@ -137,7 +122,11 @@ impl VmTask {
         self.succeed();
     }
 
-    async fn relinquish(&mut self) -> Result<(), StepError> {
+    /// A start that was given up halfway may have left a tap.
+    async fn relinquish(&mut self, record: &VmRecord) -> Result<(), StepError> {
+        if let Some(nic) = record.reservation.as_ref().and_then(|held| held.nic.as_ref()) {
+            self.world.network.detach(nic).await?;
+        }
         self.world.store.relinquish_vm(&self.key, self.uid).await?;
         self.line = None;
         self.permit = None;
@@ -184,7 +173,6 @@ impl VmTask {
 
     /// Devices, then the gated process, then its record, and only then may it run.
     async fn boot(&mut self, record: &VmRecord) -> Result<(), StepError> {
-        let started = Instant::now();
         let world = self.world.clone();
         let launch = self.launch(record).ok_or(StepError::Stale)?;
         // None of these can be cut off: what they leave behind would come after the next step's work.
@@ -207,11 +195,12 @@ impl VmTask {
         let update = VmUpdate { run: Some(run), starts: Some(record.starts + 1), ..VmUpdate::default() };
         // An edit or a deletion in the meantime refuses this, and the process ends at its gate.
         self.publish(record, update).await?;
-        self.released_at = Some(Instant::now());
+        self.launched = true;
         self.asked = false;
         gated.release().await?;
-        self.timings.prepare_ms = Some(millis(started.elapsed()));
-        (self.timings.boot_ms, self.timings.workload_ms) = (None, None);
+        if record.starts > 0 {
+            world.meters.restart();
+        }
         self.succeed();
         self.event("Started", &format!("{} started, pid {pid}", world.driver.name()));
         Ok(())
@@ -318,7 +307,7 @@ impl VmTask {
         publish.await?;
         self.process = None;
         self.permit = None;
-        self.released_at = None;
+        self.launched = false;
         if failed {
             let (reason, message) = ("WorkloadExited".to_owned(), format!("{message}; it is started again"));
             self.fail(Failure { reason, message, transient: true, step: discriminant(&Step::Boot) });
@@ -362,84 +351,5 @@ impl VmTask {
 
     fn event(&self, reason: &str, message: &str) {
         self.world.event(&self.key, self.uid, Severity::Normal, reason, message);
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Why a step did not get done.
-pub(super) enum StepError {
-    /// What it was based on has changed: decide anew.
-    Stale,
-    /// It failed.
-    Failed { reason: String, message: String, transient: bool },
-}
-
-impl StepError {
-    fn failed(reason: &str, message: String, transient: bool) -> Self {
-        StepError::Failed { reason: reason.to_owned(), message, transient }
-    }
-}
-
-impl From<ImageError> for StepError {
-    fn from(error: ImageError) -> Self {
-        StepError::failed(error.reason, error.message, error.transient)
-    }
-}
-
-impl From<DriverError> for StepError {
-    fn from(error: DriverError) -> Self {
-        StepError::failed(error.reason, error.message, error.transient)
-    }
-}
-
-impl From<NetworkError> for StepError {
-    fn from(error: NetworkError) -> Self {
-        StepError::failed(error.reason, error.message, error.transient)
-    }
-}
-
-impl From<ReserveError> for StepError {
-    fn from(error: ReserveError) -> Self {
-        match error {
-            ReserveError::Stale | ReserveError::ImageNotReady { .. } => StepError::Stale,
-            error => StepError::failed(error.reason(), error.to_string(), error.transient()),
-        }
-    }
-}
-
-impl From<StoreError> for StepError {
-    fn from(error: StoreError) -> Self {
-        StepError::failed("StoreFailed", error.to_string(), true)
-    }
-}
-
-impl From<PublishError> for StepError {
-    fn from(error: PublishError) -> Self {
-        match error {
-            PublishError::Stale => StepError::Stale,
-            PublishError::Store(error) => error.into(),
-        }
-    }
-}
-
-impl From<ReleaseError> for StepError {
-    fn from(error: ReleaseError) -> Self {
-        match error {
-            ReleaseError::Store(error) => error.into(),
-            error => StepError::failed("NotReleased", error.to_string(), true),
-        }
-    }
-}
-
-impl From<RemoveError> for StepError {
-    fn from(error: RemoveError) -> Self {
-        match error {
-            RemoveError::Stale => StepError::Stale,
-            RemoveError::Store(error) => error.into(),
-            error => StepError::failed("NotRemoved", error.to_string(), true),
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! A VM's reconcile task: observe, plan, publish, act.
 
 mod act;
+mod activity;
 mod exit;
 mod guest_config;
 mod link;
@@ -22,9 +23,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
+use self::activity::{Stopwatch, activity};
 use self::link::Link;
 use self::plan::{Rules, Step, plan};
 use self::state::{Failure, Guest, ImageView, LineView, Observed};
@@ -32,11 +33,13 @@ use super::backoff::Backoff;
 use super::dependents::blocker;
 use super::pulls::Share;
 use super::task::{Outcome, Reconciler, Wake};
+use super::track::{Activity, Track};
 use super::world::World;
 use crate::agent::LogSink;
 use crate::hypervisor::VmmExit;
-use crate::object::{Condition, Kind, ObjectKey, ObjectMeta, Timings, Uid, set_condition};
+use crate::object::{Condition, Kind, ObjectKey, ObjectMeta, Uid, set_condition};
 use crate::store::{DiskState, PinnedImage, Run, Severity, Standing, VmRecord, VmUpdate};
+use crate::timeline::Phase;
 
 /// How long the gate must have stayed unused before a run counts as a success.
 const STEADY_SECONDS: i64 = 600;
@@ -63,9 +66,10 @@ pub(super) struct VmTask {
     process: Option<Process>,
     asked: bool,
     ready: bool,
-    timings: Timings,
-    waiting_since: Option<Instant>,
-    released_at: Option<Instant>,
+    /// Whether this task started the process that is recorded.
+    launched: bool,
+    track: Track,
+    stopwatch: Stopwatch,
 }
 
 /// The place in line for memory, processors and disk space.
@@ -96,6 +100,7 @@ impl VmTask {
         let status = world.store.vm(&key).map(|record| record.object.status.clone()).unwrap_or_default();
         VmTask {
             backoff: Backoff::new(world.settings.backoff, world.entropy.clone()),
+            track: Track::new(world.recorder.clone(), key.clone()),
             world,
             key,
             uid,
@@ -109,9 +114,8 @@ impl VmTask {
             process: None,
             asked: false,
             ready: status::was_ready(&status),
-            timings: status.timings,
-            waiting_since: None,
-            released_at: None,
+            launched: false,
+            stopwatch: Stopwatch::new(status.timings),
         }
     }
 
@@ -188,7 +192,7 @@ impl VmTask {
         };
         let link = Link::start(driver.clone(), dir.clone(), logs, self.world.clock);
         let booted = record.object.status.conditions.iter().find(|condition| condition.kind == "Booted");
-        let adopted = self.released_at.is_none() && booted.is_some_and(|booted| booted.status == true.into());
+        let adopted = !self.launched && booted.is_some_and(|booted| booted.status == true.into());
         let identity = process.clone();
         let waiting = async move { driver.exited(&dir, &identity).await }.boxed();
         let since = self.world.clock.now();
@@ -209,21 +213,30 @@ impl VmTask {
             None => (None, Guest::Silent { ever, since }),
         };
         self.world.set_agent(self.uid, agent);
-        if let Some(state) = &last {
-            self.heard_of(state);
+        if last.is_some() {
+            // A guest that is heard of has booted: its permit is another's.
+            self.permit = None;
         }
         (guest, last)
     }
 
-    /// A guest that is heard of has booted: its permit is another's.
-    fn heard_of(&mut self, state: &GuestState) {
-        self.permit = None;
-        let Some(released) = self.released_at else { return };
-        let passed = u64::try_from(released.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let boot = *self.timings.boot_ms.get_or_insert(passed);
-        if *state == GuestState::Ready {
-            self.timings.workload_ms.get_or_insert(passed.saturating_sub(boot));
+    /// Takes down what the VM does now, and how long it took to get there.
+    fn record_activity(&mut self, record: &VmRecord, seen: &Observed, plan: &plan::Plan) {
+        let mut now = activity(record, seen, plan);
+        if now.phase == Some(Phase::ImageWait) && now.awaits.is_none() {
+            now.awaits = self.awaited_digest(record);
         }
+        let Activity { phase, .. } = now;
+        if let Some(left) = self.track.enter(&now) {
+            self.stopwatch.left(left, phase, self.launched);
+        }
+    }
+
+    /// The digest that a named image is pulled by, if it is known.
+    fn awaited_digest(&self, record: &VmRecord) -> Option<String> {
+        let name = record.object.spec.image.name.as_ref()?;
+        let image = self.world.store.image(&ObjectKey::new(Kind::Image, &self.key.namespace, name))?;
+        Some(image.image.as_ref()?.digest.to_string())
     }
 
     fn image(&mut self, record: &VmRecord) -> ImageView {
@@ -304,6 +317,7 @@ impl VmTask {
     fn fail(&mut self, failure: Failure) {
         let now = self.world.clock.now();
         self.backoff.fail(now);
+        self.world.meters.failure(Kind::Vm.singular(), &failure.reason);
         self.world.event(&self.key, self.uid, Severity::Warning, &failure.reason, &failure.message);
         tracing::warn!(vm = %self.key, reason = failure.reason, "{}", failure.message);
         self.failure = Some(failure);
@@ -381,6 +395,7 @@ impl Reconciler for VmTask {
             world.store.vm(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
         else {
             world.set_agent(self.uid, None);
+            self.track.finish();
             return Outcome::Gone;
         };
         let now = world.clock.now();
@@ -393,7 +408,8 @@ impl Reconciler for VmTask {
         let seen = self.observe(&record, now);
         let rules = Rules { boot_timeout: world.settings.boot_timeout, patience: world.settings.patience };
         let plan = plan(&record, &seen, rules, now);
-        let extras = status::Extras { driver: world.driver.name(), timings: &self.timings };
+        self.record_activity(&record, &seen, &plan);
+        let extras = status::Extras { driver: world.driver.name(), timings: &self.stopwatch.timings };
         let status = status::status(&record, &seen, &plan, &extras, now);
         self.release_permit(&record, &plan.step);
         self.announce(status::was_ready(&status));
@@ -404,6 +420,7 @@ impl Reconciler for VmTask {
         match plan.step {
             Step::Wait(until) => Outcome::Wait(until),
             step => {
+                world.meters.step(Kind::Vm, activity::name(&step));
                 self.act(&record, &seen, step, wake).await;
                 Outcome::Again
             }
@@ -435,9 +452,8 @@ impl Reconciler for VmTask {
         let forgotten = mem::replace(self, fresh);
         let VmTask { backoff, line, asked, .. } = forgotten;
         (self.backoff, self.line, self.asked) = (backoff, line, asked);
-        let message = format!("a step failed unexpectedly: {message}; please report this");
         let step = acting.unwrap_or(discriminant(&Step::Wait(None)));
-        self.fail(Failure { reason: "InternalError".to_owned(), message, transient: true, step });
+        self.fail(Failure::of_panic(message, step));
         if acting.is_some() {
             return Outcome::Again;
         }

@@ -17,9 +17,10 @@ use jiff::{SignedDuration, Timestamp};
 use vmlet_wire::GuestState;
 
 use super::rules::{due_stop, reruns};
-use super::state::{Failure, Guest, ImageView, LineView, Observed};
+use super::state::{Guest, ImageView, LineView, Observed};
 use crate::object::{NetworkMode, RunPolicy, VmSpec};
 use crate::reconcile::pulls::PullState;
+use crate::reconcile::step::{self, Steps};
 use crate::store::{PinnedImage, Reservation, Run, VmRecord};
 
 /// What a guest gets beyond its grace period: it kills its own workload first, then powers off.
@@ -29,17 +30,8 @@ const LINK_UP: SignedDuration = SignedDuration::from_secs(3);
 /// How long a guest may take to power off after its workload ended.
 const POWER_OFF: SignedDuration = SignedDuration::from_secs(30);
 
-/// One step, and what to tell people while it is not done.
-#[derive(Clone, Debug, PartialEq)]
-pub(in crate::reconcile) struct Plan {
-    pub step: Step,
-    /// One word for the status.
-    pub phase: &'static str,
-    /// Why the VM is not Ready, in one CamelCase word.
-    pub reason: String,
-    /// The same in a sentence.
-    pub message: String,
-}
+/// A step of a VM, and what to tell people while it is not done.
+pub(in crate::reconcile) type Plan = step::Plan<Step>;
 
 /// The steps.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,35 +111,15 @@ fn decide(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> P
     }
 }
 
-impl Plan {
-    fn new(step: Step) -> Self {
-        Plan { step, phase: "", reason: String::new(), message: String::new() }
-    }
-
+impl Steps for Step {
     fn wait(until: Option<Timestamp>) -> Self {
-        Plan::new(Step::Wait(until))
-    }
-
-    /// With phase, reason and message, whatever they were.
-    fn told(self, phase: &'static str, reason: &str, message: &str) -> Self {
-        Plan { step: self.step, phase, reason: reason.to_owned(), message: message.to_owned() }
-    }
-
-    /// With phase, reason and message, unless they are set.
-    fn named(self, phase: &'static str, reason: &str, message: &str) -> Self {
-        if self.reason.is_empty() { self.told(phase, reason, message) } else { Plan { phase, ..self } }
+        Step::Wait(until)
     }
 }
 
 /// The wait that a failed step asks for.
 fn gated(seen: &Observed) -> Option<Plan> {
-    let failure = seen.failure.as_ref()?;
-    let Failure { reason, message, transient, .. } = failure;
-    match (transient, seen.closed_until) {
-        (false, _) => Some(Plan::wait(None).told("Failed", reason, message)),
-        (true, Some(until)) => Some(Plan::wait(Some(until)).told("Backoff", reason, message)),
-        (true, None) => None,
-    }
+    seen.failure.as_ref()?.wait(seen.closed_until)
 }
 
 /// Not to run for now: what others can use meanwhile is given back.

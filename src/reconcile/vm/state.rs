@@ -1,7 +1,5 @@
 //! What a VM's task sees of the world before it decides: data only.
 
-use std::mem::Discriminant;
-
 use jiff::Timestamp;
 use vmlet_wire::GuestState;
 
@@ -10,7 +8,11 @@ use crate::hypervisor::VmmExit;
 use crate::image::ImageConfig;
 use crate::object::NetworkMode;
 use crate::reconcile::pulls::PullState;
+use crate::reconcile::step;
 use crate::store::{PinnedImage, Standing};
+
+/// A step that failed.
+pub(in crate::reconcile) type Failure = step::Failure<Step>;
 
 /// The observed half of a decision; the recorded half is the store's record.
 #[derive(Clone, Debug)]
@@ -85,15 +87,4 @@ pub(in crate::reconcile) enum ImageView {
         /// Whether this VM pulls by itself: its spec has a reference, not an `Image`'s name.
         direct: bool,
     },
-}
-
-/// A step that failed.
-#[derive(Clone, Debug, PartialEq)]
-pub(in crate::reconcile) struct Failure {
-    pub reason: String,
-    pub message: String,
-    /// Whether the same step may succeed without a change of the spec.
-    pub transient: bool,
-    /// Which step it was.
-    pub step: Discriminant<Step>,
 }

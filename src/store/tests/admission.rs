@@ -268,7 +268,7 @@ fn the_back_of_a_long_line_is_not_told_of_every_step() {
     last.borrow_and_update();
     now(store.release_vm(&key("all"), all.uid)).unwrap();
     assert!(called(&lines[0]) && called(&lines[1]) && told(&lines[2]).ends_with("1st in line"));
-    assert_eq!(last.changed().now_or_never().is_some(), false);
+    assert!(last.changed().now_or_never().is_none());
 }
 
 #[test]

@@ -104,9 +104,9 @@ impl Images for ScriptedImages {
             state.find(reference)?;
             let number = state.dice.random();
             state.staged.insert(number, digest.clone());
-            Ok((Staging { world, number }, state.image_script(reference).pull))
+            Ok((Staging { world, number }, state.image_script(reference)))
         };
-        let (staging, takes) = self.0.effect(&of_reference("begin a pull", reference), begin).await?;
+        let (staging, script) = self.0.effect(&of_reference("begin a pull", reference), begin).await?;
         for done in 0..LAYERS {
             let (layers, bytes) = (LAYERS, 100 * LAYERS as u64);
             progress.send_replace(Progress {
@@ -115,7 +115,12 @@ impl Images for ScriptedImages {
                 bytes,
                 bytes_done: 100 * done as u64,
             });
-            tokio::time::sleep(takes / LAYERS as u32).await;
+            tokio::time::sleep(script.pull / LAYERS as u32).await;
+        }
+        if script.panics > 0 {
+            let name = reference.to_string();
+            self.0.lock().image_scripts.entry(name).and_modify(|script| script.panics -= 1);
+            panic!("a pull panics as scripted");
         }
         let finish = |state: &mut State| match state.image_scripts.get_mut(&reference.to_string()) {
             Some(script) if script.failures > 0 => {
