@@ -239,6 +239,9 @@ fn steady(text: &str) -> String {
                 age if seconds(age).is_some() => "0s".to_owned(),
                 age if age.strip_prefix('(').and_then(seconds).is_some() => "(0s".to_owned(),
                 time if time.parse::<Timestamp>().is_ok() => "TIME".to_owned(),
+                time if time.strip_suffix(',').is_some_and(|time| time.parse::<Timestamp>().is_ok()) => {
+                    "TIME,".to_owned()
+                }
                 uid if uid.parse::<Uid>().is_ok() => "UID".to_owned(),
                 other => other.to_owned(),
             })
