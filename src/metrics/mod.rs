@@ -136,6 +136,9 @@ impl Page<'_> {
         counts: &Counts<N>,
     ) -> fmt::Result {
         let counted = counts.all();
+        if N == 0 && counted.is_empty() {
+            return self.counter(name, help, 0.0);
+        }
         let counted: Vec<(Vec<(&str, &str)>, f64)> = counted
             .iter()
             .map(|(values, count)| {
@@ -158,7 +161,7 @@ impl Page<'_> {
         let mut encoder = self.encoder.encode_descriptor(name, help, None, kind)?;
         match values {
             // Without empty braces.
-            [(labels, value)] if labels.is_empty() => encode(encoder, value),
+            [([], value)] => encode(encoder, value),
             values => {
                 values.iter().try_for_each(|(labels, value)| encode(encoder.encode_family(labels)?, value))
             }

@@ -243,6 +243,13 @@ impl Simulation {
                 Paused::Time => return false,
                 Paused::Change => {}
                 Paused::Died => self.die(String::new(), self.options.down),
+                Paused::Restless => {
+                    self.world
+                        .lock()
+                        .violations
+                        .push("objects change without end, at one instant".to_owned());
+                    self.die("the daemon never rests".to_owned(), Duration::MAX / 2);
+                }
                 Paused::Failed(why) => self.die(format!("the daemon stops: {why}"), self.options.down),
             },
             Daemon::Down { until, .. } if *until > next => self.world.pass(next),

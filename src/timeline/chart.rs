@@ -17,8 +17,10 @@ const LEAST_WAIT: i64 = 500;
 pub struct Chart {
     /// When the picture begins.
     pub start: Timestamp,
-    /// Its length.
+    /// Its length: until the last thing that happened, and some space.
     pub length: i64,
+    /// When the last thing happened.
+    last: i64,
     /// Pulls, then images, then VMs.
     pub rows: Vec<Row>,
     /// How many spans were forgotten before they could be drawn.
@@ -99,7 +101,7 @@ impl Chart {
         // Pulls in the order in which they began, objects by name.
         rows.sort_by_key(|(row, first)| (row.group, if row.group == Group::Pulls { *first } else { 0 }));
         let rows = rows.into_iter().map(|(row, _)| row).collect();
-        Some(Chart { start, length, rows, forgotten: timeline.forgotten })
+        Some(Chart { start, length, last, rows, forgotten: timeline.forgotten })
     }
 
     /// Where the time axis has its marks: at round times, few enough to be read.
@@ -149,7 +151,7 @@ impl Chart {
             .filter(|(count, _)| *count > 0)
             .map(|(count, word)| format!("{count} {word}{}", if count == 1 { "" } else { "s" }))
             .collect();
-        let mut text = format!("{} in {}", shown.join(", "), seconds(self.length));
+        let mut text = format!("{} in {}", shown.join(", "), seconds(self.last));
         let most = [(Phase::Pull, "pulling"), (Phase::Boot, "booting")]
             .map(|(phase, word)| (self.most_at_once(phase), word));
         let most: Vec<String> = most

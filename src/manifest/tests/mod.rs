@@ -1,5 +1,6 @@
 mod decode;
 mod desired;
 mod keep;
+mod readiness;
 mod renames;
 mod stability;
