@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::desired::{
-    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes, edited,
+    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, changes, edited,
 };
 use super::source::{FileState, Snapshot};
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
@@ -341,13 +341,11 @@ impl Keeper {
             return Ok(());
         }
         match problem {
-            Some(Problem { reason, message }) if reason == REDECLARED => {
-                self.event(key.into(), REDECLARED, &message);
-            }
+            Some(news) if news.is_redeclared() => self.event(key.into(), &news.reason, &news.message),
             Some(Problem { reason, message }) => {
                 self.record(key.into(), Severity::Warning, &reason, &message);
             }
-            None if old.is_some_and(|old| old.reason == REDECLARED) => {}
+            None if old.is_some_and(|old| old.is_redeclared()) => {}
             None => self.event(key.into(), MENDED, "its manifest is good again"),
         }
         Ok(())
