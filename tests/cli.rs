@@ -638,7 +638,7 @@ fn validate_shows_circles_of_dependencies() {
     assert_eq!(code, 1);
     let shown = stderr.replace(path, "DIR");
     assert!(shown.starts_with(
-        "error: vm/a: spec.dependsOn makes a circle: vm/a → vm/b → vm/a; remove one of these dependencies\n --> DIR/a.yaml:6:1\n"
+        "error: vm/a: spec.dependsOn makes a circle: vm/a → vm/b → vm/a; remove one of these dependencies\n  --> DIR/a.yaml:6:1\n"
     ), "{shown}");
     assert!(shown.contains("1 error in 2 files"), "{shown}");
     std::fs::write(dir.path().join("b.yaml"), vm("b", "b")).unwrap();
