@@ -14,7 +14,6 @@ const WATCHED: Duration = Duration::from_secs(40);
 const MIB: f64 = (1 << 20) as f64;
 
 fn main() {
-    common::raise_open_files();
     common::runtime().block_on(run());
 }
 

@@ -13,7 +13,6 @@ const VMS: usize = 20;
 const RUNS: usize = 5;
 
 fn main() {
-    common::raise_open_files();
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         alone.push(common::runtime().block_on(run(0)));

@@ -55,7 +55,7 @@ fn main() {
 }
 
 fn key(number: usize) -> ObjectKey {
-    ObjectKey::new(Kind::Vm, "default", &format!("vm-{number}"))
+    ObjectKey::new(Kind::Vm, "default", format!("vm-{number}"))
 }
 
 fn digest() -> Digest {

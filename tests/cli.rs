@@ -239,6 +239,9 @@ fn steady(text: &str) -> String {
                 age if seconds(age).is_some() => "0s".to_owned(),
                 age if age.strip_prefix('(').and_then(seconds).is_some() => "(0s".to_owned(),
                 time if time.parse::<Timestamp>().is_ok() => "TIME".to_owned(),
+                time if time.strip_suffix(',').is_some_and(|time| time.parse::<Timestamp>().is_ok()) => {
+                    "TIME,".to_owned()
+                }
                 uid if uid.parse::<Uid>().is_ok() => "UID".to_owned(),
                 other => other.to_owned(),
             })
@@ -638,7 +641,7 @@ fn validate_shows_circles_of_dependencies() {
     assert_eq!(code, 1);
     let shown = stderr.replace(path, "DIR");
     assert!(shown.starts_with(
-        "error: vm/a: spec.dependsOn makes a circle: vm/a → vm/b → vm/a; remove one of these dependencies\n --> DIR/a.yaml:6:1\n"
+        "error: vm/a: spec.dependsOn makes a circle: vm/a → vm/b → vm/a; remove one of these dependencies\n  --> DIR/a.yaml:6:1\n"
     ), "{shown}");
     assert!(shown.contains("1 error in 2 files"), "{shown}");
     std::fs::write(dir.path().join("b.yaml"), vm("b", "b")).unwrap();

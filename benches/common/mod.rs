@@ -7,7 +7,7 @@ mod process;
 
 pub(crate) use figure::{Target, figure};
 pub(crate) use plane::{Plane, Setup, is_ready, manifest};
-pub(crate) use process::{cpu_time, peak_bytes, raise_open_files, resident_bytes};
+pub(crate) use process::{cpu_time, peak_bytes, resident_bytes};
 
 use tempfile::TempDir;
 

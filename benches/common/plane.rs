@@ -180,7 +180,7 @@ fn settings(dir: &Path, max_boots: usize) -> Settings {
         patience: Duration::from_secs(120),
         boot_timeout: Duration::from_secs(300),
         backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
-        log_limit: Some(10 << 20),
+        log_limit: None,
     }
 }
 
@@ -188,8 +188,6 @@ fn settings(dir: &Path, max_boots: usize) -> Settings {
 fn driver(boot: Duration) -> FakeDriver {
     let guests: Mutex<HashMap<PathBuf, FakeGuest>> = Mutex::default();
     let driver = FakeDriver::new(move |dir: &Path| {
-        // The workload's log is a real file.
-        std::fs::create_dir_all(dir).expect("a VM's folder can be made");
         let mut guests = guests.lock().unwrap_or_else(PoisonError::into_inner);
         let guest = guests.entry(dir.to_owned()).or_insert_with(|| {
             let guest = FakeGuest::new(FakeScript { obeys_shutdown: false, ..FakeScript::default() });

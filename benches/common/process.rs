@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::resource::{UsageWho, getrusage};
 
 /// The processor time that this process has used so far, in the kernel and outside.
 pub(crate) fn cpu_time() -> Duration {
@@ -27,10 +27,4 @@ fn status(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     let kilobytes = status.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"));
     kilobytes.and_then(|number| number.parse::<u64>().ok()).expect("proc(5) gives kB") * 1024
-}
-
-/// A VM's log is an open file: as many as the process may have.
-pub(crate) fn raise_open_files() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a process may ask for its limits");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a soft limit may be raised to the hard one");
 }

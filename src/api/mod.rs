@@ -29,6 +29,7 @@ mod why;
 mod tests;
 
 pub use age::age;
+pub(crate) use render::phase;
 pub use render::{DECLARED_IN, PROBLEM};
 pub use server::{Limits, serve, serve_within};
 pub use socket::{BindError, bind};
@@ -40,6 +41,8 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::routing::get;
+use jiff::Timestamp;
+use serde_json::Value;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
@@ -48,9 +51,21 @@ use crate::hypervisor::GuestStream;
 use crate::manifest::Readiness;
 use crate::metrics::Metrics;
 use crate::object::{API_VERSION, GROUP, Kind, Uid};
-use crate::store::Store;
+use crate::store::{Record, Store};
 use crate::timeline::Recorder;
 use error::ApiError;
+use request::Include;
+use types::Table;
+
+/// The table of `vmlet get`, of records that are at hand.
+pub(crate) fn table<'a>(kind: Kind, records: impl IntoIterator<Item = &'a Record>, now: Timestamp) -> Table {
+    render::table(kind, records, String::new(), Include::Metadata, now)
+}
+
+/// A record's object as the API shows it.
+pub(crate) fn object(record: &Record) -> Value {
+    render::value(record)
+}
 
 /// The running VMs, as the engine knows them.
 #[async_trait]

@@ -184,7 +184,8 @@ fn ready(object: &AnyObject) -> &'static str {
     }
 }
 
-fn phase<'a>(metadata: &ObjectMeta, phase: &'a str) -> &'a str {
+/// What an object does, in a word.
+pub(crate) fn phase<'a>(metadata: &ObjectMeta, phase: &'a str) -> &'a str {
     match phase {
         _ if metadata.deletion_timestamp.is_some() => "Terminating",
         "" => "Pending",

@@ -1,7 +1,7 @@
 //! The command line: one verb a file. The doc comments of arguments are their help.
 //!
-//! Verbs talk to the daemon over its socket, as any client does; `validate`, `doctor`, `schema` and
-//! `completions` need none. Exit codes: 0 done, 1 failure, 2 wrong use; `exec` gives its command's.
+//! Verbs talk to the daemon over its socket, as any client does; `validate`, `simulate`, `doctor`,
+//! `schema` and `completions` need none. Exit codes: 0 done, 1 failure, 2 wrong use; `exec` gives its command's.
 
 mod client;
 mod completions;
@@ -21,6 +21,7 @@ mod logs;
 mod output;
 mod schema;
 mod session;
+mod simulate;
 mod store;
 mod target;
 mod terminal;
@@ -80,6 +81,7 @@ enum Verb {
     Delete(delete::Delete),
     Validate(validate::Validate),
     Diff(diff::Diff),
+    Simulate(simulate::Simulate),
     Schema(schema::Schema),
     Daemon(Box<daemon::Daemon>),
     Store(store::Store),
@@ -136,6 +138,7 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
         Verb::Delete(verb) => verb.run(client).await,
         Verb::Validate(verb) => verb.run(),
         Verb::Diff(verb) => verb.run(client).await,
+        Verb::Simulate(verb) => verb.run(),
         Verb::Schema(verb) => verb.run(),
         Verb::Store(verb) => verb.run(client).await,
         Verb::Doctor(verb) => verb.run().await,

@@ -187,7 +187,7 @@ impl Import {
         let export = Export::read(opened).map_err(unreadable)?;
         let aside = import(&self.folder.store(), &export, self.replace).map_err(refusal)?;
         let (counts, dir) = (shown(export.counts()), self.folder.store());
-        println!("imported {counts}, as of {:.0}, into {}", export.taken_at(), dir.display());
+        println!("imported {counts} into {}, as of {:.0}", dir.display(), export.taken_at());
         if let Some(aside) = aside {
             println!("the store that was there is in {}", aside.display());
         }

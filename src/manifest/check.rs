@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::shape::{self, Field, Form, Shape, Word};
-use crate::object::{API_VERSION, AnyObject, Kind, Quantity, Violation};
+use crate::object::{API_VERSION, AnyObject, Kind, ObjectKey, Period, Quantity, Violation};
 
 /// The most findings of one object. Who has more mends these first.
 const MAX_FINDINGS: usize = 50;
@@ -44,7 +44,7 @@ pub fn object_from_value(value: Value) -> Result<AnyObject, Vec<Finding>> {
         metadata.retain(|name, _| !BOOKKEEPING.contains(&name.as_str()));
     }
     let value = without_nulls(Value::Object(fields));
-    Checker { kind, findings: &mut findings }.check(&value, shape::of(kind), "");
+    Checker { noun: kind.as_str(), findings: &mut findings }.check(&value, shape::of(kind), "");
     if !findings.is_empty() {
         return Err(findings);
     }
@@ -93,11 +93,14 @@ fn kind(fields: &Map<String, Value>, findings: &mut Vec<Finding>) -> Option<Kind
         _ => None,
     };
     if found.is_none() {
-        let hint = fields
-            .get("kind")
-            .and_then(Value::as_str)
-            .and_then(|kind| kind.parse().ok().or_else(|| similar_kind(kind)))
-            .map_or("use `VM` or `Image`".to_owned(), |kind| format!("did you mean `{kind}`?"));
+        let text = fields.get("kind").and_then(Value::as_str);
+        let hint = match text.and_then(|kind| kind.parse().ok().or_else(|| similar_kind(kind))) {
+            Some(kind) => format!("did you mean `{kind}`?"),
+            None if text == Some("Scenario") => {
+                "a scenario belongs outside of the manifests folder".to_owned()
+            }
+            None => "use `VM` or `Image`".to_owned(),
+        };
         let message = match fields.get("kind") {
             None | Some(Value::Null) => "kind is missing".to_owned(),
             Some(other) => format!("kind {} is unknown", shown(other)),
@@ -112,8 +115,16 @@ fn similar_kind(text: &str) -> Option<Kind> {
     similar(text, names.into_iter()).and_then(|name| name.parse().ok())
 }
 
+/// Everything that is wrong with a value that is to have a shape.
+pub(super) fn check(value: &Value, shape: &Shape, noun: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    Checker { noun, findings: &mut findings }.check(value, shape, "");
+    findings
+}
+
 struct Checker<'a> {
-    kind: Kind,
+    /// What is checked, in messages.
+    noun: &'a str,
     findings: &'a mut Vec<Finding>,
 }
 
@@ -161,6 +172,16 @@ impl Checker<'_> {
                     self.add(path, false, message, Some("write for example 10.63.0.10".to_owned()));
                 }
             }
+            (Form::Period, Value::String(text)) => {
+                if let Err(message) = text.parse::<Period>() {
+                    self.add(path, false, format!("{path}: {message}"), None);
+                }
+            }
+            (Form::ObjectKey, Value::String(text)) => {
+                if let Err(message) = text.parse::<ObjectKey>() {
+                    self.add(path, false, format!("{path}: {message}"), None);
+                }
+            }
             (Form::Choice(words), Value::String(text)) => self.choice(words, text, path),
             (Form::Text, Value::String(_)) | (Form::Boolean, Value::Bool(_)) => {}
             (form, value) => self.mismatch(form, value, path),
@@ -182,7 +203,7 @@ impl Checker<'_> {
                 }
                 None => format!("known fields: {}", known.collect::<Vec<_>>().join(", ")),
             };
-            let message = format!("{} is not a field of {}", shorten(&path), self.kind);
+            let message = format!("{} is not a field of {}", shorten(&path), self.noun);
             self.add(&path, true, message, Some(hint));
         }
         for field in fields {
@@ -233,6 +254,8 @@ fn description_of(form: &Form) -> &'static str {
         Form::Map(_) => "a mapping of names to values",
         Form::Text | Form::Choice(_) => "text",
         Form::Ipv4 => "an IPv4 address",
+        Form::Period => "a length of time, for example 30s",
+        Form::ObjectKey => "an object, for example vm/web",
         Form::Integer { .. } => "a whole number",
         Form::Quantity => "a quantity of bytes, for example 256Mi",
         Form::Boolean => "true or false",
@@ -288,7 +311,7 @@ pub(crate) fn similar<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> O
 }
 
 /// Drops the null fields of all mappings. Recursion is bounded by the readers' depth limits.
-fn without_nulls(value: Value) -> Value {
+pub(super) fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(
             map.into_iter()

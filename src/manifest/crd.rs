@@ -83,7 +83,7 @@ fn structural(shape: &Shape) -> Value {
         Form::Object(fields) => object(fields),
         Form::List(inner) => json!({"type": "array", "items": structural(inner)}),
         Form::Map(inner) => json!({"type": "object", "additionalProperties": structural(inner)}),
-        Form::Text => json!({"type": "string"}),
+        Form::Text | Form::Period | Form::ObjectKey => json!({"type": "string"}),
         Form::Ipv4 => json!({"type": "string", "format": "ipv4"}),
         Form::Integer { min, max } => integer(*min, *max),
         Form::Quantity => json!({

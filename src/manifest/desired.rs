@@ -20,8 +20,6 @@ pub(crate) const INVALID: &str = "InvalidManifest";
 pub(crate) const CONFLICT: &str = "Conflict";
 /// The folder cannot be read, or not completely.
 pub(crate) const UNAVAILABLE: &str = "SourceUnavailable";
-/// Declared again while the former object of the name is being deleted: no trouble, it waits.
-pub(super) const REDECLARED: &str = "Redeclared";
 /// Too much would be deleted at once.
 pub(crate) const MASS_DELETE: &str = "MassDelete";
 
@@ -285,9 +283,9 @@ impl<'a> Fold<'a> {
         let problem = declaration.map(|(path, located)| {
             let place = format!("{}:{}", path.display(), located.line);
             let message = format!("declared again at {place}; created anew when the old one is gone");
-            Problem { reason: REDECLARED.to_owned(), message }
+            Problem { reason: Problem::REDECLARED.to_owned(), message }
         });
-        let waits = held.problem.as_ref().is_some_and(|held| held.reason == REDECLARED);
+        let waits = held.problem.as_ref().is_some_and(Problem::is_redeclared);
         if problem.is_some() || waits {
             self.problem(key, held, problem);
         }

@@ -41,7 +41,7 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// An error of the file as a whole.
-    pub(super) fn of_file(path: impl Into<PathBuf>, message: &str) -> Self {
+    pub(crate) fn of_file(path: impl Into<PathBuf>, message: &str) -> Self {
         Diagnostic::new(path, Span::START, message)
     }
 

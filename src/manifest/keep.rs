@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::desired::{
-    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, REDECLARED, changes, edited,
+    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, changes, edited,
 };
 use super::source::{FileState, Snapshot};
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
@@ -86,6 +86,7 @@ pub async fn keep(
         root: root.to_owned(),
         guard: MassDeleteGuard::new(settings),
         applied: None,
+        awaits: false,
         said: HashSet::new(),
         saying: HashSet::new(),
         clock,
@@ -102,13 +103,15 @@ pub async fn keep(
                 Ok(()) => seen = true,
                 Err(_) => return,
             },
-            () = deleted(&mut deletions) => keeper.applied = None,
+            () = deleted(&mut deletions), if keeper.awaits => {}
             () = until(keeper.guard.due().map(Instant::from_std)) => {}
             () = until(retry) => {}
         }
         if !seen {
             continue;
         }
+        // From before the pass on: what it waits for may be gone before it ends.
+        deletions = keeper.watch();
         let snapshot = snapshots.borrow_and_update().clone();
         let applied = keeper.apply(&snapshot).await;
         readiness.send_modify(|ready| ready.advance(&snapshot, applied.as_ref().copied()));
@@ -145,6 +148,8 @@ struct Keeper {
     guard: MassDeleteGuard,
     /// The last snapshot, if all that it declares is in the store and nothing else, and nothing is wrong with it.
     applied: Option<Snapshot>,
+    /// Whether a name is declared whose former object is still being deleted.
+    awaits: bool,
     /// Files whose latest event says that they have errors.
     broken: BTreeSet<PathBuf>,
     /// Warnings of the last look and of this one, so that lasting trouble is told once.
@@ -192,15 +197,14 @@ impl Keeper {
         let own = records.filter(|record| record.origin().source == self.source);
         let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
         let settled = snapshot.files.values().all(|state| matches!(state, FileState::Good(_)));
-        let terminating = held.iter().any(|held| held.terminating);
-        let quiet = self.compare(&held, snapshot).await?;
-        let quiet = quiet && snapshot.complete && settled && !terminating;
+        let quiet = self.compare(&held, snapshot).await? && snapshot.complete && settled;
         self.applied = quiet.then(|| snapshot.clone());
         Ok(())
     }
 
     /// Makes the store agree. False if there is something wrong, or something to be done again.
     async fn compare(&mut self, held: &[Held], snapshot: &Snapshot) -> Result<bool, StoreError> {
+        self.awaits = held.iter().any(|held| held.terminating);
         let mut broken = BTreeSet::new();
         let (mut declarations, mut undeclared, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         for change in changes(held, snapshot, &mut self.guard, Instant::now().into_std()) {
@@ -227,7 +231,7 @@ impl Keeper {
         }
         self.note(problems, refused).await?;
         self.said = mem::take(&mut self.saying);
-        quiet &= self.said.is_empty();
+        quiet &= self.said.is_empty() && !self.awaits;
         // What could not be read now may be as broken as before.
         if snapshot.complete {
             for path in self.broken.difference(&broken).cloned() {
@@ -290,7 +294,7 @@ impl Keeper {
                 self.warn((&key).into(), CONFLICT, &format!("{place}: {error}"));
             }
             // Declared again when it is gone: that is a change this loop waits for.
-            Err(DeclareError::Terminating) => {}
+            Err(DeclareError::Terminating) => self.awaits = true,
             Err(DeclareError::Dependency(error)) => return Ok(Some(Refused { declaration, error })),
             Err(DeclareError::Store(error)) => return Err(error),
         }
@@ -337,13 +341,11 @@ impl Keeper {
             return Ok(());
         }
         match problem {
-            Some(Problem { reason, message }) if reason == REDECLARED => {
-                self.event(key.into(), REDECLARED, &message);
-            }
+            Some(news) if news.is_redeclared() => self.event(key.into(), &news.reason, &news.message),
             Some(Problem { reason, message }) => {
                 self.record(key.into(), Severity::Warning, &reason, &message);
             }
-            None if old.is_some_and(|old| old.reason == REDECLARED) => {}
+            None if old.is_some_and(|old| old.is_redeclared()) => {}
             None => self.event(key.into(), MENDED, "its manifest is good again"),
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Manifests: a folder of files in, what must change in the store out.
 //!
 //! ```text
-//!  bytes ──decode──▶ objects, diagnostics                     pure: decode, tree, check, shape
+//!  bytes ──decode──▶ objects, diagnostics                     pure: read, tree, decode, check, shape
 //!  folder ──DirectorySource──▶ Snapshot ──changes──▶ Change   scan, stability, watcher; pure: desired
 //!  API types ──shape──▶ reference page, JSON schema, CRD      pure: reference, crd
 //! ```
@@ -16,6 +16,8 @@ mod desired;
 mod diagnostic;
 mod events;
 mod keep;
+mod page;
+mod read;
 mod reference;
 mod scan;
 mod shape;
@@ -36,6 +38,8 @@ pub(crate) use desired::{CONFLICT, MASS_DELETE};
 pub use diagnostic::Diagnostic;
 pub(crate) use keep::broken_files;
 pub use keep::{Readiness, keep};
+pub(crate) use page::Page;
+pub(crate) use reference::fields;
 pub use reference::reference;
 pub use scan::Limits;
 pub use source::{Broken, DirectorySource, FileState, Settings, Snapshot};

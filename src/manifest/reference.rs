@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use schemars::JsonSchema;
+
 use super::shape::{self, Form, Shape};
 use crate::object::{Kind, effect_of};
 
@@ -26,6 +28,22 @@ pub fn reference() -> String {
     );
     metadata_rows(&mut page);
     page
+}
+
+/// A table of the fields of a type that is no manifest's.
+pub(crate) fn fields<T: JsonSchema>() -> String {
+    let mut table = "| field | type | default | meaning |\n| --- | --- | --- | --- |\n".to_owned();
+    field_rows(&mut table, &shape::of_type::<T>(), "");
+    table
+}
+
+fn field_rows(table: &mut String, shape: &Shape, path: &str) {
+    for field in fields_of(shape) {
+        let path = if path.is_empty() { field.name.clone() } else { format!("{path}.{}", field.name) };
+        let default = if field.required { "required".to_owned() } else { default_of(&field.shape) };
+        row(table, &[&format!("`{path}`"), &type_of(&field.shape), &default, &meaning(&field.shape)]);
+        field_rows(table, &field.shape, &nested(&path, &field.shape));
+    }
 }
 
 /// One row a field, nested ones below theirs.
@@ -74,16 +92,20 @@ fn row(page: &mut String, cells: &[&str]) {
     writeln!(page, "| {} |", cells.join(" | ")).expect("strings take everything");
 }
 
-/// The fields of an object, or of a list's objects.
+/// The fields of an object, or of a list's or a mapping's objects.
 fn fields_of(shape: &Shape) -> &[shape::Field] {
     match &shape.form {
-        Form::List(inner) => inner.fields(),
+        Form::List(inner) | Form::Map(inner) => inner.fields(),
         _ => shape.fields(),
     }
 }
 
 fn nested(path: &str, shape: &Shape) -> String {
-    if matches!(shape.form, Form::List(_)) { format!("{path}[]") } else { path.to_owned() }
+    match &shape.form {
+        Form::List(_) => format!("{path}[]"),
+        Form::Map(_) => format!("{path}.*"),
+        _ => path.to_owned(),
+    }
 }
 
 fn type_of(shape: &Shape) -> String {
@@ -93,6 +115,8 @@ fn type_of(shape: &Shape) -> String {
         Form::Map(inner) => format!("names to {}", type_of(inner)),
         Form::Text => "text".to_owned(),
         Form::Ipv4 => "IPv4 address".to_owned(),
+        Form::Period => "time".to_owned(),
+        Form::ObjectKey => "object".to_owned(),
         Form::Integer { .. } => "number".to_owned(),
         Form::Quantity => "bytes".to_owned(),
         Form::Boolean => "true or false".to_owned(),

@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 
+use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
 use crate::object::{Image, Kind, Vm};
@@ -29,6 +30,10 @@ pub(super) enum Form {
     Text,
     /// An IPv4 address as text.
     Ipv4,
+    /// A length of time as text.
+    Period,
+    /// `vm/web`.
+    ObjectKey,
     /// A whole number in a range, ends included.
     Integer {
         min: i64,
@@ -88,6 +93,11 @@ pub(super) fn json_schema(kind: Kind) -> Value {
     .to_value()
 }
 
+/// The shape of a type of ours.
+pub(super) fn of_type<T: JsonSchema>() -> Shape {
+    from_json_schema(&schemars::schema_for!(T).to_value())
+}
+
 fn from_json_schema(root: &Value) -> Shape {
     shape(root, &root["$defs"])
 }
@@ -130,6 +140,8 @@ fn form(schema: &Value, defs: &Value) -> Form {
         Some("object") => Form::Object(fields(schema, defs)),
         Some("array") => Form::List(inner("items")),
         Some("string") if schema["format"] == "ipv4" => Form::Ipv4,
+        Some("string") if schema["format"] == "period" => Form::Period,
+        Some("string") if schema["format"] == "object" => Form::ObjectKey,
         Some("string") => Form::Text,
         Some("integer") => integer(schema),
         Some("boolean") => Form::Boolean,

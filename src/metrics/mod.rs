@@ -161,7 +161,7 @@ impl Page<'_> {
         let mut encoder = self.encoder.encode_descriptor(name, help, None, kind)?;
         match values {
             // Without empty braces.
-            [(labels, value)] if labels.is_empty() => encode(encoder, value),
+            [([], value)] => encode(encoder, value),
             values => {
                 values.iter().try_for_each(|(labels, value)| encode(encoder.encode_family(labels)?, value))
             }

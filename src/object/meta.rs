@@ -102,6 +102,24 @@ impl fmt::Display for ObjectKey {
     }
 }
 
+impl FromStr for ObjectKey {
+    type Err = String;
+
+    /// Accepts what [`Display`](fmt::Display) writes: `vm/web`, `vm/ci/web`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.splitn(3, '/');
+        let parts = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+        let (kind, namespace, name) = match parts {
+            (kind, Some(name), None) => (kind, DEFAULT_NAMESPACE, name),
+            (kind, Some(namespace), Some(name)) => (kind, namespace, name),
+            (_, None, _) => {
+                return Err(format!("{text:?} names no object; write for example vm/web or vm/ci/web"));
+            }
+        };
+        Ok(ObjectKey::new(kind.parse()?, namespace, name))
+    }
+}
+
 /// Name and bookkeeping of an object. Manifests set the first four fields; vmlet sets the others and
 /// ignores them in manifests, so that the output of `vmlet get -o yaml` is a valid manifest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -9,6 +9,7 @@ mod dependency;
 mod effect;
 mod image;
 mod meta;
+mod period;
 mod quantity;
 mod vm;
 
@@ -21,6 +22,7 @@ pub use dependency::{DependencyError, check_dependencies};
 pub use effect::{Effect, effect_of};
 pub use image::{DiskStatus, Image, ImageSource, ImageSpec, ImageStatus, OciSource};
 pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};
+pub use period::Period;
 pub use quantity::Quantity;
 pub use vm::{
     EnvVar, ImageRef, LastExit, Network, NetworkMode, Port, PortStatus, Protocol, RootDisk, RunPolicy,

@@ -4,7 +4,7 @@
 //! a task's own status never wakes it; a panic is one object's failed attempt (`task`), and no other
 //! notices.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use super::task::{self, Reconciler, Wake};
 use super::vm::VmTask;
 use super::world::World;
 use crate::object::{Kind, ObjectKey, Uid};
-use crate::store::{Change, ChangeKind, Expired, Problem, Record, Watch};
+use crate::store::{Change, ChangeKind, Expired, ImageRecord, Problem, Record, Watch};
 
 /// Runs all objects' tasks, for ever. Dropping the future ends them, and no VM with them.
 pub(super) async fn run(world: Arc<World>) {
@@ -27,6 +27,7 @@ pub(super) async fn run(world: Arc<World>) {
         tasks: JoinSet::new(),
         names: HashMap::new(),
         dependents: Dependents::default(),
+        terminating: BTreeSet::new(),
     };
     let mut changes = supervisor.relist();
     loop {
@@ -48,6 +49,8 @@ struct Supervisor {
     tasks: JoinSet<()>,
     names: HashMap<Id, ObjectKey>,
     dependents: Dependents,
+    /// The images that are being deleted.
+    terminating: BTreeSet<ObjectKey>,
 }
 
 /// A task and what it was last woken for.
@@ -80,6 +83,7 @@ impl Supervisor {
     /// Looks at everything: at the start, and when changes were missed.
     fn relist(&mut self) -> Watch {
         self.dependents = Dependents::default();
+        self.terminating.clear();
         loop {
             let lists = Kind::ALL.map(|kind| self.world.store.list(kind, None));
             // From the older list on: a change that both show is only looked at twice.
@@ -101,25 +105,34 @@ impl Supervisor {
 
     fn follow(&mut self, change: &Change) {
         let key = change.record.key();
-        if change.kind == ChangeKind::Deleted {
+        let news = if change.kind == ChangeKind::Deleted {
+            self.terminating.remove(&key);
             if let Some(running) = self.running.get(&key) {
                 wake(running);
             }
+            true
         } else {
-            self.ensure(&change.record);
+            self.ensure(&change.record)
+        };
+        match &change.record {
+            Record::Image(image) => self.wake_users(image),
+            Record::Vm(_) if news => self.wake_terminating(&key.namespace),
+            Record::Vm(_) => {}
         }
-        self.wake_image_users(&change.record);
         self.wake_dependents(change);
     }
 
-    /// Starts the object's task, or wakes it if its declaration changed.
-    fn ensure(&mut self, record: &Record) {
+    /// Starts the object's task, or wakes it if its declaration changed. False if nothing is new.
+    fn ensure(&mut self, record: &Record) -> bool {
         let (key, Some(uid)) = (record.key(), record.metadata().uid) else {
-            return;
+            return false;
         };
         let seen = Declaration::of(record);
+        if key.kind == Kind::Image && seen.deleted.is_some() {
+            self.terminating.insert(key.clone());
+        }
         match self.running.get_mut(&key) {
-            Some(running) if running.uid == uid && running.seen == seen => {}
+            Some(running) if running.uid == uid && running.seen == seen => return false,
             Some(running) => {
                 // A task of an earlier uid finds its record gone and ends; then the new one starts.
                 running.seen = seen;
@@ -127,6 +140,7 @@ impl Supervisor {
             }
             None => self.start(key, uid, seen),
         }
+        true
     }
 
     fn start(&mut self, key: ObjectKey, uid: Uid, seen: Declaration) {
@@ -156,28 +170,23 @@ impl Supervisor {
         }
     }
 
-    /// VMs follow their image; an image that is being deleted follows its VMs.
-    fn wake_image_users(&self, record: &Record) {
-        match record {
-            Record::Image(image) => {
-                let metadata = &image.object.metadata;
-                let (vms, _) = self.world.store.list(Kind::Vm, Some(&metadata.namespace));
-                let names = |vm: &Record| match vm {
-                    Record::Vm(vm) => vm.object.spec.image.name.as_ref() == Some(&metadata.name),
-                    Record::Image(_) => false,
-                };
-                for vm in vms.iter().filter(|vm| names(vm)) {
-                    self.running.get(&vm.key()).map(wake);
-                }
-            }
-            Record::Vm(vm) => {
-                let Some(name) = &vm.object.spec.image.name else { return };
-                let key = ObjectKey::new(Kind::Image, &vm.object.metadata.namespace, name);
-                let image = self.world.store.image(&key);
-                if image.is_some_and(|image| image.object.metadata.deletion_timestamp.is_some()) {
-                    self.running.get(&key).map(wake);
-                }
-            }
+    /// VMs follow their image.
+    fn wake_users(&self, image: &ImageRecord) {
+        let metadata = &image.object.metadata;
+        let (vms, _) = self.world.store.list(Kind::Vm, Some(&metadata.namespace));
+        let names = |vm: &Record| match vm {
+            Record::Vm(vm) => vm.object.spec.image.name.as_ref() == Some(&metadata.name),
+            Record::Image(_) => false,
+        };
+        for vm in vms.iter().filter(|vm| names(vm)) {
+            self.running.get(&vm.key()).map(wake);
+        }
+    }
+
+    /// An image that is being deleted waits until no VM names it: one that goes, or is edited.
+    fn wake_terminating(&self, namespace: &str) {
+        for key in self.terminating.iter().filter(|key| key.namespace == namespace) {
+            self.running.get(key).map(wake);
         }
     }
 

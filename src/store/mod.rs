@@ -176,6 +176,15 @@ impl Store {
         events.into_iter().map(Arc::unwrap_or_clone).collect()
     }
 
+    /// Waits until everything that can be read now is durable: what is only in memory may be undone by a
+    /// crash, and nothing outside is done because of it.
+    ///
+    /// # Errors
+    /// The store failed: some of what it shows may never become durable.
+    pub async fn settled(&self) -> Result<(), StoreError> {
+        self.engine().commit(|_| Ok(())).await
+    }
+
     /// How long the store's one guard was held, for reads and transactions.
     pub fn guard_histogram(&self) -> HistogramSnapshot {
         self.engine().guard_times().snapshot()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Store;
 use super::error::{PublishError, RemoveError, RemoveImageError};
-use super::record::{Record, Reservation, Run};
+use super::record::{Problem, Record, Reservation, Run};
 use super::request::{ImageUpdate, VmUpdate};
 use super::state::State;
 use crate::object::{Kind, ObjectKey, Uid};
@@ -55,7 +55,8 @@ impl Store {
         self.engine().commit(|state| state.remove_vm(key, uid)).await
     }
 
-    /// Removes a deleted image's record unless a VM of its namespace names it. The disk is another
+    /// Removes a deleted image's record unless a VM of its namespace names it and no other image is
+    /// declared in its place. The disk is another
     /// matter: see [`condemn_disks`](Store::condemn_disks).
     ///
     /// # Errors
@@ -134,8 +135,11 @@ impl State {
         if image.object.metadata.deletion_timestamp.is_none() {
             return Err(RemoveImageError::NotDeleted);
         }
+        // One that is declared again makes way even if VMs name it: they name its successor, too, and
+        // what they run on is kept by their pins.
+        let follows = image.problem.as_ref().is_some_and(Problem::is_redeclared);
         let by = self.users_of(key);
-        if !by.is_empty() {
+        if !by.is_empty() && !follows {
             return Err(RemoveImageError::InUse { by });
         }
         self.remove(key);

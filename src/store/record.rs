@@ -176,6 +176,16 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// Declared again while the former object of the name is being deleted: no trouble, it waits.
+    pub const REDECLARED: &'static str = "Redeclared";
+
+    /// Whether another object of the name is to follow this one.
+    pub fn is_redeclared(&self) -> bool {
+        self.reason == Problem::REDECLARED
+    }
+}
+
 /// A reference and what it was resolved to. A new reference is resolved anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinnedImage {

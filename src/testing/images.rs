@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -34,6 +35,12 @@ impl ImageScript {
         let digest = format!("sha256:{}", digit.to_string().repeat(64));
         let digest = digest.parse().expect("64 hexadecimal digits are a digest");
         ImageScript { digest: Some(digest), pull, failures: 0, panics: 0 }
+    }
+
+    /// A reference that is there, with a digest of its own, and pulled in three seconds.
+    pub fn of(reference: &Reference) -> Self {
+        let digest = Digest::sha256(Sha256::digest(reference.to_string().as_bytes()).into());
+        ImageScript { digest: Some(digest), pull: Duration::from_secs(3), failures: 0, panics: 0 }
     }
 }
 

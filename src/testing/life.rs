@@ -26,6 +26,8 @@ use crate::store::{ChangeKind, EventWatch, MemoryBackend, Moment, Record, Severi
 const START: i64 = 1_800_000_000;
 /// After a change, so long is waited for others before it is looked at.
 const GATHER: Duration = Duration::from_millis(5);
+/// More changes at one instant are a loop that never rests.
+const RESTLESS: u32 = 20_000;
 /// How long a flush takes at most that takes its time.
 const FLUSH: Duration = Duration::from_millis(400);
 
@@ -57,6 +59,8 @@ pub(super) enum Paused {
     Died,
     /// The daemon cannot go on: it is to be started again.
     Failed(String),
+    /// Objects change without end while time stands still.
+    Restless,
 }
 
 /// The calendar's time in a simulation.
@@ -127,6 +131,7 @@ impl Life {
         let Life { world, store, changes, events, began, engine, runtime, .. } = self;
         let end = began.1 + until.saturating_sub(began.0);
         let mut end = (end, false);
+        let mut at_once = (Instant::now(), 0);
         runtime.block_on(async {
             loop {
                 tokio::select! {
@@ -145,7 +150,12 @@ impl Life {
                             Ok(change) => told(world, change.kind, &change.record),
                             Err(_) => *changes = store.watch(None).expect("a watch from now on"),
                         }
-                        let soon = Instant::now() + GATHER;
+                        let now = Instant::now();
+                        at_once = if at_once.0 == now { (now, at_once.1 + 1) } else { (now, 1) };
+                        if at_once.1 > RESTLESS {
+                            return Paused::Restless;
+                        }
+                        let soon = now + GATHER;
                         if soon < end.0 {
                             end = (soon, true);
                         }

@@ -24,6 +24,8 @@
 //! }
 //! ```
 //!
+//! A [`Scenario`] is a file that says all this and what is expected, for `vmlet simulate`.
+//!
 //! A simulation blocks its thread and keeps a runtime of its own: inside of another runtime it belongs
 //! on a thread where blocking is fine.
 //!
@@ -35,6 +37,7 @@ mod life;
 mod network;
 mod options;
 mod oracle;
+mod scenario;
 mod simulation;
 mod timeline;
 mod trouble;
@@ -43,6 +46,7 @@ mod world;
 pub use images::{FakeImages, ImageScript};
 pub use network::FakeNetwork;
 pub use options::{Options, Unflushed};
+pub use scenario::{Outcome, Scenario, reference};
 pub use simulation::Simulation;
 pub use timeline::{Entry, Teller};
 pub use trouble::{Action, Trouble, VmScript, WorkloadExit};

@@ -243,6 +243,13 @@ impl Simulation {
                 Paused::Time => return false,
                 Paused::Change => {}
                 Paused::Died => self.die(String::new(), self.options.down),
+                Paused::Restless => {
+                    self.world
+                        .lock()
+                        .violations
+                        .push("objects change without end, at one instant".to_owned());
+                    self.die("the daemon never rests".to_owned(), Duration::MAX / 2);
+                }
                 Paused::Failed(why) => self.die(format!("the daemon stops: {why}"), self.options.down),
             },
             Daemon::Down { until, .. } if *until > next => self.world.pass(next),
@@ -287,12 +294,18 @@ impl Simulation {
         let text = match &action {
             Action::Write { path, .. } => format!("{path} is written"),
             Action::Remove { path } => format!("{path} is removed"),
+            Action::Apply(changed) => {
+                let files: Vec<String> =
+                    changed.files.keys().map(|path| path.display().to_string()).collect();
+                format!("{} written", files.join(", ") + if files.len() == 1 { " is" } else { " are" })
+            }
             Action::Replace(_) => "the folder is replaced".to_owned(),
             Action::Crash { .. } => String::new(),
             Action::Reboot { .. } => "the host reboots".to_owned(),
             Action::FailStore => "the store's next write fails".to_owned(),
             Action::KillVmm(key) => format!("the VMM of {key} is killed"),
             Action::EndWorkload(key, code) => format!("the workload of {key} ends with code {code}"),
+            Action::ScriptImage(reference, _) => format!("{reference} behaves otherwise"),
             Action::Trouble(_) => "other trouble".to_owned(),
         };
         if !text.is_empty() {
@@ -301,6 +314,9 @@ impl Simulation {
         match action {
             Action::Write { path, text } => self.write(&path, &text),
             Action::Remove { path } => self.remove(&path),
+            Action::Apply(changed) => {
+                self.change_folder(|files| files.extend(Arc::unwrap_or_clone(changed).files));
+            }
             Action::Replace(snapshot) => self.replace(Arc::unwrap_or_clone(snapshot)),
             Action::Crash { down } => self.crash(down),
             Action::Reboot { down } => {
@@ -310,6 +326,7 @@ impl Simulation {
             Action::FailStore => self.world.lock().fail_store = true,
             Action::KillVmm(key) => self.in_time(|world| world.kill_vmm(&key)),
             Action::EndWorkload(key, code) => self.in_time(|world| world.end_workload(&key, code)),
+            Action::ScriptImage(reference, script) => self.script_image(&reference, script),
             Action::Trouble(trouble) => self.set_trouble(*trouble),
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::images::ImageScript;
 use crate::manifest::Snapshot;
 use crate::object::ObjectKey;
 
@@ -129,6 +130,8 @@ pub enum Action {
         /// Its path below the folder.
         path: String,
     },
+    /// These files are put into the manifests folder, in the place of those of the same paths.
+    Apply(Arc<Snapshot>),
     /// The whole folder is replaced.
     Replace(Arc<Snapshot>),
     /// The daemon is killed and started again.
@@ -147,6 +150,8 @@ pub enum Action {
     KillVmm(ObjectKey),
     /// The workload of a VM ends with this exit code, if it runs.
     EndWorkload(ObjectKey, i32),
+    /// An image reference behaves so from now on.
+    ScriptImage(String, ImageScript),
     /// Trouble by chance from now on.
     Trouble(Box<Trouble>),
 }

@@ -131,7 +131,7 @@ impl Canvas<'_> {
     }
 
     fn row(&mut self, row: &Row, index: usize) -> fmt::Result {
-        if index % 2 == 0 {
+        if index.is_multiple_of(2) {
             writeln!(
                 self.out,
                 "<rect x=\"8\" y=\"{:.1}\" width=\"{}\" height=\"{ROW}\" fill=\"#f5f7f9\" opacity=\"0.7\"/>",

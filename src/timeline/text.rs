@@ -123,7 +123,7 @@ fn legend(out: &mut String, chart: &Chart, columns: usize, colour: bool) {
         out.push_str(&words);
         used += length + if used > 0 { 3 } else { 0 };
     }
-    out.push_str("\n");
+    out.push('\n');
 }
 
 /// Work has letters, waits have points.

@@ -444,3 +444,38 @@ async fn of_two_declarations_of_one_name_the_incumbent_runs_on_and_both_are_told
     );
     assert!(told.iter().all(|event| event.count == 1), "lasting trouble is told once: {told:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_image_in_use_that_is_declared_again_makes_way_and_its_vm_runs_on() {
+    let rig = Rig::new();
+    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    let folder = Folder::over(&rig);
+    let web = || ("v.yaml", vec![vm("web", json!({"image": {"name": "a"}}))]);
+    folder.has(&[web(), ("i.yaml", vec![image("a", "r/a:1")])]);
+    rig.ready(&vm_key("web")).await;
+    let old = rig.image("a").object.metadata.uid;
+    folder.has(&[web()]);
+    rig.until(&image_key("a"), |record| says("InUse")(record)).await;
+    folder.has(&[web(), ("i.yaml", vec![image("a", "r/a:1")])]);
+    let anew = |record: Option<&Record>| {
+        record.is_some_and(|record| record.metadata().uid != old && is_ready(record))
+    };
+    rig.until(&image_key("a"), anew).await;
+    assert_eq!((rig.vm("web").starts, rig.images.pulls("r/a:1")), (1, 1));
+    assert!(is_ready(&rig.store.record(&vm_key("web")).unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_image_goes_when_an_edit_takes_its_last_vm_away() {
+    let rig = Rig::new();
+    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.images.script("r/b:1", ImageScript::new('b', SECOND));
+    rig.declare(image("a", "r/a:1")).await;
+    rig.declare(vm("web", json!({"image": {"name": "a"}}))).await;
+    rig.ready(&vm_key("web")).await;
+    rig.undeclare(&image_key("a")).await;
+    rig.until(&image_key("a"), |record| says("InUse")(record)).await;
+    rig.declare(vm("web", json!({"image": {"oci": "r/b:1"}}))).await;
+    rig.gone(&image_key("a")).await;
+    rig.ready(&vm_key("web")).await;
+}

@@ -229,7 +229,7 @@ fn no_damage_to_any_file_loses_rows_silently() {
     let files = files(&dir.path().join("db"));
     let kinds = ["db", "conf", "head", "snap.", "blobs/"];
     let known = |kind: &&str| files.iter().any(|file| file.to_string_lossy().starts_with(*kind));
-    assert!(kinds.iter().all(|kind| known(&kind)), "{files:?}");
+    assert!(kinds.iter().all(known), "{files:?}");
     // The log is most of the store; the small files deserve a share, too.
     let file = prop_oneof![Just(PathBuf::from("db")), prop::sample::select(files)];
     let mut runner =

@@ -153,7 +153,11 @@ impl Reconciler for ImageTask {
         let plan = plan(&record, &seen);
         self.track.enter(&activity(&record, &plan));
         self.announce(&record, &plan);
-        self.publish(&record, &seen, &plan).await;
+        // What a removal comes to is known after it: a look that changes nothing writes nothing, or the
+        // image and its VMs would wake each other for ever.
+        if plan.step != Step::Remove {
+            self.publish(&record, &seen, &plan).await;
+        }
         if let Some(name) = step_name(&plan.step) {
             world.meters.step(Kind::Image, name);
         }

@@ -31,7 +31,35 @@ impl VmTask {
     pub(super) async fn act(&mut self, record: &VmRecord, seen: &Observed, step: Step, wake: &mut Wake) {
         let kind = discriminant(&step);
         self.acting = Some(kind);
-        let done = match step {
+        // What the step is based on may be another's transaction, which nobody waited for yet.
+        let touches_host = matches!(
+            step,
+            Step::Reserve { .. }
+                | Step::Relinquish
+                | Step::Boot
+                | Step::Kill { .. }
+                | Step::RecordExit { .. }
+                | Step::TearDown
+        );
+        let durable = if touches_host { self.world.store.settled().await } else { Ok(()) };
+        let done = match durable {
+            Ok(()) => self.take(record, seen, step, wake).await,
+            Err(error) => Err(error.into()),
+        };
+        self.acting = None;
+        if let Some(failure) = done.err().and_then(|error| error.of(kind)) {
+            self.fail(failure);
+        }
+    }
+
+    async fn take(
+        &mut self,
+        record: &VmRecord,
+        seen: &Observed,
+        step: Step,
+        wake: &mut Wake,
+    ) -> Result<(), StepError> {
+        match step {
             Step::Wait(_) => Ok(()),
             Step::Resolve(reference) => self.resolve(record, &reference, wake).await,
             Step::Pin(pin) => self.pin(record, pin).await,
@@ -46,10 +74,6 @@ impl VmTask {
             Step::RecordExit { rerun, failed } => self.record_exit(record, seen, rerun, failed).await,
             Step::TearDown => self.tear_down(record).await,
             Step::Remove => self.remove().await,
-        };
-        self.acting = None;
-        if let Some(failure) = done.err().and_then(|error| error.of(kind)) {
-            self.fail(failure);
         }
     }
 

@@ -130,3 +130,15 @@ fn an_image_in_use_stays_and_says_who_uses_it() {
     remove(uid).unwrap();
     assert!(store.image(&image_key("base")).is_none());
 }
+
+#[test]
+fn an_image_in_use_makes_way_for_its_successor() {
+    let (store, _) = Store::in_memory();
+    let uid = declare(&store, image("base"));
+    declare(&store, vm("web"));
+    now(store.undeclare(&image_key("base"), "directory:/m", at(2))).unwrap();
+    let again = Problem { reason: Problem::REDECLARED.to_owned(), message: String::new() };
+    now(store.set_problem(&image_key("base"), Some(again))).unwrap();
+    now(store.remove_image(&image_key("base"), uid)).unwrap();
+    assert_ne!(declare(&store, image("base")), uid);
+}

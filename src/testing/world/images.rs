@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use rand::Rng;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::{Effect, Refusal, State, World};
@@ -16,8 +14,6 @@ use crate::testing::images::ImageScript;
 
 /// The length of every base disk.
 const SIZE: u64 = 1 << 20;
-/// How long a pull takes that no script speaks of.
-const PULL: Duration = Duration::from_secs(3);
 /// A pull is heard of so often.
 const LAYERS: usize = 4;
 
@@ -44,10 +40,7 @@ impl State {
     /// How a reference behaves: as scripted, or there, with a digest of its own.
     pub(in crate::testing) fn image_script(&self, reference: &Reference) -> ImageScript {
         let name = reference.to_string();
-        self.image_scripts.get(&name).cloned().unwrap_or_else(|| {
-            let digest = Digest::sha256(Sha256::digest(name.as_bytes()).into());
-            ImageScript { digest: Some(digest), pull: PULL, failures: 0, panics: 0 }
-        })
+        self.image_scripts.get(&name).cloned().unwrap_or_else(|| ImageScript::of(reference))
     }
 
     fn find(&self, reference: &Reference) -> Result<Digest, Refusal> {
