@@ -133,14 +133,13 @@ fn untrue(
     let restarts = u32::from(matches!(own, Outcome::Restart | Outcome::Recreate)) + u32::from(follows);
     let right = match (before, after) {
         (None, Some((_, starts, up))) => {
-            (*starts, *up) == if own == Outcome::Start { (1, true) } else { (0, false) }
+            !follows && (*starts, *up) == if own == Outcome::Start { (1, true) } else { (0, false) }
         }
         (Some((.., up)), None) => own == if *up { Outcome::Stop } else { Outcome::Remove },
         (Some((old, started, was_up)), Some((new, starts, up))) => {
             let again = starts - started;
             let fits = match own {
-                // Who is stopped does not follow an image.
-                Outcome::Stop => again == 0 && !up,
+                Outcome::Stop => again == 0 && !up && !follows,
                 Outcome::Start => again == 1 && *up,
                 _ if restarts > 0 => (1..=restarts).contains(&again) && *up,
                 Outcome::None => again == 0 && up == was_up,
