@@ -1,6 +1,8 @@
 //! The command line as its users meet it: the real binary against a real socket.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "cli/simulate.rs"]
+mod simulate;
 #[path = "cli/store.rs"]
 mod store;
 
@@ -253,7 +255,9 @@ fn steady(text: &str) -> String {
 
 #[test]
 fn help() {
-    for verb in ["", "get", "wait", "exec", "logs", "timeline", "validate", "diff", "why", "store"] {
+    for verb in
+        ["", "get", "wait", "exec", "logs", "timeline", "validate", "diff", "simulate", "why", "store"]
+    {
         let words: Vec<&str> = [verb, "-h"].into_iter().filter(|word| !word.is_empty()).collect();
         let (code, stdout, _) = outcome(&vmlet(&words).output().unwrap());
         assert_eq!(code, 0);

@@ -10,16 +10,20 @@ use vmlet::manifest;
 use vmlet::object::Kind;
 
 #[test]
-fn the_reference_page_is_up_to_date() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/manifests.md");
-    let wanted = manifest::reference();
+fn the_reference_pages_are_up_to_date() {
+    up_to_date("docs/manifests.md", &manifest::reference());
+    up_to_date("docs/scenarios.md", &vmlet::testing::reference());
+}
+
+fn up_to_date(page: &str, wanted: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, &wanted).unwrap();
+        std::fs::write(&path, wanted).unwrap();
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         found == wanted,
-        "docs/manifests.md is out of date; run UPDATE_DOCS=1 cargo test --test manifest and commit it"
+        "{page} is out of date; run UPDATE_DOCS=1 cargo test --test manifest and commit it"
     );
 }
 

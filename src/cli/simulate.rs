@@ -1,5 +1,6 @@
 //! `vmlet simulate`.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +12,11 @@ use serde_json::{Value, json};
 use tracing::subscriber::{NoSubscriber, with_default};
 
 use super::error::{CliError, Outcome};
-use super::output::{Layout, print_table};
+use super::output::{Layout, print_lines, print_table};
 use super::text::printable;
 use super::validate::plural;
 use crate::api;
-use crate::object::{DEFAULT_NAMESPACE, Kind};
+use crate::object::{DEFAULT_NAMESPACE, Kind, ObjectKey};
 use crate::testing::{Entry, Outcome as End, Scenario, Teller};
 
 /// Try manifests on simulated time, with bad days, without a daemon
@@ -130,9 +131,7 @@ impl Simulate {
     }
 
     fn text(&self, out: &mut impl Write, end: &End) -> io::Result<()> {
-        for entry in &end.timeline {
-            writeln!(out, "{}", printable(&entry.to_string()).trim_end())?;
-        }
+        print_timeline(out, &end.timeline)?;
         for kind in [Kind::Vm, Kind::Image] {
             let records: Vec<_> =
                 end.objects.iter().filter(|record| record.key().kind == kind).cloned().collect();
@@ -189,19 +188,41 @@ impl Simulate {
     }
 }
 
+/// A line an entry. Of a status, what only goes on changing is left out.
+fn print_timeline(out: &mut impl Write, timeline: &[Entry]) -> io::Result<()> {
+    let mut layout = Layout::default();
+    let mut last: HashMap<&ObjectKey, &str> = HashMap::new();
+    let mut lines = Vec::new();
+    for entry in timeline {
+        if let (Teller::Status, Some(key)) = (entry.teller, &entry.object)
+            && last.insert(key, entry.headline()) == Some(entry.headline())
+        {
+            continue;
+        }
+        let object = entry.object.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        let at = format!("{:>10.3}s", entry.at.as_secs_f64());
+        let teller = teller(entry.teller).to_owned();
+        lines.push(vec![at, object, teller, printable(&entry.text).into_owned()]);
+    }
+    print_lines(out, &mut layout, &lines)
+}
+
 fn entry(entry: &Entry) -> Value {
-    let teller = match entry.teller {
+    json!({
+        "seconds": entry.at.as_secs_f64(),
+        "object": entry.object.as_ref().map(ToString::to_string),
+        "teller": teller(entry.teller),
+        "text": entry.text,
+    })
+}
+
+fn teller(teller: Teller) -> &'static str {
+    match teller {
         Teller::Status => "status",
         Teller::Event => "event",
         Teller::World => "world",
         Teller::Script => "script",
-    };
-    json!({
-        "seconds": entry.at.as_secs_f64(),
-        "object": entry.object.as_ref().map(ToString::to_string),
-        "teller": teller,
-        "text": entry.text,
-    })
+    }
 }
 
 /// A word for a shell.

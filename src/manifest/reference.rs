@@ -138,7 +138,7 @@ fn default_of(shape: &Shape) -> String {
 fn meaning(shape: &Shape) -> String {
     let mut text = shape.description.clone();
     if let Form::Choice(words) = &shape.form {
-        for word in words {
+        for word in words.iter().filter(|word| !word.description.is_empty()) {
             write!(text, " `{}`: {}", word.word, word.description).expect("strings take everything");
         }
     }

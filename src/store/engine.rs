@@ -222,7 +222,13 @@ impl Flusher {
         loop {
             let stopping = engine.stopping.load(Ordering::Acquire);
             self.flush(engine);
-            if stopping || self.applied.failed.is_some() {
+            if self.applied.failed.is_some() {
+                // Closing sled writes what could not be written. Where that was a file of its own, for a
+                // large value, it waits for ever: nobody waits for it (tests/boot/full_disk.rs).
+                std::thread::spawn(move || drop(self.backend));
+                return;
+            }
+            if stopping {
                 return;
             }
             std::thread::park();

@@ -13,8 +13,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::backend::EncodedRow;
 use super::engine::{Engine, FlushBy, Flusher};
@@ -24,6 +26,12 @@ use super::request::StoreSettings;
 use super::row::Row;
 use super::sled_backend::{SledBackend, SledTrouble, sync_dir};
 use super::state::State;
+
+/// How long a lock may be in other hands before it counts as held: a child that was just forked holds its
+/// parent's until it executes its program.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How often that is looked at.
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// What keeps an open store going.
 pub(super) struct Keeper {
@@ -208,9 +216,16 @@ pub(super) fn lock(dir: &Path) -> Result<File, LockError> {
     let refuse = |why: io::Error| LockError::Io { path: path.clone(), why: why.to_string() };
     let options = File::options().read(true).write(true).create(true).truncate(false).clone();
     let mut file = options.open(&path).map_err(refuse)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let locked = loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_POLL),
+            locked => break locked,
+        }
+    };
+    match locked {
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
+        Err(Errno::WOULDBLOCK) => {
             let holder = fs::read_to_string(&path).unwrap_or_default().trim().to_owned();
             return Err(LockError::InUse { dir: dir.to_owned(), holder });
         }

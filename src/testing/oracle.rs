@@ -218,10 +218,12 @@ impl Sight<'_> {
         let refused = |uid: Uid| self.world.doomed.contains(&uid.to_string());
         self.wanted_digest(vm).is_none()
             || vm.object.metadata.uid.is_some_and(refused) && stalled(&vm.object.status.conditions)
-            || self.others(vm).any(|other| clash(&vm.object.spec, other))
-            || self.crowded(vm)
-            || self.behind(vm)
-            || self.dependent(vm)
+            || self.others(vm).any(|other| clash(&vm.object.spec, other)) && !holds_all(vm)
+            || ["Waiting", "Failed"].contains(&vm.object.status.phase.as_str()) && self.waits_rightly(vm)
+    }
+
+    fn waits_rightly(&self, vm: &VmRecord) -> bool {
+        self.crowded(vm) || self.behind(vm) || self.dependent(vm)
     }
 
     /// Whether the others leave too little memory, disk or processors for a VM.
@@ -335,6 +337,15 @@ fn twice<T: Ord + Debug + Clone>(wrong: &mut Vec<String>, what: &str, items: imp
             wrong.push(format!("{what} {item:?} is held twice"));
         }
     }
+}
+
+/// Whether a VM holds what its spec asks for of the network.
+fn holds_all(vm: &VmRecord) -> bool {
+    let wanted = &vm.object.spec.network;
+    vm.reservation.as_ref().is_some_and(|held| {
+        let ports = held.nic.as_ref().map(|nic| nic.ports.as_slice()).unwrap_or_default();
+        ports == wanted.ports && (wanted.address.is_none() || wanted.address == held.address())
+    })
 }
 
 /// Whether a VM wants what another holds.

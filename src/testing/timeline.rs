@@ -18,10 +18,19 @@ pub struct Entry {
     pub text: String,
 }
 
+impl Entry {
+    /// What happened, without what goes on changing in a status: how far a pull is, who is waited for.
+    pub fn headline(&self) -> &str {
+        let details = || self.text.match_indices(": ").nth(1).map(|(at, _)| at);
+        let end = if self.teller == Teller::Status { details() } else { None };
+        &self.text[..end.unwrap_or(self.text.len())]
+    }
+}
+
 /// Whose word an [`Entry`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Teller {
-    /// The object's status, when its phase, readiness or reason changed.
+    /// The object's status, when it changed.
     Status,
     /// An event that the daemon recorded.
     Event,

@@ -40,6 +40,7 @@ async fn a_daemon_without_room_for_its_records_ends_and_the_next_one_goes_on() {
     let before = host.ready("steady").await;
     let mut filler = File::create(state.join("filler")).unwrap();
     while filler.write_all(&[1; 4096]).is_ok() {}
+    drop(filler);
     // More records than are left of what the store has claimed for its log.
     let mut halted = spec;
     halted["runPolicy"] = json!("Halted");

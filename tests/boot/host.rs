@@ -117,10 +117,16 @@ impl Host {
 
     /// Waits until the daemon ends.
     pub(crate) async fn daemon_end(&mut self) -> ExitStatus {
+        let pid = self.daemon_pid();
         let mut daemon = self.daemon.take().unwrap();
         let ended = tokio::task::spawn_blocking(move || daemon.wait().unwrap());
-        let ended = tokio::time::timeout(PATIENCE, ended).await;
-        ended.unwrap_or_else(|_| panic!("the daemon does not end:\n{}", self.log())).unwrap()
+        match tokio::time::timeout(PATIENCE, ended).await {
+            Ok(status) => status.unwrap(),
+            Err(_) => {
+                let _ = kill(pid, Signal::SIGKILL);
+                panic!("the daemon does not end:\n{}", self.log());
+            }
+        }
     }
 
     pub(crate) fn bridge(&self) -> String {

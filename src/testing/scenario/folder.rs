@@ -17,7 +17,11 @@ pub(super) fn folder(root: &Path) -> Result<Snapshot, Vec<Diagnostic>> {
     for (path, state) in &snapshot.files {
         match state {
             FileState::Good(_) => {}
-            FileState::Broken(broken) => wrong.extend(broken.diagnostics.iter().cloned()),
+            FileState::Broken(broken) => {
+                // As it was named, not as it is found.
+                let named = |found: &Diagnostic| Diagnostic { path: root.join(path), ..found.clone() };
+                wrong.extend(broken.diagnostics.iter().map(named));
+            }
             FileState::Unsettled => {
                 let message = "the file is being written or cannot be read";
                 wrong.push(Diagnostic::of_file(root.join(path), message));

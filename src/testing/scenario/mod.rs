@@ -14,8 +14,6 @@ mod folder;
 mod judge;
 mod load;
 mod steps;
-#[cfg(test)]
-mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
