@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building, testing and the demo need, as far as they are missing.
+# Installs the Debian packages that building, testing and the demo need, and those that are named, as far as
+# they are missing.
 set -euo pipefail
 
 packages=(
@@ -8,6 +9,7 @@ packages=(
     nftables iproute2 kmod
     e2fsprogs attr libcap2-bin cpio
     docker-registry skopeo umoci mmdebstrap debootstrap busybox-static
+    "$@"
 )
 
 # An installed kernel serves as well: another one would become the one that this host boots.

@@ -194,10 +194,10 @@ fn print_timeline(out: &mut impl Write, timeline: &[Entry]) -> io::Result<()> {
     let mut last: HashMap<&ObjectKey, &str> = HashMap::new();
     let mut lines = Vec::new();
     for entry in timeline {
-        if let (Teller::Status, Some(key)) = (entry.teller, &entry.object) {
-            if last.insert(key, entry.headline()) == Some(entry.headline()) {
-                continue;
-            }
+        if let (Teller::Status, Some(key)) = (entry.teller, &entry.object)
+            && last.insert(key, entry.headline()) == Some(entry.headline())
+        {
+            continue;
         }
         let object = entry.object.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
         let at = format!("{:>10.3}s", entry.at.as_secs_f64());

@@ -10,6 +10,7 @@
 mod calm;
 mod chance;
 mod crash_points;
+mod foretold;
 mod model;
 mod schedule;
 mod threads;

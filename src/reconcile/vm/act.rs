@@ -303,7 +303,7 @@ impl VmTask {
         self.world.event(&self.key, self.uid, Severity::Warning, "Killing", why);
         self.world.driver.kill(process).await?;
         if let Some(watched) = self.process.as_mut() {
-            Process::killed(watched).await;
+            watched.killed(why).await;
         }
         Ok(())
     }

@@ -33,7 +33,10 @@ pub(super) fn last_exit(
         (Some(stopping), _) => ("Shutdown", format!("shut down: {}", stopping.why)),
         (None, Some(0)) => ("Completed", "the workload ended with exit code 0".to_owned()),
         (None, Some(code)) => ("Error", format!("the workload ended with exit code {code}")),
-        (None, None) => vmm_death(exit, said),
+        (None, None) => match &seen.killed {
+            Some(why) if killed => ("Killed", format!("killed: {why}")),
+            _ => vmm_death(exit, said),
+        },
     };
     let message = match &seen.last {
         Some(GuestState::Failed { message }) if stopping.is_none() => {

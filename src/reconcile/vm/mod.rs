@@ -89,6 +89,8 @@ struct Process {
     link: Link,
     waiting: BoxFuture<'static, VmmExit>,
     exit: Option<VmmExit>,
+    /// Why this task killed it, if it did.
+    killed: Option<String>,
     /// Whether the guest has ever been heard of.
     ever: bool,
     /// When the watch began.
@@ -126,6 +128,7 @@ impl VmTask {
         let (guest, last) = self.guest(now);
         Observed {
             exit: self.process.as_mut().and_then(Process::poll_exit),
+            killed: self.process.as_ref().and_then(|process| process.killed.clone()),
             guest,
             last,
             image,
@@ -196,7 +199,8 @@ impl VmTask {
         let identity = process.clone();
         let waiting = async move { driver.exited(&dir, &identity).await }.boxed();
         let since = self.world.clock.now();
-        self.process = Some(Process { pid: process.pid, link, waiting, exit: None, ever: adopted, since });
+        self.process =
+            Some(Process { pid: process.pid, link, waiting, exit: None, killed: None, ever: adopted, since });
     }
 
     /// The guest as the link shows it, and the last state that it reported.
@@ -367,7 +371,8 @@ impl Process {
 
     /// Waits for the end of a process that was killed. Who killed it has reaped it: the exit does not
     /// tell any more how it came about.
-    async fn killed(&mut self) {
+    async fn killed(&mut self, why: &str) {
+        self.killed = Some(why.to_owned());
         if self.exit.is_none() {
             let exit = (&mut self.waiting).await;
             let signal = exit.signal.or_else(|| exit.code.is_none().then_some(SIGKILL));

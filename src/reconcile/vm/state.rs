@@ -19,6 +19,8 @@ pub(in crate::reconcile) type Failure = step::Failure<Step>;
 pub(in crate::reconcile) struct Observed {
     /// The end of the recorded process, if it has ended.
     pub exit: Option<VmmExit>,
+    /// Why this daemon killed the recorded process, if it did.
+    pub killed: Option<String>,
     /// The guest's end of the link.
     pub guest: Guest,
     /// The last state that this process's guest reported, link or not.

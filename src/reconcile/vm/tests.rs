@@ -102,6 +102,7 @@ fn known(pin: PinnedImage) -> ImageView {
 fn seen() -> Observed {
     Observed {
         exit: None,
+        killed: None,
         guest: Guest::Silent { ever: false, since: at(0) },
         last: None,
         image: known(pin('a')),
@@ -468,6 +469,7 @@ fn any_sight() -> impl Strategy<Value = Observed> {
                 line,
                 dependency,
                 rebooted,
+                killed: None,
                 ..base
             }
         })
@@ -505,4 +507,17 @@ proptest! {
         let step = plan(&record, &seen, RULES, at(second)).step;
         prop_assert!(step != Step::Wait(None), "{step:?}");
     }
+}
+
+#[test]
+fn a_boot_that_was_given_up_says_why_it_was_killed() {
+    let killed = |killed: Option<&str>| {
+        let exit = VmmExit { code: None, signal: Some(9), workload: None, message: String::new() };
+        let seen = Observed { exit: Some(exit), killed: killed.map(str::to_owned), ..seen() };
+        super::exit::last_exit(&seen, None, 30, at(1))
+    };
+    let (given_up, by_another) = (killed(Some("the guest was not heard of within 60 s")), killed(None));
+    assert_eq!(given_up.reason, "Killed");
+    assert_eq!(given_up.message, "killed: the guest was not heard of within 60 s");
+    assert_eq!(by_another.message, "signal 9 ended the VMM");
 }
