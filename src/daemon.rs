@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -40,11 +41,22 @@ const BACKOFF: BackoffPolicy =
 /// A workload's log file, in bytes; one old file of the same size is kept.
 const LOG_LIMIT: u64 = 10 << 20;
 
+/// Takes all the open files that the daemon may have: every VM needs some, and the limit that is usual is meant
+/// for programs that use `select`. VMMs get their own.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Runs the daemon until it is asked to stop.
 ///
 /// # Errors
 /// Whatever keeps it from starting, or the engine from accounting for what is there.
 pub async fn run(settings: Settings) -> Result<()> {
+    raise_open_files();
     let folders = Folders::make(&settings.state)?;
     let store_dir = folders.store.clone();
     let store =

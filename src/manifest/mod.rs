@@ -16,6 +16,7 @@ mod desired;
 mod diagnostic;
 mod events;
 mod keep;
+mod memory;
 mod page;
 mod read;
 mod reference;

@@ -4,7 +4,7 @@
 //! resolves beneath the root); nothing but regular files is read; depth, number and size of what is read are
 //! bounded; every folder and file is visited once however many links lead to it.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -103,6 +103,8 @@ pub(super) trait Visitor {
 pub(super) struct Walked {
     /// The folders that hold something of interest, absolute, with device and inode.
     pub folders: BTreeMap<PathBuf, (u64, u64)>,
+    /// Whether there are links.
+    pub links: bool,
     /// Why something may have been missed; empty after a whole walk.
     pub trouble: Vec<String>,
 }
@@ -110,33 +112,28 @@ pub(super) struct Walked {
 /// Walks through the root. Links are followed after everything else, so that a file is known by its own name
 /// rather than by a link's.
 pub(super) fn walk(root: &Path, limits: Limits, visitor: &mut dyn Visitor) -> Walked {
-    let mut walked = Walked::default();
-    let opened = std::fs::canonicalize(root).and_then(|real| {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok((fs::open(&real, flags, Mode::empty())?, real))
-    });
-    let (directory, real) = match opened {
-        Ok(opened) => opened,
-        Err(error) => {
-            walked.trouble.push(format!("cannot read {}: {error}", root.display()));
-            return walked;
+    match Walk::new(root, limits, visitor) {
+        Ok(mut walk) => {
+            walk.run();
+            walk.walked
         }
-    };
-    let mut walk = Walk {
-        root: directory,
-        real,
-        limits,
-        visitor,
-        walked,
-        visited: HashSet::new(),
-        folders: VecDeque::from([Folder { name: PathBuf::new(), real: PathBuf::new(), depth: 0 }]),
-        links: VecDeque::new(),
-        entries: 0,
-        files: 0,
-        bytes: 0,
-    };
-    walk.run();
-    walk.walked
+        Err(error) => {
+            let trouble = vec![format!("cannot read {}: {error}", root.display())];
+            Walked { trouble, ..Walked::default() }
+        }
+    }
+}
+
+/// Reads `paths` again, which have no links in them. False if a walk must tell what became of them: one that is
+/// not `known`, or is no regular file any more, may be, or lead to, more than itself.
+pub(super) fn revisit(
+    root: &Path,
+    paths: &BTreeSet<PathBuf>,
+    known: &HashSet<PathBuf>,
+    visitor: &mut dyn Visitor,
+) -> bool {
+    let Ok(mut walk) = Walk::new(root, Limits::default(), visitor) else { return false };
+    paths.iter().all(|path| walk.again(path, known.contains(path)))
 }
 
 /// A folder to visit: the path by which it was reached, and the one without links, both below the root.
@@ -161,7 +158,40 @@ struct Walk<'a> {
     bytes: u64,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(root: &Path, limits: Limits, visitor: &'a mut dyn Visitor) -> io::Result<Self> {
+        let real = std::fs::canonicalize(root)?;
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(Walk {
+            root: fs::open(&real, flags, Mode::empty())?,
+            real,
+            limits,
+            visitor,
+            walked: Walked::default(),
+            visited: HashSet::new(),
+            folders: VecDeque::from([Folder { name: PathBuf::new(), real: PathBuf::new(), depth: 0 }]),
+            links: VecDeque::new(),
+            entries: 0,
+            files: 0,
+            bytes: 0,
+        })
+    }
+
+    /// True if that says all of this path. What was no manifest and is a plain file, or is gone, is none now.
+    fn again(&mut self, path: &Path, known: bool) -> bool {
+        let manifest = path.file_name().is_some_and(|name| is_manifest(Path::new(name)));
+        if !manifest {
+            return match fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+                Err(error) => error == Errno::NOENT,
+            };
+        }
+        let content = known.then(|| self.read(path)).and_then(Result::ok);
+        let Some(sight @ Sight::Content { .. }) = content else { return false };
+        self.visitor.saw(path.to_owned(), sight);
+        self.bytes <= MAX_BYTES
+    }
+
     fn run(&mut self) {
         loop {
             let step = if let Some(folder) = self.folders.pop_front() {
@@ -260,6 +290,7 @@ impl Walk<'_> {
                 Ok(())
             }
             FileType::Symlink => {
+                self.walked.links = true;
                 self.links.push_back((path, folder.depth));
                 Ok(())
             }

@@ -7,9 +7,11 @@
 //!
 //! Guarantees: a snapshot holds nothing half-written, as far as patience can tell; a snapshot that may have
 //! missed something says so (`complete`), and then absence means nothing. Change notifications are only a
-//! reason to look, and looking is what counts: lost ones cost time, never correctness.
+//! reason to look, and looking is what counts: lost ones cost time, never correctness. Where they name known
+//! files and nothing else, a glance at these is enough, however many others there are; whatever else happens
+//! costs a walk, and so does every `rescan`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::decode::{Located, decode};
 use super::diagnostic::Diagnostic;
-use super::scan::{Limits, Sight, Stamp, Visitor, Walked, walk};
-use super::stability::{Look, Patience, Settling, Verdict};
-use super::watcher::Watcher;
+use super::memory::{Memory, Seen};
+use super::scan::Limits;
+use super::stability::Patience;
+use super::watcher::{News, Watcher};
 
 /// What a folder declared at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -135,16 +138,19 @@ impl DirectorySource {
     /// What the folder declares now, without patience: for `validate` and `diff`.
     pub fn scan_once(&self) -> Snapshot {
         let patience = Patience { settle: Duration::ZERO, old: Duration::ZERO, empty: Duration::ZERO };
-        let mut memory = Memory { files: HashMap::new(), root: self.root.clone(), patience };
-        memory.look(self.settings.limits, false, HashSet::new()).snapshot
+        let mut memory = Memory::new(self.root.clone(), patience);
+        memory.look(self.settings.limits, false, &HashSet::new()).snapshot
     }
 
     /// Sends a snapshot whenever it differs from the one before, until cancelled.
     pub async fn run(self, out: watch::Sender<Arc<Snapshot>>, cancel: CancellationToken) {
         let wake = Arc::new(Notify::new());
-        let memory =
-            Memory { files: HashMap::new(), root: self.root.clone(), patience: self.settings.patience };
-        let mut eyes = Eyes { memory, watcher: Watcher::new(&self.root, Arc::clone(&wake)) };
+        let mut eyes = Eyes {
+            memory: Memory::new(self.root.clone(), self.settings.patience),
+            watcher: Watcher::new(&self.root, Arc::clone(&wake)),
+            glances: false,
+            unsettled: HashSet::new(),
+        };
         let mut read_all: Option<Instant> = None;
         let mut restless: u32 = 0;
         loop {
@@ -153,9 +159,9 @@ impl DirectorySource {
             if !trust {
                 read_all = Some(start);
             }
-            let limits = self.settings.limits;
+            let (limits, last) = (self.settings.limits, out.borrow().clone());
             let task = tokio::task::spawn_blocking(move || {
-                let looked = eyes.look(limits, trust);
+                let looked = eyes.look(limits, trust, &last);
                 (eyes, looked)
             });
             let looked;
@@ -232,113 +238,40 @@ struct Looked {
 struct Eyes {
     memory: Memory,
     watcher: Watcher,
+    /// Whether the last look left nothing in doubt: every folder is watched, and no link makes a file of one
+    /// place the content of another.
+    glances: bool,
+    /// The files that the last look did not believe yet.
+    unsettled: HashSet<PathBuf>,
 }
 
 impl Eyes {
-    fn look(&mut self, limits: Limits, trust: bool) -> Looked {
-        let whole = self.watcher.take_renamed();
-        let Seen { snapshot, walked, unsettled } = self.memory.look(limits, trust, whole);
-        let fresh = self.watcher.arm(walked.folders);
-        let again = if fresh {
-            Again::AtOnce
-        } else if unsettled {
-            Again::Soon
-        } else {
-            Again::Later
-        };
+    /// `last` is what the look before this one saw.
+    fn look(&mut self, limits: Limits, trust: bool, last: &Snapshot) -> Looked {
+        let news = self.watcher.take_news();
+        if let Some(looked) = self.glance(trust, &news, last) {
+            return looked;
+        }
+        let Seen { snapshot, walked, unsettled } = self.memory.look(limits, trust, &news.renamed);
+        let armed = self.watcher.arm(walked.folders);
+        self.glances = snapshot.complete && !walked.links && armed.all && !armed.fresh;
+        self.unsettled = unsettled;
+        let again = if armed.fresh { Again::AtOnce } else { self.settled() };
         Looked { snapshot, again }
     }
-}
 
-struct Seen {
-    snapshot: Snapshot,
-    walked: Walked,
-    unsettled: bool,
-}
-
-/// What was seen before, file by file.
-struct Memory {
-    files: HashMap<PathBuf, Remembered>,
-    root: PathBuf,
-    patience: Patience,
-}
-
-#[derive(Default)]
-struct Remembered {
-    settling: Settling,
-    /// Of the settled content.
-    state: Option<FileState>,
-}
-
-impl Memory {
-    /// One walk. With `trust`, files whose stamps have not changed are not read again. Those in `whole` were
-    /// renamed into their places, so that nothing of them is still to come.
-    fn look(&mut self, limits: Limits, trust: bool, whole: HashSet<PathBuf>) -> Seen {
-        let root = self.root.clone();
-        let now = Instant::now();
-        let mut pass = Pass { memory: self, trust, whole, now, seen: Vec::new(), unsettled: false };
-        let mut walked = walk(&root, limits, &mut pass);
-        let Pass { seen, unsettled, .. } = pass;
-        // Nearly in order: cheaper than one insertion after the other.
-        let seen: BTreeMap<PathBuf, FileState> = seen.into_iter().collect();
-        let trouble = std::mem::take(&mut walked.trouble);
-        let complete = trouble.is_empty();
-        if complete && self.files.len() > seen.len() {
-            self.files.retain(|path, _| seen.contains_key(path));
-        }
-        Seen { snapshot: Snapshot { complete, files: seen, trouble }, walked, unsettled }
-    }
-}
-
-struct Pass<'a> {
-    memory: &'a mut Memory,
-    trust: bool,
-    whole: HashSet<PathBuf>,
-    now: Instant,
-    seen: Vec<(PathBuf, FileState)>,
-    unsettled: bool,
-}
-
-impl Visitor for Pass<'_> {
-    fn knows(&self, path: &Path, stamp: &Stamp) -> bool {
-        let stamp_of = |remembered: &Remembered| remembered.settling.stamp() == Some(stamp);
-        self.trust && self.memory.files.get(path).is_some_and(stamp_of)
+    /// Looks at nothing but what was touched. None if that may not be all there is to see.
+    fn glance(&mut self, trust: bool, news: &News, last: &Snapshot) -> Option<Looked> {
+        let touched = news.touched.as_ref().filter(|_| trust && self.glances)?;
+        let paths: BTreeSet<PathBuf> = touched.union(&self.unsettled).cloned().collect();
+        let (files, unsettled) = self.memory.glance(&paths, &news.renamed)?;
+        self.unsettled = unsettled;
+        let mut snapshot = last.clone();
+        snapshot.files.extend(files);
+        Some(Looked { snapshot, again: self.settled() })
     }
 
-    fn saw(&mut self, path: PathBuf, sight: Sight) {
-        let state = match sight {
-            Sight::Content { stamp, digest, bytes } => self.content(&path, stamp, digest, &bytes),
-            Sight::Known => self.memory.files.get(&path).and_then(|remembered| remembered.state.clone()),
-            Sight::Vanished => {
-                self.unsettled = true;
-                None
-            }
-            Sight::Unreadable => None,
-            Sight::Refused(message) => {
-                self.memory.files.remove(&path);
-                let diagnostic = Diagnostic::of_file(self.memory.root.join(&path), &message);
-                Some(FileState::Broken(Arc::new(Broken::new(vec![diagnostic], &[]))))
-            }
-        };
-        self.seen.push((path, state.unwrap_or(FileState::Unsettled)));
-    }
-}
-
-impl Pass<'_> {
-    fn content(&mut self, path: &Path, stamp: Stamp, digest: [u8; 32], bytes: &[u8]) -> Option<FileState> {
-        let Memory { files, root, patience } = &mut *self.memory;
-        let remembered = files.entry(path.to_owned()).or_default();
-        let look = Look { stamp, digest, blank: bytes.iter().all(u8::is_ascii_whitespace) };
-        let whole = !look.blank && self.whole.contains(path);
-        let age = if whole { Duration::MAX } else { stamp.age() };
-        match remembered.settling.look(look, age, self.now, patience) {
-            Verdict::Wait => {
-                self.unsettled = true;
-                return None;
-            }
-            Verdict::Same => {}
-            Verdict::New => remembered.state = Some(FileState::of(&root.join(path), bytes)),
-        }
-        remembered.state.clone()
+    fn settled(&self) -> Again {
+        if self.unsettled.is_empty() { Again::Later } else { Again::Soon }
     }
 }

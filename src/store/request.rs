@@ -35,7 +35,7 @@ pub struct StoreSettings {
 impl Default for StoreSettings {
     fn default() -> Self {
         StoreSettings {
-            history: 8192,
+            history: 2048,
             events_per_object: 64,
             events: 4096,
             cache_bytes: 32 << 20,

@@ -1,5 +1,6 @@
 mod decode;
 mod desired;
+mod glance;
 mod keep;
 mod readiness;
 mod renames;
