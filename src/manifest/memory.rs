@@ -21,6 +21,13 @@ pub(super) struct Seen {
     pub(super) unsettled: HashSet<PathBuf>,
 }
 
+/// What a glance at some files saw.
+pub(super) struct Glimpse {
+    pub(super) states: Vec<(PathBuf, FileState)>,
+    /// Those of them whose content is not believed yet.
+    pub(super) unsettled: HashSet<PathBuf>,
+}
+
 /// What was seen before, file by file.
 pub(super) struct Memory {
     files: HashMap<PathBuf, Remembered>,
@@ -57,14 +64,10 @@ impl Memory {
         Seen { snapshot: Snapshot { complete, files: seen, trouble }, walked, unsettled }
     }
 
-    /// Reads these files, and no others: their states, and which of them are not settled. None if one of the
+    /// Reads these files, and no others. None if one of the
     /// paths is anything but a file that was read before, or one that no manifest can be in: then only a walk
     /// tells what became of it. That a file is gone is told by a walk too.
-    pub(super) fn glance(
-        &mut self,
-        paths: &BTreeSet<PathBuf>,
-        whole: &HashSet<PathBuf>,
-    ) -> Option<(Vec<(PathBuf, FileState)>, HashSet<PathBuf>)> {
+    pub(super) fn glance(&mut self, paths: &BTreeSet<PathBuf>, whole: &HashSet<PathBuf>) -> Option<Glimpse> {
         if paths.is_empty() {
             return None;
         }
@@ -72,7 +75,8 @@ impl Memory {
         let known: HashSet<PathBuf> =
             paths.iter().filter(|path| self.files.contains_key(*path)).cloned().collect();
         let mut pass = Pass::new(self, false, whole);
-        revisit(&root, paths, &known, &mut pass).then_some((pass.seen, pass.unsettled))
+        let read = revisit(&root, paths, &known, &mut pass);
+        read.then_some(Glimpse { states: pass.seen, unsettled: pass.unsettled })
     }
 }
 
