@@ -21,6 +21,13 @@ pub(super) struct Seen {
     pub(super) unsettled: HashSet<PathBuf>,
 }
 
+/// What a glance saw.
+pub(super) struct Glimpse {
+    pub(super) files: Vec<(PathBuf, FileState)>,
+    /// The files whose content is not believed yet.
+    pub(super) unsettled: HashSet<PathBuf>,
+}
+
 /// What was seen before, file by file.
 pub(super) struct Memory {
     files: HashMap<PathBuf, Remembered>,
@@ -60,11 +67,7 @@ impl Memory {
     /// Reads these files, and no others: their states, and which of them are not settled. None if one of the
     /// paths is anything but a file that was read before, or one that no manifest can be in: then only a walk
     /// tells what became of it. That a file is gone is told by a walk too.
-    pub(super) fn glance(
-        &mut self,
-        paths: &BTreeSet<PathBuf>,
-        whole: &HashSet<PathBuf>,
-    ) -> Option<(Vec<(PathBuf, FileState)>, HashSet<PathBuf>)> {
+    pub(super) fn glance(&mut self, paths: &BTreeSet<PathBuf>, whole: &HashSet<PathBuf>) -> Option<Glimpse> {
         if paths.is_empty() {
             return None;
         }
@@ -72,7 +75,11 @@ impl Memory {
         let known: HashSet<PathBuf> =
             paths.iter().filter(|path| self.files.contains_key(*path)).cloned().collect();
         let mut pass = Pass::new(self, false, whole);
-        revisit(&root, paths, &known, &mut pass).then_some((pass.seen, pass.unsettled))
+        if !revisit(&root, paths, &known, &mut pass) {
+            return None;
+        }
+        let Pass { seen: files, unsettled, .. } = pass;
+        Some(Glimpse { files, unsettled })
     }
 }
 

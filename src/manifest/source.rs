@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::decode::{Located, decode};
 use super::diagnostic::Diagnostic;
-use super::memory::{Memory, Seen};
+use super::memory::{Glimpse, Memory, Seen};
 use super::scan::Limits;
 use super::stability::Patience;
 use super::watcher::{News, Watcher};
@@ -264,7 +264,7 @@ impl Eyes {
     fn glance(&mut self, trust: bool, news: &News, last: &Snapshot) -> Option<Looked> {
         let touched = news.touched.as_ref().filter(|_| trust && self.glances)?;
         let paths: BTreeSet<PathBuf> = touched.union(&self.unsettled).cloned().collect();
-        let (files, unsettled) = self.memory.glance(&paths, &news.renamed)?;
+        let Glimpse { files, unsettled } = self.memory.glance(&paths, &news.renamed)?;
         self.unsettled = unsettled;
         let mut snapshot = last.clone();
         snapshot.files.extend(files);

@@ -11,7 +11,7 @@ use super::guest_config::guest_config;
 use super::plan::Step;
 use super::state::{Failure, Observed};
 
-use super::{InLine, Process, VmTask, exit};
+use super::{InLine, VmTask, exit};
 use crate::agent::AgentError;
 use crate::hypervisor::Launch;
 use crate::image::Reference;
