@@ -4,7 +4,7 @@
 //! a task's own status never wakes it; a panic is one object's failed attempt (`task`), and no other
 //! notices.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -95,25 +95,11 @@ impl Supervisor {
                         self.dependents.declare(vm);
                     }
                 }
-                self.wake_unsure(lists.iter().flat_map(|(records, _)| records));
+                for running in self.running.values() {
+                    wake(running);
+                }
                 return watch;
             }
-        }
-    }
-
-    /// After changes were missed: wakes the tasks of what is gone, and of what follows others. Nobody else
-    /// would have been woken by a change that its own record does not show.
-    fn wake_unsure<'a>(&self, records: impl Iterator<Item = &'a Record>) {
-        let sure = |record: &&Record| match record {
-            Record::Vm(vm) => {
-                let spec = &vm.object.spec;
-                spec.image.name.is_none() && spec.depends_on.is_empty()
-            }
-            Record::Image(_) => false,
-        };
-        let sure: HashSet<ObjectKey> = records.filter(sure).map(Record::key).collect();
-        for (_, running) in self.running.iter().filter(|(key, _)| !sure.contains(*key)) {
-            wake(running);
         }
     }
 

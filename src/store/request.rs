@@ -35,7 +35,7 @@ pub struct StoreSettings {
 impl Default for StoreSettings {
     fn default() -> Self {
         StoreSettings {
-            history: 2048,
+            history: 8192,
             events_per_object: 64,
             events: 4096,
             cache_bytes: 32 << 20,
