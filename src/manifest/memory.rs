@@ -21,10 +21,10 @@ pub(super) struct Seen {
     pub(super) unsettled: HashSet<PathBuf>,
 }
 
-/// What a glance saw.
+/// What a glance at some files saw.
 pub(super) struct Glimpse {
-    pub(super) files: Vec<(PathBuf, FileState)>,
-    /// The files whose content is not believed yet.
+    pub(super) states: Vec<(PathBuf, FileState)>,
+    /// Those of them whose content is not believed yet.
     pub(super) unsettled: HashSet<PathBuf>,
 }
 
@@ -64,7 +64,7 @@ impl Memory {
         Seen { snapshot: Snapshot { complete, files: seen, trouble }, walked, unsettled }
     }
 
-    /// Reads these files, and no others: their states, and which of them are not settled. None if one of the
+    /// Reads these files, and no others. None if one of the
     /// paths is anything but a file that was read before, or one that no manifest can be in: then only a walk
     /// tells what became of it. That a file is gone is told by a walk too.
     pub(super) fn glance(&mut self, paths: &BTreeSet<PathBuf>, whole: &HashSet<PathBuf>) -> Option<Glimpse> {
@@ -75,11 +75,8 @@ impl Memory {
         let known: HashSet<PathBuf> =
             paths.iter().filter(|path| self.files.contains_key(*path)).cloned().collect();
         let mut pass = Pass::new(self, false, whole);
-        if !revisit(&root, paths, &known, &mut pass) {
-            return None;
-        }
-        let Pass { seen: files, unsettled, .. } = pass;
-        Some(Glimpse { files, unsettled })
+        let read = revisit(&root, paths, &known, &mut pass);
+        read.then_some(Glimpse { states: pass.seen, unsettled: pass.unsettled })
     }
 }
 

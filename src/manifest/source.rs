@@ -264,10 +264,10 @@ impl Eyes {
     fn glance(&mut self, trust: bool, news: &News, last: &Snapshot) -> Option<Looked> {
         let touched = news.touched.as_ref().filter(|_| trust && self.glances)?;
         let paths: BTreeSet<PathBuf> = touched.union(&self.unsettled).cloned().collect();
-        let Glimpse { files, unsettled } = self.memory.glance(&paths, &news.renamed)?;
+        let Glimpse { states, unsettled } = self.memory.glance(&paths, &news.renamed)?;
         self.unsettled = unsettled;
         let mut snapshot = last.clone();
-        snapshot.files.extend(files);
+        snapshot.files.extend(states);
         Some(Looked { snapshot, again: self.settled() })
     }
 

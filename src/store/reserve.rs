@@ -49,10 +49,9 @@ impl State {
     pub(super) fn reserve_vm(&mut self, claim: &VmClaim) -> Result<Reservation, ReserveError> {
         let reserved = self.admit(claim);
         if !matches!(reserved, Err(ReserveError::Waiting { .. })) {
-            self.line.leave(&claim.key);
+            // It may stand there with an earlier claim.
+            self.leave_line(&claim.key);
         }
-        // A smaller claim than before leaves something, and so does one that failed.
-        self.settle_line();
         reserved
     }
 

@@ -21,9 +21,11 @@ async fn exec_gives_the_guest_the_users_terminal() {
     terminal.resize((40, 132));
     terminal.press("until [ \"$(stty size)\" = '40 132' ]; do :; done; echo re''sized\n");
     terminal.expect("resized");
-    terminal.press("echo sl''eeping; sleep 1000\n");
-    terminal.expect("sleeping");
+    // It says so itself: by then it is what the terminal sends its signals to.
+    terminal.press("sh -c 'echo sl\"\"eeping; exec sleep 1000'\n");
+    terminal.expect("sleeping\r\n");
     terminal.press("\x03");
+    terminal.expect("# ");
     terminal.press("echo co''de $?\n");
     terminal.expect("code 130");
     terminal.press("exit 7\n");

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod admission;
+mod recovery;
 mod rig;
 mod spans;
 mod turns;
@@ -149,6 +150,39 @@ async fn boots_keep_to_their_limit_and_the_waiting_say_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pulls_keep_to_their_limit_and_the_waiting_say_so() {
+    let mut rig = Rig::new();
+    rig.kill().await;
+    rig.settings.max_pulls = 2;
+    rig.start();
+    for digit in ['a', 'b', 'c', 'd', 'e'] {
+        let reference = format!("r/{digit}:1");
+        rig.images.script(&reference, ImageScript::new(digit, 10 * SECOND));
+        rig.declare(image(&digit.to_string(), &reference)).await;
+    }
+    rig.until(&image_key("e"), |record| record.is_some_and(|record| reason(record) == "WaitingForPull"))
+        .await;
+    for name in ["a", "b", "c", "d", "e"] {
+        rig.ready(&image_key(name)).await;
+    }
+    assert_eq!(rig.images.most_pulling(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_cuts_the_wait_after_a_failure() {
+    let rig = Rig::new();
+    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.driver.fail_next(Step::Prepare, None, usize::MAX, true);
+    rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
+    tokio::time::sleep(1000 * SECOND).await;
+    let began = Instant::now();
+    rig.undeclare(&vm_key("web")).await;
+    rig.gone(&vm_key("web")).await;
+    assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+    rig.assert_nothing_left().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_pull_delays_no_other_object() {
     let rig = Rig::new();
     rig.images.script("r/slow:1", ImageScript::new('a', 3600 * SECOND));
@@ -267,6 +301,28 @@ async fn a_crash_loop_backs_off_and_counts_restarts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_lasted_forgets_the_failures_before_it() {
+    let rig = Rig::new();
+    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
+    let started = |times: u32| {
+        move |record: Option<&Record>| {
+            matches!(record, Some(Record::Vm(vm)) if vm.starts == times) && record.is_some_and(is_ready)
+        }
+    };
+    for times in 1..6 {
+        rig.until(&vm_key("web"), started(times)).await;
+        rig.crash("web");
+    }
+    rig.until(&vm_key("web"), started(6)).await;
+    tokio::time::sleep(700 * SECOND).await;
+    let began = Instant::now();
+    rig.crash("web");
+    rig.until(&vm_key("web"), started(7)).await;
+    assert!(began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_boot_that_hangs_is_killed_and_tried_again() {
     let rig = Rig::new();
     rig.images.script("r/a:1", ImageScript::new('a', SECOND));
@@ -364,5 +420,5 @@ async fn a_job_that_ends_stays_ended() {
     let status = rig.vm("job").object.status.clone();
     assert_eq!((status.last_exit.unwrap().code, status.restarts), (Some(5), 0));
     tokio::time::sleep(3600 * SECOND).await;
-    assert_eq!(rig.driver.running().len(), 0);
+    assert_eq!((rig.driver.running().len(), rig.network.attached()), (0, 0));
 }

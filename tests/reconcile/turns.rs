@@ -57,6 +57,7 @@ async fn an_edit_while_disks_are_made_starts_the_vm_once_with_the_new_spec() {
 async fn a_deletion_while_disks_are_made_starts_nothing() {
     let rig = with_vm(slow_prepare(), |record| says("Booting")(record)).await;
     let began = Instant::now();
+    rig.driver.panic_next(Step::Spawn, None, 1);
     rig.undeclare(&vm_key("web")).await;
     let mut changes = rig.store.watch(None).unwrap();
     rig.gone(&vm_key("web")).await;
@@ -65,7 +66,51 @@ async fn a_deletion_while_disks_are_made_starts_nothing() {
         let Record::Vm(vm) = &change.record else { continue };
         assert_eq!(vm.starts, 0, "a deleted VM was started");
     }
+    assert!(rig.events("web").iter().all(|event| event.reason != "InternalError"), "it was not even spawned");
     rig.assert_nothing_left().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_halted_while_disks_are_made_is_not_spawned() {
+    let rig = with_vm(slow_prepare(), |record| says("Booting")(record)).await;
+    rig.driver.panic_next(Step::Spawn, None, 1);
+    rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}, "memory": "256Mi", "runPolicy": "Halted"})))
+        .await;
+    rig.until(&vm_key("web"), |record| phase(record) == "Stopped").await;
+    tokio::time::sleep(60 * SECOND).await;
+    assert!(rig.events("web").iter().all(|event| event.reason != "InternalError"));
+    assert_eq!(rig.vm("web").starts, 0);
+}
+
+/// A start that is given up halfway leaves its tap to the step that comes next, whichever it is.
+#[tokio::test(start_paused = true)]
+async fn the_tap_of_a_start_that_failed_is_not_left() {
+    for next in ["none", "halted", "deleted"] {
+        let rig = Rig::new();
+        rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+        rig.driver.fail_next(Step::Spawn, None, usize::MAX, true);
+        rig.declare(vm("web", spec("256Mi"))).await;
+        rig.eventually(|| rig.network.attached() == 1).await;
+        match next {
+            "none" => {
+                rig.driver.fail_next(Step::Spawn, None, 0, true);
+                let bare = json!({"image": {"oci": "r/a:1"}, "memory": "256Mi", "network": {"mode": "none"}});
+                rig.declare(vm("web", bare)).await;
+                rig.ready(&vm_key("web")).await;
+            }
+            "halted" => {
+                let halted = json!({"image": {"oci": "r/a:1"}, "memory": "256Mi", "runPolicy": "Halted"});
+                rig.declare(vm("web", halted)).await;
+                rig.until(&vm_key("web"), |record| phase(record) == "Stopped").await;
+                rig.eventually(|| !rig.vm("web").reservation.as_ref().unwrap().can_run()).await;
+            }
+            _ => {
+                rig.undeclare(&vm_key("web")).await;
+                rig.gone(&vm_key("web")).await;
+            }
+        }
+        assert_eq!(rig.network.attached(), 0, "{next}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

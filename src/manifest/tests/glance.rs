@@ -34,7 +34,7 @@ fn seen() -> (tempfile::TempDir, Memory) {
 
 fn glance(memory: &mut Memory, paths: &[&str]) -> Option<Vec<(String, String)>> {
     let paths: BTreeSet<PathBuf> = paths.iter().map(PathBuf::from).collect();
-    let files = memory.glance(&paths, &HashSet::new())?.files;
+    let files = memory.glance(&paths, &HashSet::new())?.states;
     let name = |state: &FileState| match state {
         FileState::Good(objects) => objects[0].object.key().name,
         other => panic!("not a good file: {other:?}"),

@@ -153,8 +153,6 @@ impl VmTask {
         }
         self.world.store.relinquish_vm(&self.key, self.uid).await?;
         self.line = None;
-        self.permit = None;
-        self.queue = None;
         Ok(())
     }
 

@@ -132,6 +132,49 @@ fn the_line_is_in_order_of_priority_then_age() {
 }
 
 #[test]
+fn of_equal_priority_the_older_is_first_whatever_the_names() {
+    let (store, _) = store_with_disk();
+    let all = applicant(&store, "all", 0, 1024);
+    apply(&store, &all).unwrap();
+    let young = applicant(&store, "a-young", 0, 600);
+    let created = now(store.declare(vm("z-old"), origin("a.yaml"), false, at(0))).unwrap();
+    let Declared::Created { uid } = created else { panic!("{created:?}") };
+    let old = Applicant { name: "z-old", uid, memory: 600 };
+    let lines = [&young, &old].map(|who| line(&store, who, false));
+    assert!(told(&lines[0]).ends_with("2nd in line"), "{}", told(&lines[0]));
+    now(store.release_vm(&key("all"), all.uid)).unwrap();
+    assert_eq!([&young, &old].map(|who| holds(&store, who)), [false, true]);
+}
+
+#[test]
+fn a_refused_claim_leaves_the_line_and_lets_others_in() {
+    let (store, _) = store_with_disk();
+    let (a, big, small) = (
+        applicant(&store, "a", 0, 768),
+        applicant(&store, "big", 0, 512),
+        applicant(&store, "small", 0, 128),
+    );
+    apply(&store, &a).unwrap();
+    let line_of_big = line(&store, &big, true);
+    line(&store, &small, false);
+    let refused = now(store.reserve_vm(VmClaim { image: digest(9), ..claim_of(&big, true) }));
+    assert!(matches!(refused, Err(ReserveError::ImageNotReady { .. })), "{refused:?}");
+    assert!(called(&line_of_big) && holds(&store, &small), "nothing is kept for who is not in line");
+}
+
+#[test]
+fn what_a_vm_gives_back_to_stand_in_line_lets_others_in_at_once() {
+    let (store, _) = store_with_disk();
+    let (a, b, c) =
+        (applicant(&store, "a", 0, 640), applicant(&store, "b", 0, 512), applicant(&store, "c", 0, 128));
+    apply(&store, &a).unwrap();
+    apply(&store, &c).unwrap();
+    line(&store, &b, false);
+    line(&store, &Applicant { memory: 1024, ..a }, false);
+    assert!(holds(&store, &b));
+}
+
+#[test]
 fn of_two_that_race_for_the_last_room_exactly_one_gets_it() {
     let (store, _) = store_with_disk();
     let (a, b) = (applicant(&store, "a", 0, 1024), applicant(&store, "b", 9, 1024));

@@ -143,6 +143,18 @@ fn who_waits_when_a_flush_fails_is_told() {
 }
 
 #[test]
+fn what_was_durable_before_a_failure_is_acknowledged_after_it() {
+    let (store, backend) = Store::in_memory();
+    backend.hold();
+    let mut waiting = Box::pin(store.declare(vm("a"), origin("a"), false, at(1)));
+    assert!((&mut waiting).now_or_never().is_none());
+    backend.release();
+    backend.fail_next(Fault::Apply);
+    assert!(now(store.declare(vm("b"), origin("a"), false, at(1))).is_err());
+    assert!(matches!(now(waiting), Ok(Declared::Created { .. })));
+}
+
+#[test]
 fn a_dropped_call_has_taken_place() {
     let (store, backend) = Store::in_memory();
     backend.hold();

@@ -57,3 +57,19 @@ fn disks_that_nobody_refers_to_are_condemned_then_forgotten() {
     assert_eq!(now(store.claim_disk(&digest(4), Uuid::nil())).unwrap(), DiskClaim::Granted);
     assert!(matches!(store.disk(&digest(1)).unwrap().state, DiskState::Ready { .. }));
 }
+
+#[test]
+fn only_a_disk_that_should_be_there_is_lost() {
+    let (store, _) = Store::in_memory();
+    let lose = || {
+        now(store.lose_disk(&digest(1))).unwrap();
+        store.disk(&digest(1)).map(|disk| disk.state)
+    };
+    now(store.claim_disk(&digest(1), Uuid::nil())).unwrap();
+    assert_eq!(lose(), Some(DiskState::Installing { claim: Uuid::nil() }), "it is on its way");
+    publish(&store, Uuid::nil()).unwrap();
+    assert_eq!(lose(), None);
+    install(&store, &digest(1));
+    now(store.condemn_disks()).unwrap();
+    assert_eq!(lose(), Some(DiskState::Removing), "its removal goes on");
+}

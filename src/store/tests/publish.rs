@@ -1,3 +1,4 @@
+use futures_util::FutureExt;
 use serde_json::json;
 
 use super::super::*;
@@ -141,4 +142,33 @@ fn an_image_in_use_makes_way_for_its_successor() {
     now(store.set_problem(&image_key("base"), Some(again))).unwrap();
     now(store.remove_image(&image_key("base"), uid)).unwrap();
     assert_ne!(declare(&store, image("base")), uid);
+}
+
+#[test]
+fn what_others_build_on_is_waited_for_and_a_status_is_not() {
+    let (store, backend) = Store::in_memory();
+    let (web, base) = (declare(&store, vm("web")), declare(&store, image("base")));
+    let pin = || Some(Some(PinnedImage { reference: "r".to_owned(), digest: digest(1) }));
+    let spec = Box::new(store.vm(&key("web")).unwrap().object.spec.clone());
+    let exit =
+        LastExit { code: Some(1), reason: "Error".to_owned(), message: String::new(), finished_at: at(9) };
+    backend.hold();
+    let waits = [
+        VmUpdate { image: pin(), ..update() },
+        VmUpdate { run: Some(Run::Ended { spec }), ..update() },
+        VmUpdate { starts: Some(1), ..update() },
+        VmUpdate { last_exit: Some(Some(exit)), ..update() },
+    ];
+    for update in waits {
+        let published = store.publish_vm(&key("web"), web, update.clone()).now_or_never();
+        assert!(published.is_none(), "not durable, and not waited for: {update:?}");
+    }
+    let pinned = ImageUpdate { image: pin(), ..ImageUpdate::default() };
+    assert!(store.publish_image(&image_key("base"), base, pinned).now_or_never().is_none());
+    now(store.publish_vm(&key("web"), web, VmUpdate { status: phase("x"), ..update() })).unwrap();
+    let status = ImageUpdate { status: Some(ImageStatus::default()), ..ImageUpdate::default() };
+    now(store.publish_image(&image_key("base"), base, status)).unwrap();
+    assert!(store.settled().now_or_never().is_none());
+    backend.release();
+    now(store.settled()).unwrap();
 }

@@ -1,3 +1,6 @@
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
 use futures_util::FutureExt;
 
 use super::super::*;
@@ -95,6 +98,17 @@ fn a_version_shown_before_a_crash_never_comes_to_mean_another_change() {
     assert!(version(&again.record(&key("other")).unwrap()) > shown);
 }
 
+#[test]
+fn versions_jump_from_the_last_one_that_was_shown() {
+    let (store, backend) = Store::in_memory();
+    let version = |store: &Store| store.list(Kind::Vm, None).1;
+    let jump = version(&store);
+    declare(&store, vm("a"));
+    let last = version(&store);
+    let (again, _) = backend.crash(0);
+    assert_eq!(version(&again), last + jump, "or those of a long life would come again");
+}
+
 #[tokio::test]
 async fn a_waiting_watcher_wakes_up() {
     let (store, _) = Store::in_memory();
@@ -170,4 +184,20 @@ fn the_guard_and_the_flushes_are_timed() {
     let (guard, flush) = (store.guard_histogram(), store.flush_histogram());
     assert!(guard.count > before.0 && flush.count == before.1 + 1);
     assert!(guard.p50_us <= guard.p99_us && guard.p99_us <= guard.max_us);
+}
+
+/// Reads from another thread while a batch is written, and while it is flushed.
+#[test]
+fn no_batch_is_written_or_flushed_under_the_guard() {
+    let (store, backend) = Store::in_memory();
+    let (reader, seen) = (store.clone(), Arc::new(Mutex::new(Vec::new())));
+    let told = Arc::clone(&seen);
+    backend.judge(Arc::new(move |moment| {
+        let (store, (sender, read)) = (reader.clone(), mpsc::channel());
+        std::thread::spawn(move || sender.send(store.list(Kind::Vm, None).0.len()));
+        told.lock().unwrap().push((moment, read.recv_timeout(Duration::from_secs(5)).ok()));
+        Verdict::Go
+    }));
+    declare(&store, vm("web"));
+    assert_eq!(*seen.lock().unwrap(), [(Moment::Apply, Some(1)), (Moment::Flush, Some(1))]);
 }
