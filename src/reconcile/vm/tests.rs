@@ -521,3 +521,35 @@ fn a_boot_that_was_given_up_says_why_it_was_killed() {
     assert_eq!(given_up.message, "killed: the guest was not heard of within 60 s");
     assert_eq!(by_another.message, "signal 9 ended the VMM");
 }
+
+#[test]
+fn a_step_that_failed_is_not_taken_before_its_time_whatever_asks_for_it() {
+    let failed = |step: Step| {
+        let (reason, message) = ("DriverFailed".to_owned(), "it did not work".to_owned());
+        let failure = Failure { reason, message, transient: true, step: discriminant(&step) };
+        Observed { failure: Some(failure), closed_until: Some(at(500)), ..ready() }
+    };
+    let overdue = stopping(edited(up(), |spec| spec.termination_grace_period_seconds = 1));
+    let kill = Step::Kill { why: String::new() };
+    assert_eq!(discriminant(&decide(&overdue, &ready()).step), discriminant(&kill));
+    assert_eq!(decide(&overdue, &failed(kill)).step, Step::Wait(Some(at(500))));
+    let going = deleted(reserved());
+    assert_eq!(decide(&going, &ready()).step, Step::TearDown);
+    let waits = decide(&going, &failed(Step::TearDown));
+    assert_eq!((waits.step, waits.phase), (Step::Wait(Some(at(500))), "Terminating"));
+}
+
+#[test]
+fn a_vm_that_was_stopped_for_an_edit_runs_again_whatever_its_policy() {
+    let once = stopping(edited(up(), |spec| spec.run_policy = RunPolicy::Once));
+    assert_eq!(decide(&once, &exited(None, Some(0))).step, Step::RecordExit { rerun: true, failed: false });
+}
+
+#[test]
+fn a_guest_that_does_not_power_off_after_its_workload_is_killed() {
+    let state = GuestState::Exited { code: 0 };
+    let guest = Guest::Connected { state: state.clone(), since: at(0) };
+    let seen = Observed { guest, last: Some(state), ..seen() };
+    assert_eq!(plan(&up(), &seen, RULES, at(29)).step, Step::Wait(Some(at(30))));
+    assert!(matches!(plan(&up(), &seen, RULES, at(30)).step, Step::Kill { .. }));
+}
