@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Guaranteed: it decides nothing itself. What is declared, deleted or held back is what
-//! [`changes`](crate::manifest::changes) says, the effects are those that the fields declare, and what becomes
+//! [`changes`] says, the effects are those that the fields declare, and what becomes
 //! of a process is what the reconcile's own rules say.
 
 mod consequence;

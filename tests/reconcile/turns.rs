@@ -114,6 +114,15 @@ async fn the_tap_of_a_start_that_failed_is_not_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_vm_that_waits_after_a_crash_has_no_tap() {
+    let rig = with_vm(Behaviour::default(), |record| record.is_some_and(is_ready)).await;
+    rig.driver.fail_next(Step::Spawn, None, usize::MAX, true);
+    rig.crash("web");
+    rig.until(&vm_key("web"), |record| phase(record) == "Backoff").await;
+    assert_eq!(rig.network.attached(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deletion_during_the_boot_does_not_wait_for_it() {
     let up = |record: Option<&Record>| matches!(record, Some(Record::Vm(vm)) if vm.starts == 1);
     let rig = with_vm(slow_boot(), up).await;
