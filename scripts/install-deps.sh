@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
     build-essential ca-certificates curl procps strace
     qemu-system-x86
-    nftables iproute2 kmod
+    nftables iproute2 iputils-ping kmod
     e2fsprogs attr libcap2-bin cpio
     docker-registry skopeo umoci mmdebstrap debootstrap busybox-static
     "$@"
