@@ -91,9 +91,6 @@ pub(super) fn wrong(sim: &Simulation, store: &Store) -> Vec<String> {
 
 impl Sight<'_> {
     fn unsettled(&self, key: &ObjectKey, record: &Record, wanted: &[AnyObject]) -> Option<String> {
-        if self.in_use(key, record) {
-            return None;
-        }
         let said = || format!("{key}: {}", summary(record));
         let metadata = record.metadata();
         if metadata.deletion_timestamp.is_some() {
