@@ -32,6 +32,16 @@ pub enum Source {
     },
     /// Files of the host, used where they are.
     Files(Box<HostFiles>),
+    /// A stopped VM.
+    #[serde(rename_all = "camelCase")]
+    Vm {
+        /// Its namespace, which is the image's.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// SSH keys that the image has in place of the VM's.
+        authorized_keys: Vec<String>,
+    },
 }
 
 /// Where a bundle is.
@@ -63,6 +73,7 @@ impl Source {
         match self {
             Source::Oci(reference) => format!("asking the registry for {reference}"),
             Source::OciLayout { .. } | Source::Bundle { .. } | Source::Files(_) => format!("reading {self}"),
+            Source::Vm { .. } => format!("looking at {self}"),
         }
     }
 }
@@ -79,6 +90,7 @@ impl fmt::Display for Source {
             Source::Bundle { place: Place::Path(path), .. } => path.display().fmt(f),
             Source::Bundle { place: Place::Url(url), .. } => f.write_str(url),
             Source::Files(files) => files.root.display().fmt(f),
+            Source::Vm { name, .. } => write!(f, "vm/{name}"),
         }
     }
 }

@@ -133,7 +133,8 @@ impl Sight<'_> {
         if self.out_of_reach(image) {
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
         }
-        let source = image.object.spec.source.chosen().ok_or("it has no source")?;
+        let source =
+            image.object.spec.source.chosen(&image.object.metadata.namespace).ok_or("it has no source")?;
         let digest = self.digest(&source).ok_or("it is not in the registry")?;
         is_ready(&status.conditions)?;
         if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
@@ -189,7 +190,9 @@ impl Sight<'_> {
     /// Whether an image cannot be had: it is not in the registry, or was refused for good and is not
     /// tried again.
     fn out_of_reach(&self, image: &ImageRecord) -> bool {
-        let Some(source) = image.object.spec.source.chosen() else { return true };
+        let Some(source) = image.object.spec.source.chosen(&image.object.metadata.namespace) else {
+            return true;
+        };
         self.digest(&source).is_none() || self.doomed(&source) && stalled(&image.object.status.conditions)
     }
 
@@ -204,7 +207,7 @@ impl Sight<'_> {
         let key = ObjectKey::new(Kind::Image, namespace, spec.name.as_ref()?);
         match self.records.get(&key)? {
             Record::Image(image) if image.object.metadata.deletion_timestamp.is_none() => {
-                let source = image.object.spec.source.chosen()?;
+                let source = image.object.spec.source.chosen(&image.object.metadata.namespace)?;
                 self.digest(&source).filter(|_| !self.out_of_reach(image))
             }
             _ => None,
