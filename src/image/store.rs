@@ -27,8 +27,8 @@ use super::local::{Job, finish, resolve_layout, stage_layout, stage_root};
 use super::pull::{CONFIG, DISK, blocking, pull};
 use super::registry::Registry;
 use super::{
-    BaseDisk, Digest, HostFiles, ImageConfig, ImageError, Images, KernelFiles, Place, Progress, Root,
-    Settings, Source, StagedDisk,
+    BaseDisk, Digest, HostFiles, ImageConfig, ImageError, Images, KernelFiles, LayoutAt, Place, Progress,
+    Root, Settings, Source, StagedDisk,
 };
 
 /// Gets images from wherever they are and keeps their base disks.
@@ -79,7 +79,7 @@ impl ImageStore {
         let limit = self.settings.pull_timeout;
         let filled = tokio::time::timeout(limit, fill(folder)).await;
         let filled =
-            filled.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not pulled within {limit:?}"))));
+            filled.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not there within {limit:?}"))));
         (staged.size, staged.config) = filled?;
         Ok(staged)
     }
@@ -99,14 +99,15 @@ impl ImageStore {
                 let pulled = pull(&self.registry, &self.settings, &reference, digest, &folder, progress);
                 return pulled.await.map_err(|error| error.at(source));
             }
-            Source::OciLayout { path, reference } => {
+            Source::OciLayout(layout) => {
+                let LayoutAt { path, reference } = *layout;
                 stage_layout(job, path, reference, digest.clone(), folder, progress.clone()).await
             }
-            Source::Bundle { place, .. } => {
-                bundle::stage(job, &self.registry, &place, digest, folder, progress.clone()).await
+            Source::Bundle(bundle) => {
+                bundle::stage(job, &self.registry, &bundle.place, digest, folder, progress.clone()).await
             }
             Source::Files(files) => register(job, *files, digest.clone(), folder).await,
-            Source::Vm { .. } => Err(not_of_files()),
+            Source::Vm(_) => Err(not_of_files()),
         };
         filled.map_err(|error| of_host(error, source))
     }
@@ -150,16 +151,16 @@ impl Images for ImageStore {
         let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
         let found = match source.clone() {
             Source::Oci(reference) => return self.registry.resolve(&reference.parse()?).await,
-            Source::OciLayout { path, reference } => resolve_layout(job, path, reference).await,
-            Source::Bundle { sha256: Some(digest), .. } => Ok(digest),
-            Source::Bundle { place: Place::Path(path), .. } => bundle::resolve(job, path).await,
-            Source::Bundle { place: Place::Url(_), sha256: None } => {
-                Err(ImageError::invalid("a bundle of a URL needs its sha256"))
-            }
+            Source::OciLayout(layout) => resolve_layout(job, layout.path, layout.reference).await,
+            Source::Bundle(bundle) => match (bundle.sha256, bundle.place) {
+                (Some(digest), _) => Ok(digest),
+                (None, Place::Path(path)) => bundle::resolve(job, path).await,
+                (None, Place::Url(_)) => Err(ImageError::invalid("a bundle of a URL needs its sha256")),
+            },
             Source::Files(files) => {
                 blocking("looking at files", move || Ok(Registered::look(&files, &job)?.1)).await
             }
-            Source::Vm { .. } => Err(not_of_files()),
+            Source::Vm(_) => Err(not_of_files()),
         };
         found.map_err(|error| of_host(error, source))
     }

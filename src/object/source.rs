@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Violation;
 use super::meta::validate_name;
-use crate::image::{Digest, HostFiles, Place, Reference, Source};
+use crate::image::{BundleAt, Digest, HostFiles, LayoutAt, Place, Reference, Source, VmAt};
 
 /// Where an image comes from: exactly one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -100,7 +100,8 @@ impl ImageSource {
         if let Some(oci) = oci {
             Some(Source::Oci(oci.reference.clone()))
         } else if let Some(layout) = oci_layout {
-            Some(Source::OciLayout { path: (&layout.path).into(), reference: layout.reference.clone() })
+            let OciLayoutSource { path, reference } = layout;
+            Some(Source::OciLayout(Box::new(LayoutAt { path: path.into(), reference: reference.clone() })))
         } else if let Some(bundle) = bundle {
             bundle.source()
         } else if let Some(files) = files {
@@ -146,7 +147,7 @@ impl BundleSource {
             (Some(path), _) => Place::Path(path.into()),
             (None, url) => Place::Url(url.clone()?),
         };
-        Some(Source::Bundle { place, sha256: self.digest() })
+        Some(Source::Bundle(Box::new(BundleAt { place, sha256: self.digest() })))
     }
 
     fn digest(&self) -> Option<Digest> {
@@ -209,11 +210,11 @@ const MAX_KEY: usize = 8192;
 
 impl VmSource {
     fn source(&self, namespace: &str) -> Source {
-        Source::Vm {
+        Source::Vm(Box::new(VmAt {
             namespace: namespace.to_owned(),
             name: self.name.clone(),
             authorized_keys: self.authorized_keys.clone(),
-        }
+        }))
     }
 
     fn check(&self, found: &mut Vec<Violation>) {

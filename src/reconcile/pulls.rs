@@ -229,9 +229,9 @@ impl Shop {
         state.send_replace(PullState::Running(Progress::default()));
         let stage = async {
             match source {
-                Source::Vm { namespace, name, authorized_keys } => {
-                    let vm = ObjectKey::new(Kind::Vm, namespace, name);
-                    let promotion = self.promoter.promote(&vm, authorized_keys).await?;
+                Source::Vm(vm) => {
+                    let key = ObjectKey::new(Kind::Vm, &vm.namespace, &vm.name);
+                    let promotion = self.promoter.promote(&key, &vm.authorized_keys).await?;
                     self.images.stage_root(promotion.root.clone(), digest, &sender).await
                 }
                 _ => self.images.stage(source, digest, &sender).await,

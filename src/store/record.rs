@@ -195,7 +195,7 @@ impl Problem {
 pub struct PinnedImage {
     /// As the spec (the VM's, or its Image object's) names it.
     pub source: Source,
-    /// The manifest digest.
+    /// What it was resolved to.
     pub digest: Digest,
 }
 
