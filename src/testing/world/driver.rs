@@ -89,6 +89,25 @@ impl State {
         }
     }
 
+    /// A folder goes when its VM is gone or being deleted, for certain.
+    fn audit_cleanup(&mut self, dir: &Path) {
+        let Some(folder) = self.folders.get(dir) else { return };
+        let vm = self.durable_vm(&folder.key, folder.uid);
+        if vm.is_some_and(|vm| vm.object.metadata.deletion_timestamp.is_none()) {
+            self.violation(format!("the folder of {} goes, though it may be needed", folder.key));
+        }
+    }
+
+    /// A private disk is discarded when the VM is to have another, for certain.
+    fn audit_discard(&mut self, dir: &Path) {
+        let Some(Folder { uid, key, disk: Some((base, size)) }) = self.folders.get(dir) else { return };
+        let Some(vm) = self.durable_vm(key, *uid) else { return };
+        let wanted = vm.image.as_ref().is_some_and(|pin| super::images::path(&pin.digest) == *base);
+        if wanted && vm.object.spec.root_disk.size == *size {
+            self.violation(format!("the private disk of {key} is discarded, though it may be needed"));
+        }
+    }
+
     fn audit_release(&mut self, pid: u32) {
         let now = self.now();
         let Some(process) = self.processes.get(&pid) else { return };
@@ -276,6 +295,7 @@ impl Driver for ScriptedDriver {
     async fn remove_disk(&self, dir: &Path) -> Result<(), DriverError> {
         let act = |state: &mut State| {
             state.audit_idle("remove_disk", dir);
+            state.audit_discard(dir);
             if let Some(folder) = state.folders.get_mut(dir) {
                 folder.disk = None;
             }
@@ -294,6 +314,7 @@ impl Driver for ScriptedDriver {
     async fn cleanup(&self, dir: &Path) -> Result<(), DriverError> {
         let act = |state: &mut State| {
             state.audit_idle("cleanup", dir);
+            state.audit_cleanup(dir);
             state.folders.remove(dir);
             Ok(())
         };
