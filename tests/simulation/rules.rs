@@ -121,6 +121,20 @@ fn an_edit_while_devices_are_made_starts_no_process() {
 }
 
 #[test]
+fn an_edit_that_is_taken_back_in_time_costs_no_disk() {
+    let mut sim = told();
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    sim.write("web.yaml", &of("web", "r/a:1", ", rootDisk: {size: 3Gi}"));
+    sim.run_for(Duration::from_millis(1));
+    slow("detach", &mut sim);
+    sim.run_for(secs(15));
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    assert_eq!((effects(&sim, "remove disk"), starts(&sim, "web")), (0, 2));
+}
+
+#[test]
 fn an_edit_while_the_process_is_at_its_gate_ends_it_there() {
     let mut sim = told();
     slow("spawn", &mut sim);
@@ -154,11 +168,25 @@ fn a_vm_says_why_its_image_cannot_be_had() {
 }
 
 #[test]
+fn a_disk_that_is_being_installed_is_not_there_yet() {
+    let mut sim = told();
+    slow("install", &mut sim);
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    sim.run_for(secs(7));
+    let (reason, message) = condition(&sim, &key("web"), "ImageReady").expect("it says something");
+    assert_eq!(reason, "Pulling");
+    assert!(message.starts_with("image/base is not ready: "), "{message}");
+    settled(&mut sim);
+}
+
+#[test]
 fn a_vm_of_an_edited_image_waits_for_the_new_one() {
     let mut sim = told();
     sim.write("base.yaml", &image("base", "r/a:1"));
     sim.write("old.yaml", &named("old", "base"));
     settled(&mut sim);
+    slow("resolve", &mut sim);
     sim.write("base.yaml", &image("base", "r/b:1"));
     sim.write("new.yaml", &named("new", "base"));
     settled(&mut sim);

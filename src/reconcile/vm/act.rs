@@ -120,6 +120,8 @@ impl VmTask {
             world.network.detach(nic).await?;
         }
         if discard_disk {
+            // What is on it is lost: not if the edit that asks for that was taken back meanwhile.
+            self.unchanged(record)?;
             world.driver.remove_disk(&world.vm_dir(self.uid)).await?;
         }
         let claim = VmClaim { impatient, ..self.claim(record).ok_or(StepError::Stale)? };

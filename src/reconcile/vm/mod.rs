@@ -301,10 +301,10 @@ impl VmTask {
 
     /// Takes a boot permit if one is free and nobody waits for it: then there is no need to queue.
     fn permit_at_once(&mut self) -> bool {
-        if self.queue.is_none() {
-            self.permit = self.world.boots.clone().try_acquire_owned().ok();
-        }
-        self.permit.is_some()
+        let Ok(permit) = self.world.boots.clone().try_acquire_owned() else { return false };
+        // The queue may have one too by now.
+        (self.permit, self.queue) = (Some(permit), None);
+        true
     }
 
     /// A boot permit is for who boots. A VM that waits for something else (an image, its next try) gives

@@ -98,16 +98,6 @@ impl State {
         }
     }
 
-    /// A private disk is discarded when the VM is to have another, for certain.
-    fn audit_discard(&mut self, dir: &Path) {
-        let Some(Folder { uid, key, disk: Some((base, size)) }) = self.folders.get(dir) else { return };
-        let Some(vm) = self.durable_vm(key, *uid) else { return };
-        let wanted = vm.image.as_ref().is_some_and(|pin| super::images::path(&pin.digest) == *base);
-        if wanted && vm.object.spec.root_disk.size == *size {
-            self.violation(format!("the private disk of {key} is discarded, though it may be needed"));
-        }
-    }
-
     fn audit_release(&mut self, pid: u32) {
         let now = self.now();
         let Some(process) = self.processes.get(&pid) else { return };
@@ -295,7 +285,6 @@ impl Driver for ScriptedDriver {
     async fn remove_disk(&self, dir: &Path) -> Result<(), DriverError> {
         let act = |state: &mut State| {
             state.audit_idle("remove_disk", dir);
-            state.audit_discard(dir);
             if let Some(folder) = state.folders.get_mut(dir) {
                 folder.disk = None;
             }

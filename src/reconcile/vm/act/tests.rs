@@ -90,3 +90,22 @@ async fn a_step_that_touches_the_host_waits_until_what_it_is_based_on_is_durable
     while task.reconcile(&mut wake).await != Outcome::Gone {}
     assert!(rig.store.vm(&key).is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_takes_one_boot_permit_though_it_could_have_two() {
+    let mut rig = Rig::new();
+    rig.settings.max_boots = 2;
+    let (key, mut task) = task(&rig).await;
+    let boots = task.world.boots.clone();
+    let taken = boots.clone().acquire_many_owned(2).await.unwrap();
+    let (sender, mut wake) = wake();
+    let queued = task.queue(&mut wake).now_or_never();
+    assert!(queued.is_none(), "it waits in line");
+    sender.send_replace(1);
+    task.queue(&mut wake).await.ok().unwrap();
+    assert!(task.queue.is_some(), "and keeps its place when it is woken");
+    drop(taken);
+    assert!(task.permit_at_once());
+    assert_eq!(boots.available_permits(), 1);
+    assert!(rig.store.vm(&key).is_some());
+}
