@@ -113,7 +113,7 @@ async fn a_digest_that_was_asked_for_before_an_edit_is_not_recorded_after_it() {
     let mut task = ImageTask::new(world, key.clone(), before.object.metadata.uid.unwrap());
     rig.declare(&manifest("r/b:1")).await;
     let (_sender, receiver) = watch::channel(0);
-    let resolved = task.resolve(&before, &mut Wake::new(receiver)).await;
+    let resolved = task.resolve(&before, &Source::Oci("r/a:1".to_owned()), &mut Wake::new(receiver)).await;
     assert!(matches!(resolved, Err(StepError::Stale)));
     assert_eq!(rig.store.image(&key).unwrap().image, None);
 }

@@ -2,10 +2,12 @@ use super::super::world::World;
 use super::*;
 use crate::testing::{EffectScript, Rig};
 
-const REFERENCE: &str = "r/a:1";
+fn source() -> Source {
+    Source::Oci("r/a:1".to_owned())
+}
 
 async fn digest(world: &World) -> Digest {
-    world.images.resolve(&REFERENCE.parse().unwrap()).await.unwrap()
+    world.images.resolve(&source()).await.unwrap()
 }
 
 /// Waits for the pull to come to an end.
@@ -24,7 +26,7 @@ async fn who_comes_late_to_a_pull_finds_its_disk() {
     let world = World::new(rig.store.clone(), rig.parts(), rig.settings.clone());
     let digest = digest(&world).await;
     for _ in 0..2 {
-        let mut share = world.pulls.join(&REFERENCE.parse().unwrap(), &digest);
+        let mut share = world.pulls.join(&source(), &digest);
         assert_eq!(end(&mut share).await, PullState::Done);
     }
     let pulls = rig.effects().into_iter().filter(|effect| effect == "begin a pull").count();
@@ -38,7 +40,7 @@ async fn a_pull_that_no_retry_mends_is_not_tried_again() {
     let digest = digest(&world).await;
     for (lasting, retries) in [(true, false), (false, true)] {
         rig.script("pull", EffectScript { failures: 1, lasting, ..EffectScript::default() });
-        let mut share = world.pulls.join(&REFERENCE.parse().unwrap(), &digest);
+        let mut share = world.pulls.join(&source(), &digest);
         let PullState::Failed { retry, attempt: 1, .. } = end(&mut share).await else {
             panic!("{:?}", share.state())
         };

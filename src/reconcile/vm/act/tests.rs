@@ -59,7 +59,7 @@ async fn a_digest_that_was_asked_for_before_an_edit_is_not_recorded_after_it() {
     let (_sender, mut wake) = wake();
     let before = rig.store.vm(&key).unwrap();
     rig.declare(&manifest("r/b:1")).await;
-    let resolved = task.resolve(&before, "r/a:1", &mut wake).await;
+    let resolved = task.resolve(&before, &Source::Oci("r/a:1".to_owned()), &mut wake).await;
     assert!(matches!(resolved, Err(StepError::Stale)));
     assert_eq!(rig.store.vm(&key).unwrap().image, None);
 }
