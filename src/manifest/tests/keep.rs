@@ -193,7 +193,7 @@ async fn lasting_trouble_is_told_once() {
     kept.show(&[(circle.0, &circle.1), ("b.yaml", &vm("b", "a")), broken]).await;
     let first = kept.reasons().await;
     let problem = kept.problem("a").expect("it has a problem");
-    assert_eq!(first, [problem.clone()]);
+    assert_eq!(first, std::slice::from_ref(&problem));
     kept.show(&[(circle.0, &circle.1), ("b.yaml", &vm("b", "a")), broken, ("c.yaml", &vm("c", ""))]).await;
     assert_eq!(kept.reasons().await, ["Declared"]);
     assert_eq!(kept.problem("a"), Some(problem));
