@@ -135,6 +135,10 @@ impl Sight<'_> {
         }
         let source =
             image.object.spec.source.chosen(&image.object.metadata.namespace).ok_or("it has no source")?;
+        if let Source::Vm(_) = source {
+            let waits = ready(&status.conditions).is_some_and(|ready| ready.reason == "WaitingForVM");
+            return if waits { Ok(()) } else { is_ready(&status.conditions) };
+        }
         let digest = self.digest(&source).ok_or("it is not in the registry")?;
         is_ready(&status.conditions)?;
         if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
@@ -208,6 +212,9 @@ impl Sight<'_> {
         match self.records.get(&key)? {
             Record::Image(image) if image.object.metadata.deletion_timestamp.is_none() => {
                 let source = image.object.spec.source.chosen(&image.object.metadata.namespace)?;
+                if let Source::Vm(_) = source {
+                    return image.image.as_ref().map(|pin| pin.digest.clone());
+                }
                 self.digest(&source).filter(|_| !self.out_of_reach(image))
             }
             _ => None,
