@@ -29,19 +29,21 @@ impl Extent {
     }
 }
 
-/// Appends a run that begins at block `logical` of the file, merging it with its predecessor where it
-/// can. Returns the run's length.
+/// Appends a run that begins at block `logical` of the file, merging it with its predecessor as far as
+/// that goes: the extents do not depend on the pieces in which a file was written. Returns the run's length.
 pub(super) fn push(extents: &mut Vec<Extent>, logical: u32, run: Run) -> u32 {
     let blocks = run.blocks as u32;
-    match extents.last_mut() {
-        Some(last)
-            if last.logical + last.blocks == logical
-                && last.start + u64::from(last.blocks) == run.start
-                && u64::from(last.blocks + blocks) <= MAX_RUN =>
-        {
-            last.blocks += blocks;
-        }
-        _ => extents.push(Extent { logical, blocks, start: run.start }),
+    let mut merged = 0;
+    if let Some(last) = extents.last_mut()
+        && last.logical + last.blocks == logical
+        && last.start + u64::from(last.blocks) == run.start
+    {
+        merged = blocks.min(MAX_RUN as u32 - last.blocks);
+        last.blocks += merged;
+    }
+    if merged < blocks {
+        let start = run.start + u64::from(merged);
+        extents.push(Extent { logical: logical + merged, blocks: blocks - merged, start });
     }
     blocks
 }
