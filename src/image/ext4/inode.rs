@@ -80,6 +80,9 @@ impl Record<'_> {
 /// The last second before those that e2fsck takes for mistakes of old kernels: 2310-04-04 16:10:39 UTC.
 const LATEST: i64 = (3 << 32) - (1 << 31) - 1;
 
+/// The first second that ext4 can hold: 1901-12-13 20:45:52 UTC.
+const EARLIEST: i64 = i32::MIN as i64;
+
 /// A time as ext4 keeps it: signed 32-bit seconds, and 30 bits of nanoseconds above two bits that extend
 /// the seconds upwards.
 #[derive(Clone, Copy, Default)]
@@ -90,9 +93,12 @@ pub(super) struct Stamp {
 
 impl From<Time> for Stamp {
     fn from(time: Time) -> Self {
-        let seconds = time.sec.clamp(i32::MIN.into(), LATEST);
+        let seconds = time.sec.clamp(EARLIEST, LATEST);
+        // Linux keeps no fraction of the earliest second, and what is beyond becomes a whole one.
+        let exact = seconds == time.sec && seconds > EARLIEST;
+        let nsec = if exact { time.nsec.min(999_999_999) } else { 0 };
         let low = seconds as i32;
         let epoch = ((seconds - i64::from(low)) >> 32) as u32;
-        Stamp { seconds: low as u32, extra: time.nsec.min(999_999_999) << 2 | epoch }
+        Stamp { seconds: low as u32, extra: nsec << 2 | epoch }
     }
 }

@@ -44,6 +44,15 @@ impl<'a> Tree<'a> {
         self.builder
     }
 
+    /// Bounds what one path may cost: Linux follows as many symlinks, and none of such a length together.
+    fn check_hops(&self, hops: usize, followed: usize) -> Result<(), ImageError> {
+        if hops > MAX_HOPS {
+            return Err(ImageError::invalid("too many levels of symbolic links"));
+        }
+        let bound = self.limits.path_bytes;
+        check("the symlinks on the way to a path, together,", "path_bytes", followed, bound)
+    }
+
     /// Applies one layer, a tar stream.
     pub(crate) fn apply(&mut self, layer: impl std::io::BufRead) -> Result<(), ImageError> {
         let limits = self.limits;
@@ -151,9 +160,11 @@ impl Layer<'_, '_> {
         Ok(components)
     }
 
-    /// The directory at a path. Missing ones are made, or the answer is `None`.
+    /// The directory at a path. Missing ones are made, or the answer is `None`. A missing one that the path
+    /// leaves again by `..` is none of them.
     pub(super) fn resolve(&mut self, path: Vec<&[u8]>, make: bool) -> Result<Option<Inode>, ImageError> {
         let mut way = vec![self.tree.builder.root()];
+        let mut missing: Vec<Vec<u8>> = Vec::new();
         let mut ahead: Vec<Vec<u8>> = path.into_iter().rev().map(<[u8]>::to_vec).collect();
         let (mut hops, mut followed) = (0, 0);
         while let Some(name) = ahead.pop() {
@@ -161,44 +172,45 @@ impl Layer<'_, '_> {
             match name.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
-                    way.truncate((way.len() - 1).max(1));
+                    if missing.pop().is_none() {
+                        way.truncate((way.len() - 1).max(1));
+                    }
                     continue;
                 }
-                _ => {}
-            }
-            match self.tree.builder.lookup(here, &name) {
-                Some((inode, FileType::Directory)) => way.push(inode),
-                Some((inode, FileType::Symlink)) => {
-                    hops += 1;
-                    if hops > MAX_HOPS {
-                        return Err(ImageError::invalid("too many levels of symbolic links"));
+                _ if !missing.is_empty() => missing.push(name),
+                _ => match self.tree.builder.lookup(here, &name) {
+                    Some((inode, FileType::Directory)) => way.push(inode),
+                    Some((inode, FileType::Symlink)) => {
+                        hops += 1;
+                        let target = self.tree.builder.symlink_target(inode).unwrap_or_default();
+                        followed += target.len();
+                        self.tree.check_hops(hops, followed)?;
+                        if target.starts_with(b"/") {
+                            way.truncate(1);
+                        }
+                        ahead.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
                     }
-                    let target = self.tree.builder.symlink_target(inode).unwrap_or_default();
-                    // Each entry may cost a walk of this length, and no longer one.
-                    followed += target.len();
-                    let bound = self.tree.limits.path_bytes;
-                    check("the symlinks on the way to a path, together,", "path_bytes", followed, bound)?;
-                    if target.starts_with(b"/") {
-                        way.truncate(1);
+                    Some(_) => {
+                        return Err(ImageError::invalid(format!(
+                            "\"{}\" on its way is not a directory",
+                            printable(&name)
+                        )));
                     }
-                    ahead.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
-                }
-                Some(_) => {
-                    return Err(ImageError::invalid(format!(
-                        "\"{}\" on its way is not a directory",
-                        printable(&name)
-                    )));
-                }
-                None if make => {
-                    let inode = self.tree.builder.mkdir(here, &name, implied()).map_err(on_disk)?;
-                    self.made.insert(inode);
-                    way.push(inode);
-                }
-                None => return Ok(None),
+                    None => missing.push(name),
+                },
             }
-            check("the depth of a path", "depth", way.len() - 1, self.tree.limits.depth)?;
+            let depth = way.len() + missing.len() - 1;
+            check("the depth of a path", "depth", depth, self.tree.limits.depth)?;
         }
-        Ok(way.pop())
+        if !make && !missing.is_empty() {
+            return Ok(None);
+        }
+        let mut here = *way.last().expect("the root is never left");
+        for name in missing {
+            here = self.tree.builder.mkdir(here, &name, implied()).map_err(on_disk)?;
+            self.made.insert(here);
+        }
+        Ok(Some(here))
     }
 
     fn directory(&mut self, parent: Inode, name: &[u8], meta: Meta) -> Result<(), ImageError> {

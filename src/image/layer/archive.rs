@@ -158,7 +158,17 @@ impl<'a, R: BufRead> Archive<'a, R> {
             // Linux has no others, whatever the header says.
             mode = 0o777;
         }
-        let xattrs = xattrs::fit(pax.xattrs, kind.bearer(), mode)?;
+        let mut named = pax.xattrs;
+        for (name, acl) in [(xattrs::ACCESS, pax.access_acl), (xattrs::DEFAULT, pax.default_acl)] {
+            let Some(acl) = acl.filter(|_| named.iter().all(|(earlier, _)| earlier != name)) else {
+                continue;
+            };
+            if name == xattrs::ACCESS && !matches!(kind, Kind::Symlink(_)) {
+                mode = xattrs::mode_of_acl(&acl, mode)?;
+            }
+            named.push((name.to_vec(), acl));
+        }
+        let xattrs = xattrs::fit(named, kind.bearer(), mode)?;
         Ok(Entry { path, kind, meta: Meta { mode, uid: id(uid)?, gid: id(gid)?, mtime, atime, xattrs } })
     }
 

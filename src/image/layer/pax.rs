@@ -1,7 +1,7 @@
 //! PAX extended headers (POSIX.1-2017, pax, "pax Extended Header").
 
 use super::sparse::Segment;
-use super::xattrs::{decode_name, decode_value, is_kept};
+use super::xattrs::{acl_of_text, decode_name, decode_value, is_kept};
 use crate::image::error::printable;
 use crate::image::ext4::Time;
 use crate::image::limits::check;
@@ -19,6 +19,9 @@ pub(super) struct Pax {
     pub(super) atime: Option<Time>,
     /// As star and most others spell them, then those that only libarchive spelled.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// ACLs in words, for system calls; if there is one in `xattrs`, that one counts.
+    pub(super) access_acl: Option<Vec<u8>>,
+    pub(super) default_acl: Option<Vec<u8>>,
     pub(super) sparse: PaxSparse,
 }
 
@@ -79,6 +82,14 @@ impl Pax {
             b"gid" => set(&mut self.gid, number()),
             b"mtime" => set(&mut self.mtime, time(value)),
             b"atime" => set(&mut self.atime, time(value)),
+            b"SCHILY.acl.access" => {
+                self.access_acl = acl_of_text(value);
+                true
+            }
+            b"SCHILY.acl.default" => {
+                self.default_acl = acl_of_text(value);
+                true
+            }
             b"GNU.sparse.major" => number().inspect(|major| sparse.map_in_data = *major == 1).is_some(),
             b"GNU.sparse.name" => set(&mut sparse.name, text()),
             b"GNU.sparse.size" | b"GNU.sparse.realsize" => set(&mut sparse.size, number()),

@@ -11,8 +11,8 @@ pub(super) enum Bearer {
     Special,
 }
 
-const ACCESS: &[u8] = b"system.posix_acl_access";
-const DEFAULT: &[u8] = b"system.posix_acl_default";
+pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
+pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 /// Kinds of entries of an ACL (include/uapi/linux/posix_acl.h).
 const USER_OBJ: u16 = 0x01;
@@ -74,6 +74,53 @@ fn access_acl(mut value: Vec<u8>, mode: u16) -> Result<Option<Vec<u8>>, ImageErr
         entry[2..4].copy_from_slice(&(bits & 7).to_le_bytes());
     }
     Ok(Some(value))
+}
+
+/// An ACL in the words of star and libarchive, `user::rw-,user:lisa:r--:502,…`, in the form of the system
+/// calls. `None` if it names somebody without a number: whom, only the machine knows where it was packed.
+pub(super) fn acl_of_text(text: &[u8]) -> Option<Vec<u8>> {
+    let mut entries = Vec::new();
+    for entry in std::str::from_utf8(text).ok()?.split([',', '\n']).filter(|entry| !entry.is_empty()) {
+        let mut fields = entry.trim().split(':');
+        let (kind, name, permissions) = (fields.next()?, fields.next()?, fields.next()?);
+        let tag = match (kind, name.is_empty()) {
+            ("user" | "u", true) => USER_OBJ,
+            ("user" | "u", false) => USER,
+            ("group" | "g", true) => GROUP_OBJ,
+            ("group" | "g", false) => GROUP,
+            ("mask" | "m", true) => MASK,
+            ("other" | "o", true) => OTHER,
+            _ => return None,
+        };
+        let id = if name.is_empty() { u32::MAX } else { fields.next().unwrap_or(name).parse().ok()? };
+        let bits = permissions.bytes().zip(*b"rwx").zip([4, 2, 1]).filter(|((has, letter), _)| has == letter);
+        entries.push((tag, id, bits.map(|(_, bit)| bit).sum::<u16>()));
+    }
+    entries.sort_unstable();
+    let mut value = 2u32.to_le_bytes().to_vec();
+    for (tag, id, permissions) in entries {
+        value.extend_from_slice(&tag.to_le_bytes());
+        value.extend_from_slice(&permissions.to_le_bytes());
+        value.extend_from_slice(&id.to_le_bytes());
+    }
+    Some(value)
+}
+
+/// The permissions that files with this ACL show, as setting it would change them.
+pub(super) fn mode_of_acl(value: &[u8], mode: u16) -> Result<u16, ImageError> {
+    let Some(acl) = Acl::parse(value)? else { return Ok(mode) };
+    let mut mode = mode & !0o777;
+    for entry in value[4..].as_chunks::<8>().0 {
+        let [tag, permissions] = [0, 2].map(|at| u16::from_le_bytes([entry[at], entry[at + 1]]));
+        mode |= match tag {
+            USER_OBJ => permissions << 6,
+            MASK => permissions << 3,
+            GROUP_OBJ if !acl.masked => permissions << 3,
+            OTHER => permissions,
+            _ => 0,
+        };
+    }
+    Ok(mode)
 }
 
 /// What a checked ACL is like.
@@ -198,6 +245,17 @@ mod tests {
             assert_eq!(kept(DEFAULT, full.clone(), bearer, 0o751), None);
         }
         assert_eq!(kept(ACCESS, full, Bearer::Symlink, 0o777), None);
+    }
+
+    #[test]
+    fn acls_have_words() {
+        let text = b"user::rw-,group::r--,other::---,user:lisa:rwx:502,mask::r-x,user:0:--x";
+        let value = acl_of_text(text).unwrap();
+        let expected = [(1, 6, ANY), (2, 1, 0), (2, 7, 502), (4, 4, ANY), (16, 5, ANY), (32, 0, ANY)];
+        assert_eq!(value, acl(&expected));
+        assert_eq!(mode_of_acl(&value, 0o4777).unwrap(), 0o4650);
+        assert_eq!(mode_of_acl(&acl_of_text(b"u::rwx,g::r-x,o::r--").unwrap(), 0).unwrap(), 0o754);
+        assert_eq!((acl_of_text(b"user:lisa:rwx"), acl_of_text(b"nonsense")), (None, None));
     }
 
     #[test]
