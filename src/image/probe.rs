@@ -28,21 +28,33 @@ pub fn build_disk<R: BufRead>(
     tree.into_builder().finish().map_err(on_disk)
 }
 
-/// Inflates a compressed layer into `out`. The layer has no digest to be checked against.
+/// Makes `disk` the base disk of these layers as registries serve them, compressed or not, bottom to top.
+/// There are no digests to check them against.
 ///
 /// # Errors
-/// What a pull of such a layer fails with.
-pub fn inflate_blob(blob: &[u8], limits: &Limits, out: &mut impl io::Write) -> Result<(), ImageError> {
+/// What a pull of such an image fails with.
+pub fn build_disk_of_blobs(
+    disk: File,
+    blobs: &[&[u8]],
+    limits: &Limits,
+) -> Result<ext4::Summary, ImageError> {
+    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits)?;
     let mut budget = Budget::new(limits, CancellationToken::new());
-    let unknown = Digest::sha256([0; 32]);
-    let mut complete = false;
-    let result = inflate(blob, blob.len() as u64, &unknown, &mut budget, |chunks| {
-        io::copy(chunks, out).map_err(|error| ImageError::from_read("inflating", error))?;
-        complete = true;
-        Ok(())
-    });
-    // Only the digest is left to be wrong then.
-    if complete { Ok(()) } else { result }
+    for blob in blobs {
+        let mut complete = false;
+        let unknown = Digest::sha256([0; 32]);
+        let result = inflate(*blob, blob.len() as u64, &unknown, &mut budget, |chunks| {
+            tree.apply(&mut *chunks)?;
+            io::copy(chunks, &mut io::sink()).map_err(|error| ImageError::from_read("inflating", error))?;
+            complete = true;
+            Ok(())
+        });
+        // Once it is complete, only the digest is left to be wrong.
+        if !complete {
+            result?;
+        }
+    }
+    tree.into_builder().finish().map_err(on_disk)
 }
 
 /// Reads what a reference stands for: an image's manifest, or an index.

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::error::printable;
+
 /// `registry/repository:tag` or `registry/repository@sha256:…`, with a registry always named.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reference(oci_distribution::Reference);
@@ -72,7 +74,7 @@ impl TryFrom<String> for Digest {
         if hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             Ok(Digest(text))
         } else {
-            Err(format!("{text:?} is not a sha256 digest"))
+            Err(format!("\"{}\" is not a sha256 digest", printable(text.as_bytes())))
         }
     }
 }

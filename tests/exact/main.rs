@@ -3,7 +3,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod hostile;
 mod random;
 mod stacks;
 mod tools;

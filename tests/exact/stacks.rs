@@ -1,6 +1,7 @@
 //! Random stacks against umoci's unpacker, and against themselves.
 
 use std::io::{self, BufRead, Cursor, Read};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -33,6 +34,7 @@ fn umoci(layers: &[Vec<u8>]) -> Tree {
 
 #[test]
 fn random_stacks_are_what_umoci_makes_of_them() {
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
     for seed in seeds() {
         println!("VMLET_SEED={seed}");
         let layers = layers(seed);
@@ -41,6 +43,15 @@ fn random_stacks_are_what_umoci_makes_of_them() {
         for node in ours.values_mut().chain(theirs.values_mut()).filter(|node| node.kind == "symlink") {
             // umoci reads links on its way.
             node.atime = (0, 0);
+        }
+        for (name, node) in &mut theirs {
+            // Nor does it put back the times of directories below a hidden one that it removed files from.
+            if let Some(own) = ours.get(name)
+                && node.kind == "directory"
+                && node.mtime.0 >= started
+            {
+                node.mtime = own.mtime;
+            }
         }
         assert_same(&ours, &theirs);
         if seed % 8 == 0 {
