@@ -27,7 +27,15 @@ impl FromStr for Reference {
         if text.len() > 1024 {
             return Err(refuse("it is longer than 1024 characters".to_owned()));
         }
-        text.parse().map(Reference).map_err(|error: oci_distribution::ParseError| refuse(error.to_string()))
+        let parse = |text: &str| {
+            text.parse::<oci_distribution::Reference>().map_err(|error| refuse(error.to_string()))
+        };
+        let reference = parse(text)?;
+        // Such as upper-case repositories: what is kept is the written form, which must be read again.
+        if parse(&reference.to_string()).ok().as_ref() != Some(&reference) {
+            return Err(refuse("no registry has such a repository".to_owned()));
+        }
+        Ok(Reference(reference))
     }
 }
 

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vmlet::image::{Limits, probe};
 
-use crate::common::oci::{Image, Layer, noise, tar};
+use crate::common::oci::{Image, Item, Layer, noise, tar};
 use crate::common::tree::{Tree, assert_same, read, run};
 use crate::{Disk, grow, random};
 
@@ -34,30 +34,52 @@ fn umoci(layers: &[Vec<u8>]) -> Tree {
 
 #[test]
 fn random_stacks_are_what_umoci_makes_of_them() {
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
     for seed in seeds() {
         println!("VMLET_SEED={seed}");
         let layers = layers(seed);
-        let disk = Disk::build(&layers).unwrap();
-        let (mut ours, mut theirs) = (disk.tree(), umoci(&layers));
-        for node in ours.values_mut().chain(theirs.values_mut()).filter(|node| node.kind == "symlink") {
-            // umoci reads links on its way.
-            node.atime = (0, 0);
-        }
-        for (name, node) in &mut theirs {
-            // Nor does it put back the times of directories below a hidden one that it removed files from.
-            if let Some(own) = ours.get(name)
-                && node.kind == "directory"
-                && node.mtime.0 >= started
-            {
-                node.mtime = own.mtime;
-            }
-        }
-        assert_same(&ours, &theirs);
+        compare_with_umoci(&layers);
         if seed % 8 == 0 {
-            grow(&disk.path());
+            grow(&Disk::build(&layers).unwrap().path());
         }
     }
+}
+
+fn compare_with_umoci(layers: &[Vec<u8>]) {
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+    let (mut ours, mut theirs) = (Disk::build(layers).unwrap().tree(), umoci(layers));
+    for node in ours.values_mut().chain(theirs.values_mut()).filter(|node| node.kind == "symlink") {
+        // umoci reads links on its way.
+        node.atime = (0, 0);
+    }
+    for (name, node) in &mut theirs {
+        // Nor does it put back the times of directories below a hidden one that it removed files from.
+        if let Some(own) = ours.get(name)
+            && node.kind == "directory"
+            && node.mtime.0 >= started
+        {
+            node.mtime = own.mtime;
+        }
+    }
+    assert_same(&ours, &theirs);
+}
+
+/// A part of this machine, and another on top of it; or the tars that `VMLET_LAYERS` names, split by colons.
+#[test]
+fn layers_of_a_real_system_are_what_umoci_makes_of_them() {
+    if let Ok(files) = std::env::var("VMLET_LAYERS") {
+        let layers: Vec<Vec<u8>> = files.split(':').map(|file| std::fs::read(file).unwrap()).collect();
+        return compare_with_umoci(&layers);
+    }
+    let pack = |folders: &[&str]| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let options =
+            ["--create", "--format=posix", "--xattrs", "--numeric-owner", "--directory=/", "--file", path];
+        run("tar", "tar", &[&options[..], folders].concat());
+        std::fs::read(path).unwrap()
+    };
+    let hiding = [Item::file("usr/.wh.share", ""), Item::file("etc/.wh..wh..opq", "")];
+    compare_with_umoci(&[pack(&["etc", "usr/sbin", "usr/share/zoneinfo"]), tar(&hiding), pack(&["etc/ssl"])]);
 }
 
 /// Gives out what it has in pieces of chance, as a network does.
@@ -104,7 +126,6 @@ impl Read for Trickle<'_> {
 
 #[test]
 fn the_pieces_in_which_layers_arrive_do_not_matter() {
-    use crate::common::oci::Item;
     let mut stacks: Vec<Vec<Vec<u8>>> = (100..104).map(layers).collect();
     // A file of more than one extent's blocks, and holes in the free space that another one fills.
     let below: Vec<Item> =

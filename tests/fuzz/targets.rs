@@ -1,4 +1,4 @@
-//! What is fuzzed: each target takes any bytes and panics if a promise is broken. Shared with fuzz/.
+//! What is fuzzed: each target takes any bytes and panics if a promise is broken.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +9,7 @@ use rustix::fs::MemfdFlags;
 use vmlet::image::{ImageError, Limits, Reference, probe};
 
 /// Small bounds, so that they are met.
-pub fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits {
         disk_bytes: 1 << 30,
         unpacked_bytes: 64 << 20,
@@ -29,7 +29,7 @@ fn memory() -> File {
 }
 
 /// An uncompressed layer, applied twice onto itself. With `closely`, the disk is looked at, too.
-pub fn layer(bytes: &[u8], closely: bool) {
+pub(crate) fn layer(bytes: &[u8], closely: bool) {
     let build = || {
         let disk = memory();
         let result = probe::build_disk(disk.try_clone().unwrap(), [bytes, bytes], &limits());
@@ -45,23 +45,23 @@ pub fn layer(bytes: &[u8], closely: bool) {
 }
 
 /// A layer as it comes from a registry.
-pub fn blob(bytes: &[u8], _closely: bool) {
+pub(crate) fn blob(bytes: &[u8], _closely: bool) {
     let result = probe::build_disk_of_blobs(memory(), &[bytes], &limits());
     check_error(result.as_ref().err());
 }
 
 /// A manifest or an index.
-pub fn manifest(bytes: &[u8], _closely: bool) {
+pub(crate) fn manifest(bytes: &[u8], _closely: bool) {
     check_error(probe::read_manifest(bytes, &limits()).as_ref().err());
 }
 
 /// An image's config.
-pub fn config(bytes: &[u8], _closely: bool) {
+pub(crate) fn config(bytes: &[u8], _closely: bool) {
     check_error(probe::read_config(bytes, 2).as_ref().err());
 }
 
 /// A reference; one that is read is written as what means the same.
-pub fn reference(bytes: &[u8], _closely: bool) {
+pub(crate) fn reference(bytes: &[u8], _closely: bool) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(reference) = text.parse::<Reference>() {
         let written = reference.to_string();
