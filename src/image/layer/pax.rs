@@ -1,7 +1,7 @@
 //! PAX extended headers (POSIX.1-2017, pax, "pax Extended Header").
 
 use super::sparse::Segment;
-use super::xattrs::{acl_of_text, decode_name, decode_value, is_kept};
+use super::xattrs::{Xattr, acl_of_text, decode_name, decode_value, is_kept};
 use crate::image::error::printable;
 use crate::image::ext4::Time;
 use crate::image::limits::check;
@@ -18,7 +18,7 @@ pub(super) struct Pax {
     pub(super) mtime: Option<Time>,
     pub(super) atime: Option<Time>,
     /// As star and most others spell them, then those that only libarchive spelled.
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: Vec<Xattr>,
     /// ACLs in words, for system calls; if there is one in `xattrs`, that one counts.
     pub(super) access_acl: Option<Vec<u8>>,
     pub(super) default_acl: Option<Vec<u8>>,
@@ -50,10 +50,14 @@ impl Pax {
                 ImageError::invalid(format!("malformed PAX record \"{}\"", printable(records)))
             })?;
             records = rest;
-            if let Some((name, value, xattrs)) = xattr(key, value, &mut pax.xattrs, &mut libarchive)? {
+            if let Some((spelling, (name, value))) = xattr(key, value)? {
                 if is_kept(&name) {
                     xattr_bytes += name.len() + value.len();
                     check("the size of extended attributes", "xattr_bytes", xattr_bytes, limits.xattr_bytes)?;
+                    let xattrs = match spelling {
+                        Spelling::Star => &mut pax.xattrs,
+                        Spelling::Libarchive => &mut libarchive,
+                    };
                     xattrs.retain(|(earlier, _)| *earlier != name);
                     xattrs.push((name, value));
                 }
@@ -109,23 +113,21 @@ impl Pax {
     }
 }
 
-type Xattr = (Vec<u8>, Vec<u8>);
+enum Spelling {
+    Star,
+    Libarchive,
+}
 
-/// The attribute that a record holds, if any, and the list that it belongs to.
-fn xattr<'l>(
-    key: &[u8],
-    value: &[u8],
-    plain: &'l mut Vec<Xattr>,
-    libarchive: &'l mut Vec<Xattr>,
-) -> Result<Option<(Vec<u8>, Vec<u8>, &'l mut Vec<Xattr>)>, ImageError> {
+/// The attribute that a record holds, if any.
+fn xattr(key: &[u8], value: &[u8]) -> Result<Option<(Spelling, Xattr)>, ImageError> {
     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-        return Ok(Some((name.to_vec(), value.to_vec(), plain)));
+        return Ok(Some((Spelling::Star, (name.to_vec(), value.to_vec()))));
     }
     let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") else { return Ok(None) };
-    let decoded = decode_name(name).zip(decode_value(value));
-    let (name, value) =
-        decoded.ok_or_else(|| ImageError::invalid(format!("malformed PAX value of {}", printable(key))))?;
-    Ok(Some((name, value, libarchive)))
+    match decode_name(name).zip(decode_value(value)) {
+        Some(xattr) => Ok(Some((Spelling::Libarchive, xattr))),
+        None => Err(ImageError::invalid(format!("malformed PAX value of {}", printable(key)))),
+    }
 }
 
 fn set<T>(field: &mut Option<T>, value: Option<T>) -> bool {

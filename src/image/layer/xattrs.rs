@@ -2,6 +2,9 @@
 
 use crate::image::ImageError;
 
+/// Name and value.
+pub(super) type Xattr = (Vec<u8>, Vec<u8>);
+
 /// What a file is, as far as attributes depend on it.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Bearer {
@@ -35,11 +38,7 @@ pub(super) fn is_kept(name: &[u8]) -> bool {
 /// Keeps what Linux would let such a file have, as if the attributes had been set and the permissions
 /// after them: no `user.` attributes but on files and directories (xattr(7)), no ACLs on symlinks, no
 /// default ACLs but on directories, and no ACL that says no more than the permissions do.
-pub(super) fn fit(
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    bearer: Bearer,
-    mode: u16,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ImageError> {
+pub(super) fn fit(xattrs: Vec<Xattr>, bearer: Bearer, mode: u16) -> Result<Vec<Xattr>, ImageError> {
     let mut fitting = Vec::with_capacity(xattrs.len());
     for (name, value) in xattrs {
         let value = match name.as_slice() {
@@ -145,13 +144,13 @@ impl Acl {
             let [tag, permissions] = [0, 2].map(|at| u16::from_le_bytes([entry[at], entry[at + 1]]));
             // Kinds ascend; only named users and groups may come again. Each of the other kinds follows
             // an owner, and an owning group stands before groups, mask and others.
-            let in_order = match (previous, tag) {
-                (0, USER_OBJ) => true,
-                (USER_OBJ | USER, USER | GROUP_OBJ) => true,
-                (GROUP_OBJ | GROUP, GROUP | MASK | OTHER) => true,
-                (MASK, OTHER) => true,
-                _ => false,
-            };
+            let in_order = matches!(
+                (previous, tag),
+                (0, USER_OBJ)
+                    | (USER_OBJ | USER, USER | GROUP_OBJ)
+                    | (GROUP_OBJ | GROUP, GROUP | MASK | OTHER)
+                    | (MASK, OTHER)
+            );
             let is_named = matches!(tag, USER | GROUP);
             let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
             if !in_order || permissions > 7 || (is_named && id == u32::MAX) {
