@@ -240,7 +240,7 @@ fn opaque_directories_hide_lower_layers_only() {
         assert_names(&tree, &["a", "a/b", "a/b/foo", "etc", "etc/safe"]);
         assert_eq!((tree[&b"a"[..]].mode, tree[&b"a/b"[..]].mode), (0o711, 0o750));
     }
-    let tree = tree_of(&[&lower, &[opaque.clone()]]);
+    let tree = tree_of(&[&lower, std::slice::from_ref(&opaque)]);
     assert_names(&tree, &["a", "etc", "etc/safe"]);
     assert_eq!(tree[&b"a"[..]].mode, 0o700, "it keeps what lower layers say of it");
     let all = [Item::file(".wh..wh..opq", ""), Item::file("new", "")];

@@ -30,7 +30,7 @@ fn inputs(kinds: &[&str]) -> Vec<Vec<u8>> {
     inputs.filter(|bytes| bytes.len() <= 256 << 10).collect()
 }
 
-fn run(kinds: &[&str], weight: u64, target: impl Fn(&[u8], bool), mend: impl Fn(&mut StdRng, &mut Vec<u8>)) {
+fn run(kinds: &[&str], weight: u64, target: impl Fn(&[u8], bool), mend: impl Fn(&mut StdRng, &mut [u8])) {
     let _alone = alone();
     let inputs = inputs(kinds);
     assert!(!inputs.is_empty());
@@ -97,7 +97,7 @@ fn change(random: &mut StdRng, bytes: &mut Vec<u8>, inputs: &[Vec<u8>]) {
 }
 
 /// Mostly puts right checksums into what look like headers, so that more than checksums is tested.
-fn mend_checksums(random: &mut StdRng, bytes: &mut Vec<u8>) {
+fn mend_checksums(random: &mut StdRng, bytes: &mut [u8]) {
     if random.random_range(0..8) == 0 {
         return;
     }
@@ -111,7 +111,7 @@ fn mend_checksums(random: &mut StdRng, bytes: &mut Vec<u8>) {
     }
 }
 
-fn leave(_: &mut StdRng, _: &mut Vec<u8>) {}
+fn leave(_: &mut StdRng, _: &mut [u8]) {}
 
 #[test]
 fn layers() {
