@@ -82,6 +82,7 @@ fn attributes_fit_their_files() {
         with(Item::fifo("fifo").mode(0o674)),
         Item::file("minimal", "").mode(0o644).xattr("system.posix_acl_access", &minimal),
         Item::file("binary", "").xattr("user.b", b"a=b\n\0\xff"),
+        Item::file("foreign", "").xattr("user.gr\u{fc}\u{df}e", noise(8, 2000)),
         Item::file("cleared", "").record("SCHILY.xattr.user.=", "odd"),
     ]]);
     let names = |name: &str| tree[name.as_bytes()].xattrs.keys().cloned().collect::<Vec<_>>();
@@ -92,6 +93,7 @@ fn attributes_fit_their_files() {
     assert_eq!(names("fifo"), [access, "trusted.a"]);
     assert_eq!(names("minimal"), [""; 0]);
     assert_eq!(tree[&b"file"[..]].xattrs[access], extended);
+    assert_eq!(tree[&b"foreign"[..]].xattrs["user.gr\u{fc}\u{df}e"], noise(8, 2000));
     assert_eq!(tree[&b"binary"[..]].xattrs["user.b"], b"a=b\n\0\xff");
     let bad = Item::file("f", "").xattr("system.posix_acl_access", acl(&[(1, 7, u32::MAX)]));
     assert!(error_of(&[bad]).message.contains("POSIX ACL"));
