@@ -255,6 +255,17 @@ fn opaque_directories_hide_lower_layers_only() {
 }
 
 #[test]
+fn missing_parents_are_made_where_they_belong() {
+    let tree = tree_of(&[&[
+        Item::dir("etc"),
+        Item::symlink("l", "new/etc"),
+        Item::file("no/etc/x", ""),
+        Item::file("l/y", ""),
+    ]]);
+    assert_names(&tree, &["etc", "l", "new", "new/etc", "new/etc/y", "no", "no/etc", "no/etc/x"]);
+}
+
+#[test]
 fn aufs_leaves_nothing_behind() {
     let lower = [
         Item::dir(".wh..wh.plnk"),

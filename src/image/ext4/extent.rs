@@ -108,3 +108,26 @@ fn index_entry(first: &[u8; ENTRY], block: u64) -> [u8; ENTRY] {
     put16(&mut entry, 8, low16(high32(block)));
     entry
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_do_not_depend_on_pieces() {
+        let in_pieces = |piece: u64| {
+            let (mut extents, mut at) = (Vec::new(), 0);
+            while at < 100_000 {
+                let blocks = piece.min(100_000 - at);
+                push(&mut extents, at as u32, Run { start: 50 + at, blocks });
+                at += blocks;
+            }
+            extents
+        };
+        let lengths: Vec<u64> = in_pieces(64).iter().map(|extent| extent.run().blocks).collect();
+        assert_eq!(lengths, [MAX_RUN, MAX_RUN, MAX_RUN, 100_000 - 3 * MAX_RUN]);
+        for piece in [1, 63, 1000, MAX_RUN - 1, MAX_RUN] {
+            assert_eq!(in_pieces(piece), in_pieces(64), "{piece}");
+        }
+    }
+}
