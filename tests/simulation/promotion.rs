@@ -18,7 +18,8 @@ fn builder(policy: &str) -> String {
 
 /// `(phase, reason)` of an object.
 fn said(sim: &Simulation, kind: Kind, name: &str) -> (String, String) {
-    let record = sim.objects().into_iter().find(|record| record.key() == ObjectKey::new(kind, "default", name));
+    let record =
+        sim.objects().into_iter().find(|record| record.key() == ObjectKey::new(kind, "default", name));
     let (phase, conditions) = match record.expect("it is there") {
         Record::Vm(vm) => (vm.object.status.phase.clone(), vm.object.status.conditions.clone()),
         Record::Image(image) => (image.object.status.phase.clone(), image.object.status.conditions.clone()),
@@ -41,34 +42,37 @@ fn assert_sound(sim: &Simulation) {
 #[test]
 fn an_image_waits_for_its_vm_to_stop_and_outlives_it() {
     let mut sim = simulation(1, Trouble::NONE);
-    settle(&mut sim);
+    settle(&mut sim).unwrap();
     assert_eq!(said(&sim, Kind::Image, "golden"), ("Pending".to_owned(), "WaitingForVM".to_owned()));
     sim.write("builder.yaml", &builder("Halted"));
-    settle(&mut sim);
+    settle(&mut sim).unwrap();
     assert_eq!(said(&sim, Kind::Image, "golden").0, "Ready");
     sim.remove("builder.yaml");
     sim.write("child.yaml", &vm("child", "x", "{image: {name: golden}}"));
-    settle(&mut sim);
+    settle(&mut sim).unwrap();
     assert_eq!(said(&sim, Kind::Image, "golden").0, "Ready");
     assert_eq!(said(&sim, Kind::Vm, "child").0, "Running");
     sim.remove("child.yaml");
     sim.remove("golden.yaml");
-    settle(&mut sim);
+    settle(&mut sim).unwrap();
     assert_sound(&sim);
 }
 
 #[test]
 fn a_vm_that_is_to_start_waits_until_its_disk_is_read() {
     let mut sim = simulation(1, Trouble::NONE);
-    settle(&mut sim);
+    settle(&mut sim).unwrap();
     // Long enough to be seen.
-    sim.script_effect("stage a root", EffectScript { takes: Duration::from_secs(30), ..EffectScript::default() });
+    sim.script_effect(
+        "stage a root",
+        EffectScript { takes: Duration::from_secs(30), ..EffectScript::default() },
+    );
     sim.write("builder.yaml", &builder("Halted"));
     sim.run_for(Duration::from_secs(20));
     sim.write("builder.yaml", &builder("Always"));
     sim.run_for(Duration::from_secs(5));
     assert_eq!(said(&sim, Kind::Vm, "builder"), ("Waiting".to_owned(), "BeingPromoted".to_owned()));
-    settle(&mut sim);
+    settle(&mut sim).unwrap();
     assert_eq!(said(&sim, Kind::Vm, "builder").0, "Running");
     assert_eq!(said(&sim, Kind::Image, "golden").0, "Ready");
     assert_sound(&sim);
@@ -77,15 +81,18 @@ fn a_vm_that_is_to_start_waits_until_its_disk_is_read() {
 #[test]
 fn a_promotion_that_nobody_wants_any_more_lets_its_vm_go() {
     let mut sim = simulation(1, Trouble::NONE);
-    settle(&mut sim);
-    sim.script_effect("stage a root", EffectScript { takes: Duration::from_secs(1000), ..EffectScript::default() });
+    settle(&mut sim).unwrap();
+    sim.script_effect(
+        "stage a root",
+        EffectScript { takes: Duration::from_secs(1000), ..EffectScript::default() },
+    );
     sim.write("builder.yaml", &builder("Halted"));
     sim.run_for(Duration::from_secs(20));
     sim.remove("golden.yaml");
     sim.write("builder.yaml", &builder("Always"));
     sim.run_for(Duration::from_secs(20));
     assert_eq!(said(&sim, Kind::Vm, "builder").0, "Running");
-    settle(&mut sim);
+    settle(&mut sim).unwrap();
     assert_sound(&sim);
 }
 
@@ -94,17 +101,17 @@ fn a_promotion_that_nobody_wants_any_more_lets_its_vm_go() {
 fn a_crash_at_any_moment_of_a_promotion_leaves_nothing() {
     let story = |moment: Option<u64>| {
         let mut sim = simulation(7, Trouble::NONE);
-        settle(&mut sim);
+        settle(&mut sim).unwrap();
         let before = sim.moments();
         sim.crash_at_moment(moment.map(|moment| before + moment));
         sim.write("builder.yaml", &builder("Halted"));
-        settle(&mut sim);
+        settle(&mut sim).unwrap();
         assert_eq!(said(&sim, Kind::Image, "golden").0, "Ready", "{moment:?}");
         let after = sim.moments();
         sim.crash_at_moment(None);
         sim.remove("builder.yaml");
         sim.remove("golden.yaml");
-        settle(&mut sim);
+        settle(&mut sim).unwrap();
         assert_sound(&sim);
         after - before
     };
