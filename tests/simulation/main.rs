@@ -12,6 +12,7 @@ mod chance;
 mod crash_points;
 mod foretold;
 mod model;
+mod rules;
 mod schedule;
 mod sources;
 mod threads;
