@@ -201,8 +201,8 @@ impl VmTask {
         if let Some(held) = &record.reservation {
             world.images.check(&held.image).await?;
         }
-        // Neither can be cut off: what it leaves behind would come after the next step's work. So an edit
-        // or a deletion is looked for after them.
+        // Neither of what follows can be cut off: what it leaves behind would come after the next step's work.
+        // So an edit or a deletion is looked for after them.
         world.driver.prepare(&launch).await?;
         if let Some(nic) = &launch.nic {
             world.network.attach(nic).await?;
