@@ -14,7 +14,7 @@ use super::Simulation;
 use super::images::name;
 use super::life::summary;
 use super::world::State;
-use crate::image::{Digest, Source};
+use crate::image::{Digest, Source, VmAt};
 use crate::manifest::FileState;
 use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
 use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
@@ -135,9 +135,8 @@ impl Sight<'_> {
         }
         let source =
             image.object.spec.source.chosen(&image.object.metadata.namespace).ok_or("it has no source")?;
-        if let Source::Vm(_) = source {
-            let waits = ready(&status.conditions).is_some_and(|ready| ready.reason == "WaitingForVM");
-            return if waits { Ok(()) } else { is_ready(&status.conditions) };
+        if let Source::Vm(vm) = &source {
+            return if self.waits_for_vm(vm, image) { Ok(()) } else { is_ready(&status.conditions) };
         }
         let digest = self.digest(&source).ok_or("it is not in the registry")?;
         is_ready(&status.conditions)?;
@@ -145,6 +144,17 @@ impl Sight<'_> {
             return Err(format!("it is not {digest}"));
         }
         Ok(())
+    }
+
+    /// Whether an image says that it waits for its VM, and rightly.
+    fn waits_for_vm(&self, vm: &VmAt, image: &ImageRecord) -> bool {
+        let key = ObjectKey::new(Kind::Vm, &vm.namespace, &vm.name);
+        let stopped = match self.records.get(&key) {
+            Some(Record::Vm(vm)) => vm.object.status.phase == "Stopped" && vm.reservation.is_some(),
+            _ => false,
+        };
+        let ready = ready(&image.object.status.conditions);
+        !stopped && ready.is_some_and(|ready| ready.reason == "WaitingForVM")
     }
 
     fn vm_settled(&self, vm: &VmRecord) -> Result<(), String> {

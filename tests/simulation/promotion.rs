@@ -105,7 +105,7 @@ fn a_crash_at_any_moment_of_a_promotion_leaves_nothing() {
         sim.crash_at_moment(moment);
         sim.write("builder.yaml", &builder("Halted"));
         settle(&mut sim).unwrap();
-        assert_eq!(said(&sim, Kind::Image, "golden").0, "Ready", "{moment:?}");
+        assert_eq!(said(&sim, Kind::Image, "golden").0, "Ready", "{moment:?} {:#?}", sim.timeline());
         let moments = sim.moments();
         sim.crash_at_moment(None);
         sim.remove("builder.yaml");
