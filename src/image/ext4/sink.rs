@@ -1,7 +1,11 @@
-//! Positioned writes, gathered: neighbours go out together, in pieces of up to a MiB.
+//! Positioned writes, gathered: neighbours go out together, in pieces of up to a MiB. The device gets
+//! them while more are written, so that little is left to wait for at the end.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -12,17 +16,22 @@ use super::layout::{BLOCK, BLOCK_BYTES};
 
 /// Bytes gathered before a write.
 const CAPACITY: usize = 1 << 20;
+/// Bytes written before the device gets them.
+const WRITE_BACK: u64 = 32 << 20;
 
 pub(super) struct Sink {
     file: File,
     /// What waits to be written at `offset`.
     buffer: Vec<u8>,
     offset: u64,
+    /// Bytes written since the last time that the device was given some.
+    held: u64,
+    write_back: Option<WriteBack>,
 }
 
 impl Sink {
     pub(super) fn new(file: File) -> Self {
-        Sink { file, buffer: Vec::with_capacity(CAPACITY), offset: 0 }
+        Sink { file, buffer: Vec::with_capacity(CAPACITY), offset: 0, held: 0, write_back: None }
     }
 
     /// Sets the byte offset at which the next write goes on.
@@ -83,12 +92,57 @@ impl Sink {
     fn write_through(&mut self, data: &[u8]) -> Result<(), Error> {
         self.file.write_all_at(data, self.offset).map_err(Error::io("write to"))?;
         self.offset += data.len() as u64;
+        self.held += data.len() as u64;
+        if self.held >= WRITE_BACK {
+            self.held = 0;
+            self.write_back()?;
+        }
+        Ok(())
+    }
+
+    fn write_back(&mut self) -> Result<(), Error> {
+        let write_back = match &self.write_back {
+            Some(write_back) => write_back,
+            None => self.write_back.insert(WriteBack::start(&self.file).map_err(Error::io("flush"))?),
+        };
+        write_back.go();
         Ok(())
     }
 
     /// The file, with everything written.
     pub(super) fn into_file(mut self) -> Result<File, Error> {
         self.flush()?;
+        if let Some(write_back) = self.write_back {
+            // The error would be reported to whoever flushes first, and to nobody after.
+            write_back.finish().map_err(Error::io("flush"))?;
+        }
         Ok(self.file)
+    }
+}
+
+/// A thread that gives the device what is written, again and again. Dropped, it ends when it is done
+/// with what it is at.
+struct WriteBack {
+    wake: SyncSender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl WriteBack {
+    fn start(file: &File) -> io::Result<Self> {
+        let file = file.try_clone()?;
+        let (wake, woken) = sync_channel(1);
+        let work = move || woken.iter().try_for_each(|()| file.sync_data());
+        let thread = thread::Builder::new().name("write-back".to_owned()).spawn(work)?;
+        Ok(WriteBack { wake, thread })
+    }
+
+    fn go(&self) {
+        // It is already to go again, or it has failed, which `finish` tells.
+        let _ = self.wake.try_send(());
+    }
+
+    fn finish(self) -> io::Result<()> {
+        drop(self.wake);
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
     }
 }

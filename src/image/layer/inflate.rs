@@ -101,20 +101,61 @@ fn pump(
     to_hash: &SyncSender<Bytes>,
 ) -> io::Result<()> {
     let mut decoder = decoder(blob)?;
+    let pool = Pool::new();
     let mut layer = 0u64;
     loop {
-        let mut chunk = vec![0; CHUNK];
-        let length = fill(&mut decoder, &mut chunk)?;
+        let mut chunk = pool.take();
+        chunk.length = fill(&mut decoder, &mut chunk.buffer)?;
+        let length = chunk.length;
         if length == 0 {
             return Ok(());
         }
         layer += length as u64;
         budget.spend(length, layer, compressed)?;
-        chunk.truncate(length);
-        let chunk = Bytes::from(chunk);
+        let chunk = Bytes::from_owner(chunk);
         if to_hash.send(chunk.clone()).is_err() || chunks.send(Ok(chunk)).is_err() {
             return Ok(());
         }
+    }
+}
+
+/// Buffers that go round: one comes back when all who read it are done. Fresh memory for each chunk
+/// would have to be cleared by the kernel and again by us.
+struct Pool {
+    back: Receiver<Vec<u8>>,
+    home: SyncSender<Vec<u8>>,
+}
+
+impl Pool {
+    fn new() -> Self {
+        let (home, back) = sync_channel(QUEUE);
+        Pool { back, home }
+    }
+
+    /// The queues' lengths bound how many buffers there ever are.
+    fn take(&self) -> Chunk {
+        let buffer = self.back.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
+        Chunk { buffer, length: 0, home: self.home.clone() }
+    }
+}
+
+/// A buffer of the pool and how much of it is filled.
+struct Chunk {
+    buffer: Vec<u8>,
+    length: usize,
+    home: SyncSender<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // Freed if the pool is full or gone.
+        let _ = self.home.try_send(std::mem::take(&mut self.buffer));
     }
 }
 
