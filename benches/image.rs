@@ -41,7 +41,8 @@ fn main() {
     }
     if chosen("many") {
         let names = (1..9).map(|seed| (format!("one-of-many-{seed}"), 10 * seed));
-        let layers = |seed: u64| [1, 2].map(|layer| Layer { seed: seed + layer, bytes: 80 * MB, files: 2000 });
+        let layers =
+            |seed: u64| [1, 2].map(|layer| Layer { seed: seed + layer, bytes: 80 * MB, files: 2000 });
         let images: Vec<Image> = names.map(|(name, seed)| image(&name, &layers(seed))).collect();
         many(&registry, &images);
     }

@@ -35,6 +35,7 @@ mod superblock;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod writer;
 mod xattr;
 
 pub use builder::Builder;
