@@ -20,8 +20,10 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use blob::CachedBlob;
 pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};
+pub use registry::Registries;
 pub use store::ImageStore;
 
 use std::path::PathBuf;
@@ -148,7 +150,7 @@ impl std::fmt::Display for Progress {
 }
 
 /// Why an image could not be had.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ImageError {
     /// One CamelCase word for the condition: NotFound, Unauthorized, RegistryUnavailable,
