@@ -32,13 +32,13 @@ pub(crate) const CONFIG: &str = "config.json";
 /// Makes the base disk and the config of `digest` in `folder`, flushed to disk. Returns the disk's
 /// length in bytes, and the config.
 pub(crate) async fn pull(
-    sources: &Sources<'_>,
+    supply: &Supply<'_>,
     reference: &Reference,
     digest: &Digest,
     folder: &Path,
     progress: &watch::Sender<Progress>,
 ) -> Result<(u64, ImageConfig), ImageError> {
-    let Sources { registry, blobs, settings } = sources;
+    let Supply { registry, blobs, settings } = supply;
     let manifest = registry.manifest(reference, digest).await?;
     progress.send_modify(|progress| {
         *progress = Progress { layers: manifest.layers.len(), bytes: manifest.size(), ..Progress::default() };
@@ -74,7 +74,7 @@ pub(crate) async fn pull(
 }
 
 /// What a pull draws on.
-pub(crate) struct Sources<'a> {
+pub(crate) struct Supply<'a> {
     pub(crate) registry: &'a Registry,
     pub(crate) blobs: &'a Arc<Blobs>,
     pub(crate) settings: &'a Arc<Settings>,

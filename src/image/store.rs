@@ -21,9 +21,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::blob::{Blobs, CachedBlob};
-use super::pull::{CONFIG, DISK, Sources, blocking, pull};
+use super::pull::{CONFIG, DISK, Supply, blocking, pull};
 use super::registry::Registry;
-use super::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Reference, Settings, StagedDisk};
+use super::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Settings, Source, StagedDisk};
 
 /// Pulls images from registries and keeps their base disks.
 pub struct ImageStore {
@@ -83,10 +83,12 @@ impl ImageStore {
     /// Builds a base disk in a new staging folder.
     async fn stage_once(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
+        let Source::Oci(reference) = source;
+        let reference = reference.parse()?;
         let folder = self.folders.staging.join(Uuid::new_v4().to_string());
         make_folder(&folder).map_err(at(&folder))?;
         // From here on the folder goes when this is dropped.
@@ -97,22 +99,22 @@ impl ImageStore {
             size: 0,
             config: ImageConfig::default(),
         };
-        let sources = Sources { registry: &self.registry, blobs: &self.blobs, settings: &self.settings };
-        (staged.size, staged.config) = pull(&sources, reference, digest, &folder, progress).await?;
+        let supply = Supply { registry: &self.registry, blobs: &self.blobs, settings: &self.settings };
+        (staged.size, staged.config) = pull(&supply, &reference, digest, &folder, progress).await?;
         Ok(staged)
     }
 
     async fn stage_soundly(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
         let mut damages = 0;
         loop {
-            match self.stage_once(reference, digest, progress).await {
+            match self.stage_once(source, digest, progress).await {
                 Err(error) if error.reason == ImageError::DAMAGED && damages < DAMAGES => {
-                    tracing::warn!(%reference, %error, "starting over without the damaged layer");
+                    tracing::warn!(image = %source, %error, "starting over without the damaged layer");
                     damages += 1;
                 }
                 staged => return staged,
@@ -123,25 +125,26 @@ impl ImageStore {
 
 #[async_trait]
 impl Images for ImageStore {
-    async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError> {
-        self.registry.resolve(reference).await
+    async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
+        let Source::Oci(reference) = source;
+        self.registry.resolve(&reference.parse()?).await
     }
 
     async fn stage(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
         let limit = self.settings.pull_timeout;
-        let staged = Box::pin(self.stage_soundly(reference, digest, progress));
+        let staged = Box::pin(self.stage_soundly(source, digest, progress));
         let staged = tokio::time::timeout(limit, staged).await;
         let staged =
             staged.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not pulled within {limit:?}"))));
         let blobs = self.blobs.clone();
         let full = staged.as_ref().is_err_and(|error| error.reason == "NoSpace");
         blocking("removing layers", move || Ok(blobs.tidy(full))).await?;
-        staged.map_err(|error| error.at(reference))
+        staged.map_err(|error| error.at(source))
     }
 
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {

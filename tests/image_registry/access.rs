@@ -233,5 +233,5 @@ async fn pulled_elsewhere() {
     };
     let state = tempfile::tempdir().unwrap();
     let store = ImageStore::open(state.path(), settings).unwrap();
-    limited(store.resolve(&named("REFERENCE").unwrap().parse().unwrap())).await.unwrap();
+    limited(store.resolve(&Source::Oci(named("REFERENCE").unwrap()))).await.unwrap();
 }

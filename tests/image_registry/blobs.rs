@@ -33,8 +33,8 @@ fn two_images() -> (Image, Image, String) {
 /// Pulls until this many bytes are there, then drops the pull.
 async fn interrupted(setup: &Setup, bytes: u64) {
     let (progress, mut seen) = watch::channel(Progress::default());
-    let reference = setup.reference();
-    let mut stage = std::pin::pin!(setup.store.stage(&reference, &setup.digest, &progress));
+    let source = setup.source();
+    let mut stage = std::pin::pin!(setup.store.stage(&source, &setup.digest, &progress));
     let arrived = seen.wait_for(|progress| progress.bytes_done >= bytes);
     tokio::select! {
         _ = &mut stage => panic!("the pull cannot end"),
@@ -78,7 +78,7 @@ async fn pulls_share_a_download() {
     )
     .await;
     let setup = Setup::with(&one, no_cache(), registry);
-    let reference = format!("{}/other/app:2", setup.registry.address()).parse().unwrap();
+    let source = Source::Oci(format!("{}/other/app:2", setup.registry.address()));
     let digest = two.digest().parse().unwrap();
     let (progress, mut seen) = watch::channel(Progress::default());
     let other = async {
@@ -87,7 +87,7 @@ async fn pulls_share_a_download() {
             seen.wait_for(|progress| progress.bytes_done > 0).await.unwrap();
             go.send(()).unwrap();
         };
-        tokio::join!(setup.store.stage(&reference, &digest, &progress), release).0
+        tokio::join!(setup.store.stage(&source, &digest, &progress), release).0
     };
     let (first, second) = limited(async { tokio::join!(setup.stage(), other) }).await;
     drop((first.unwrap(), second.unwrap()));
@@ -112,10 +112,10 @@ async fn who_waits_goes_on_when_who_downloads_is_dropped() {
     )
     .await;
     let setup = Setup::with(&one, Settings { blob_cache: 0, ..Settings::default() }, registry);
-    let (reference, digest) =
-        (format!("{}/app:2", setup.registry.address()).parse().unwrap(), two.digest().parse().unwrap());
+    let (source, digest) =
+        (Source::Oci(format!("{}/app:2", setup.registry.address())), two.digest().parse().unwrap());
     let (progress, mut seen) = watch::channel(Progress::default());
-    let mut second = std::pin::pin!(setup.store.stage(&reference, &digest, &progress));
+    let mut second = std::pin::pin!(setup.store.stage(&source, &digest, &progress));
     let follows = seen.wait_for(|progress| progress.bytes_done >= 100_000);
     let first = async { tokio::join!(interrupted(&setup, 100_000), follows) };
     tokio::select! {
@@ -135,10 +135,10 @@ async fn kept_layers_are_not_fetched_again() {
         ScriptedRegistry::start_images(&[&one, &two], None, |_, _| None, |_, _| Reply::Serve).await;
     let setup = Setup::with(&one, impatient(), registry);
     drop(setup.stage().await.unwrap());
-    let (reference, digest) =
-        (format!("{}/app:2", setup.registry.address()).parse().unwrap(), two.digest().parse().unwrap());
+    let (source, digest) =
+        (Source::Oci(format!("{}/app:2", setup.registry.address())), two.digest().parse().unwrap());
     let (progress, seen) = watch::channel(Progress::default());
-    drop(limited(setup.store.stage(&reference, &digest, &progress)).await.unwrap());
+    drop(limited(setup.store.stage(&source, &digest, &progress)).await.unwrap());
     assert_eq!(setup.registry.asked(&blob).len(), 1);
     assert_eq!(seen.borrow().bytes_done, seen.borrow().bytes);
     let mut listed = setup.store.blobs().await.unwrap();
@@ -212,10 +212,10 @@ async fn what_is_kept_is_bounded() {
     let settings = Settings { blob_cache: 700_000, ..impatient() };
     let setup = Setup::with(&images[0], settings, registry);
     let stage = async |number: usize| {
-        let reference = format!("{}/app:{}", setup.registry.address(), number + 1).parse().unwrap();
+        let source = Source::Oci(format!("{}/app:{}", setup.registry.address(), number + 1));
         let digest = images[number].digest().parse().unwrap();
         let (progress, _) = watch::channel(Progress::default());
-        drop(limited(setup.store.stage(&reference, &digest, &progress)).await.unwrap());
+        drop(limited(setup.store.stage(&source, &digest, &progress)).await.unwrap());
     };
     let layer = |number: usize| {
         let blobs = &images[number].blobs;
@@ -271,7 +271,7 @@ async fn what_one_repository_lacks_another_may_have() {
     };
     let registry = ScriptedRegistry::start_gated(&image, gate).await;
     let setup = Setup::with(&image, no_cache(), registry);
-    let poor = format!("{}/poor/app:1", setup.registry.address()).parse().unwrap();
+    let poor = Source::Oci(format!("{}/poor/app:1", setup.registry.address()));
     let (progress, _) = watch::channel(Progress::default());
     let both = async { tokio::join!(setup.store.stage(&poor, &setup.digest, &progress), setup.stage()) };
     let (poor, rich) = limited(both).await;

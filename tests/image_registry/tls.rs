@@ -91,7 +91,7 @@ async fn resolve(
     settings.registries = Registries::parse(Path::new("registries.yaml"), text.as_bytes()).unwrap();
     let state = tempfile::tempdir().unwrap();
     let store = ImageStore::open(state.path(), settings)?;
-    limited(store.resolve(&"registry.example/app:1".parse().unwrap())).await
+    limited(store.resolve(&Source::Oci("registry.example/app:1".to_owned()))).await
 }
 
 #[tokio::test]
