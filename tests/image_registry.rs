@@ -1,17 +1,25 @@
 //! Pulling from a registry that fails, lies and stalls.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#[path = "image_registry/access.rs"]
+mod access;
+#[path = "image_registry/blobs.rs"]
+mod blobs;
 mod common;
+#[path = "image_registry/mirrors.rs"]
+mod mirrors;
+#[path = "image_registry/tls.rs"]
+mod tls;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::oci::{Image, Item, Layer, digest, noise, tar};
-use common::registry::{Reply, ScriptedRegistry};
+use common::registry::{Asked, Reply, ScriptedRegistry, bare};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use vmlet::image::{
-    Digest, ImageError, ImageStore, Images, Limits, Progress, Reference, Settings, StagedDisk,
+    Digest, ImageError, ImageStore, Images, Limits, Progress, Registries, Settings, Source, StagedDisk,
 };
 
 /// Quick to give up, so that tests are quick.
@@ -47,17 +55,17 @@ impl Setup {
         Setup { state, store, registry, digest: image.digest().parse().unwrap() }
     }
 
-    fn reference(&self) -> Reference {
-        self.registry.reference().parse().unwrap()
+    fn source(&self) -> Source {
+        Source::Oci(self.registry.reference())
     }
 
     async fn resolve(&self) -> Result<Digest, ImageError> {
-        limited(self.store.resolve(&self.reference())).await
+        limited(self.store.resolve(&self.source())).await
     }
 
     async fn stage(&self) -> Result<StagedDisk, ImageError> {
         let (progress, _) = watch::channel(Progress::default());
-        limited(self.store.stage(&self.reference(), &self.digest, &progress)).await
+        limited(self.store.stage(&self.source(), &self.digest, &progress)).await
     }
 }
 
@@ -87,7 +95,7 @@ async fn broken_connections_are_resumed() {
     })
     .await;
     let (progress, seen) = watch::channel(Progress::default());
-    drop(limited(setup.store.stage(&setup.reference(), &setup.digest, &progress)).await.unwrap());
+    drop(limited(setup.store.stage(&setup.source(), &setup.digest, &progress)).await.unwrap());
     let asked = setup.registry.asked(&blob);
     assert_eq!(asked.len(), 4);
     assert_eq!(asked[0].range, None);
@@ -126,6 +134,77 @@ async fn a_stalled_registry_is_asked_again() {
 }
 
 #[tokio::test]
+async fn a_registry_that_drips_is_asked_again() {
+    let (image, blob) = image();
+    let setup = Setup::new(&image, impatient(), move |path, nth| match nth {
+        // Never silent for long, and never done.
+        0 if path == blob => Reply::Drip(1, Duration::from_millis(50)),
+        _ => Reply::Serve,
+    })
+    .await;
+    drop(setup.stage().await.unwrap());
+
+    let setup = Setup::new(&image, impatient(), |_, _| Reply::Drip(1, Duration::from_millis(50))).await;
+    let error = setup.resolve().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("RegistryUnavailable", true), "{error}");
+    assert!(error.message.contains("only "), "{error}");
+}
+
+#[tokio::test]
+async fn wrong_ranges_are_refused_and_refused_ranges_done_without() {
+    let (image, blob) = image();
+    for wrong in [Reply::WrongRange(5), Reply::Status(416)] {
+        let (wanted, wrong) = (blob.clone(), Arc::new(wrong));
+        let setup = Setup::new(&image, impatient(), move |path, nth| match nth {
+            _ if path != wanted => Reply::Serve,
+            0 => Reply::Break(100_000),
+            1 => (*wrong).clone(),
+            _ => Reply::Serve,
+        })
+        .await;
+        drop(setup.stage().await.unwrap());
+        assert_eq!(setup.registry.asked(&blob).len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn web_pages_are_no_manifests() {
+    let (image, _) = image();
+    let page =
+        |asked: &Asked, _| asked.path.ends_with("/1").then(|| bare(200, &[("content-type", "text/html")]));
+    let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, page).await);
+    let error = setup.resolve().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("RegistryUnavailable", true), "{error}");
+    assert!(error.message.contains("web page"), "{error}");
+}
+
+#[tokio::test]
+async fn what_headers_say_of_a_digest_does_not_matter() {
+    let (image, _) = image();
+    let manifest = image.manifest.clone();
+    let lie = move |asked: &Asked, _| {
+        asked.path.ends_with("/1").then(|| {
+            let answer = bare(200, &[("docker-content-digest", &digest(b"another"))]);
+            answer.map(|_| manifest.clone().into())
+        })
+    };
+    let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, lie).await);
+    assert_eq!(setup.resolve().await.unwrap(), setup.digest);
+}
+
+#[tokio::test]
+async fn redirects_end() {
+    let (image, blob) = image();
+    let round = move |asked: &Asked, _| {
+        asked.path.ends_with(&blob).then(|| bare(307, &[("location", asked.path.as_str())]))
+    };
+    let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, round).await);
+    let error = setup.stage().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("RegistryUnavailable", true), "{error}");
+    assert!(error.message.contains("more than 5 redirects"), "{error}");
+}
+
+#[tokio::test]
 async fn overload_is_waited_for() {
     let (image, _) = image();
     let setup = Setup::new(&image, impatient(), |_, nth| match nth {
@@ -157,8 +236,8 @@ async fn a_dead_registry_is_given_up() {
 async fn what_is_not_there_may_come() {
     let (image, _) = image();
     let setup = Setup::new(&image, impatient(), |_, _| Reply::Serve).await;
-    let reference = format!("{}x", setup.registry.reference()).parse().unwrap();
-    let error = limited(setup.store.resolve(&reference)).await.unwrap_err();
+    let source = Source::Oci(format!("{}x", setup.registry.reference()));
+    let error = limited(setup.store.resolve(&source)).await.unwrap_err();
     assert_eq!((error.reason, error.transient), ("NotFound", true));
     assert!(error.message.contains("manifest unknown"), "{error}");
 }
@@ -272,8 +351,8 @@ async fn different_images_are_pulled_at_once() {
     let right_registry = ScriptedRegistry::start(&right, right_script).await;
     let setup = Setup::with(&left, impatient(), left_registry);
     let (progress, _) = watch::channel(Progress::default());
-    let (reference, digest) = (right_registry.reference().parse().unwrap(), right.digest().parse().unwrap());
-    let both = async { tokio::join!(setup.stage(), setup.store.stage(&reference, &digest, &progress)) };
+    let (source, digest) = (Source::Oci(right_registry.reference()), right.digest().parse().unwrap());
+    let both = async { tokio::join!(setup.stage(), setup.store.stage(&source, &digest, &progress)) };
     let (one, other) = limited(both).await;
     drop(one.unwrap());
     drop(other.unwrap());
@@ -288,9 +367,9 @@ async fn a_dropped_pull_leaves_nothing() {
     })
     .await;
     let (progress, mut seen) = watch::channel(Progress::default());
-    let reference = setup.reference();
+    let source = setup.source();
     {
-        let mut stage = std::pin::pin!(setup.store.stage(&reference, &setup.digest, &progress));
+        let mut stage = std::pin::pin!(setup.store.stage(&source, &setup.digest, &progress));
         let under_way = seen.wait_for(|progress| progress.bytes_done >= 100_000);
         tokio::select! {
             _ = &mut stage => panic!("the pull cannot end"),

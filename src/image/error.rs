@@ -3,12 +3,18 @@
 use std::fmt::Display;
 use std::io;
 
-use super::ImageError;
+use super::{ImageError, ReferenceError};
 
 /// Readers and writers of the layer pipeline speak `io::Error`; this carries an [`ImageError`] in one.
 impl From<ImageError> for io::Error {
     fn from(error: ImageError) -> io::Error {
         io::Error::other(error)
+    }
+}
+
+impl From<ReferenceError> for ImageError {
+    fn from(error: ReferenceError) -> Self {
+        ImageError { reason: "InvalidReference", message: error.to_string(), transient: false }
     }
 }
 
@@ -32,6 +38,14 @@ impl ImageError {
     pub(crate) fn digest(message: impl Into<String>) -> Self {
         ImageError { reason: "DigestMismatch", message: message.into(), transient: true }
     }
+
+    /// A layer on this host's disk is not what it was, and is removed: the next attempt fetches it anew.
+    pub(crate) fn damaged(message: impl Into<String>) -> Self {
+        ImageError { reason: ImageError::DAMAGED, message: message.into(), transient: true }
+    }
+
+    /// The reason of [`ImageError::damaged`].
+    pub(crate) const DAMAGED: &str = "DamagedLayer";
 
     /// The image is malformed, or not one that can run here.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -71,6 +85,14 @@ impl ImageError {
             Err(error) if error.raw_os_error().is_some() => ImageError::host(what, &error),
             Err(error) => ImageError::invalid(format!("{what}: {error}")),
         }
+    }
+
+    /// The same error, with what may have led to it.
+    pub(crate) fn because(mut self, why: Option<&str>) -> Self {
+        if let Some(why) = why {
+            self.message = format!("{} ({why})", self.message);
+        }
+        self
     }
 
     /// The same error, saying where it happened.
