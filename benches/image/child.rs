@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use vmlet::image::{ImageStore, Images, Progress, Reference, Settings};
+use vmlet::image::{ImageStore, Images, Progress, Settings, Source};
 
 use super::common;
 
@@ -55,25 +55,25 @@ async fn pull_all(state: &Path, references: &[String]) -> Pulled {
     let store = std::sync::Arc::new(store);
     let mut pulls = JoinSet::new();
     for reference in references {
-        let reference: Reference = reference.parse().expect("a reference");
+        let source = Source::Oci(reference.clone());
         let store = store.clone();
-        pulls.spawn(async move { pull_one(&store, &reference).await });
+        pulls.spawn(async move { pull_one(&store, &source).await });
     }
     pulls.join_all().await;
     let seconds = start.elapsed().as_secs_f64();
     let (cpu_seconds, peak_bytes) = (common::cpu_time().as_secs_f64(), common::peak_bytes());
     let start = Instant::now();
-    let reference = references.last().expect("at least one").parse().expect("a reference");
-    pull_one(&store, &reference).await;
+    let source = Source::Oci(references.last().expect("at least one").clone());
+    pull_one(&store, &source).await;
     Pulled { seconds, cpu_seconds, peak_bytes, again_seconds: start.elapsed().as_secs_f64() }
 }
 
 /// As the engine pulls: what is there is not built again.
-async fn pull_one(store: &ImageStore, reference: &Reference) {
-    let digest = store.resolve(reference).await.expect("the registry has it");
+async fn pull_one(store: &ImageStore, source: &Source) {
+    let digest = store.resolve(source).await.expect("the registry has it");
     if store.disk(&digest).await.is_none() {
         let (progress, _) = watch::channel(Progress::default());
-        let staged = store.stage(reference, &digest, &progress).await.expect("the image is fine");
+        let staged = store.stage(source, &digest, &progress).await.expect("the image is fine");
         store.install(staged).await.expect("there is room");
     }
 }
