@@ -233,6 +233,21 @@ async fn a_dead_registry_is_given_up() {
 }
 
 #[tokio::test]
+async fn what_will_not_fit_is_not_begun() {
+    let mut layer = Layer::plain(&tar(&[Item::file("noise", noise(1, 1000))]));
+    let blob = digest(&layer.blob);
+    layer.size = 1 << 48;
+    let image = Image::new(vec![layer]);
+    let limits = Limits { compressed_bytes: 1 << 50, ..Limits::default() };
+    let setup = Setup::new(&image, Settings { limits, ..impatient() }, |_, _| Reply::Serve).await;
+    let error = setup.stage().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("NoSpace", true), "{error}");
+    assert!(error.message.contains("the image will take about 805306368 MiB"), "{error}");
+    assert!(setup.registry.asked(&blob).is_empty(), "nothing is downloaded");
+    assert!(is_empty(&setup.state.path().join("staging")));
+}
+
+#[tokio::test]
 async fn what_is_not_there_may_come() {
     let (image, _) = image();
     let setup = Setup::new(&image, impatient(), |_, _| Reply::Serve).await;

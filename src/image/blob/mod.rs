@@ -14,6 +14,7 @@
 //! blob does. What is kept is bounded, and the least recently used goes first. The content is verified
 //! at each use, so nothing here is flushed to disk, and files may vanish at any time.
 
+mod pace;
 mod shared;
 mod sink;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use sha2::{Digest as _, Sha256};
 use super::manifest::Descriptor;
 use super::{Digest, ImageError};
 use crate::metrics::Guarded;
+use pace::Pace;
 use shared::Blob;
 
 /// Interrupted downloads that nobody went on with for so long are removed.
@@ -60,6 +62,7 @@ pub(crate) struct Blobs {
     capacity: u64,
     /// What running pulls use. The guard covers finding and inserting, never I/O.
     running: Guarded<HashMap<Key, Weak<Blob>>>,
+    pace: Pace,
 }
 
 /// What makes two downloads the same. A manifest that lies about a size shares with nobody.
@@ -79,7 +82,7 @@ struct Kept {
 impl Blobs {
     /// The blobs in a folder that exists.
     pub(crate) fn new(folder: PathBuf, capacity: u64) -> Arc<Self> {
-        Arc::new(Blobs { folder, capacity, running: Guarded::default() })
+        Arc::new(Blobs { folder, capacity, running: Guarded::default(), pace: Pace::default() })
     }
 
     /// Joins in a blob of a registry: the end that makes it arrive, and the end that is read.

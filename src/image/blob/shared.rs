@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -18,6 +18,8 @@ pub(super) struct Blob {
     pub(super) blobs: Arc<Blobs>,
     pub(super) key: Key,
     state: Mutex<State>,
+    /// How far the foremost reader is.
+    pub(super) read: AtomicU64,
     /// Wakes the threads that read.
     readable: Condvar,
     /// Wakes the tasks that wait for who downloads.
@@ -48,7 +50,14 @@ impl Blob {
     pub(super) fn new(blobs: Arc<Blobs>, key: Key) -> Self {
         let state = State { file: None, written: 0, phase: Phase::Idle, verdict: None };
         let (changed, _) = watch::channel(());
-        Blob { blobs, key, state: Mutex::new(state), readable: Condvar::new(), changed }
+        Blob {
+            blobs,
+            key,
+            state: Mutex::new(state),
+            read: AtomicU64::new(0),
+            readable: Condvar::new(),
+            changed,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -202,8 +211,12 @@ impl Read for BlobReader {
                 Phase::Verified | Phase::Failed(_) => false,
                 Phase::Idle | Phase::Busy => state.written == self.position && !gone(),
             };
-            let state = self.blob.readable.wait_while(self.blob.state(), waiting);
-            let state = state.unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.blob.state();
+            if waiting(&mut state) {
+                drop(state);
+                let wait = || self.blob.readable.wait_while(self.blob.state(), waiting);
+                state = self.blob.blobs.pace.hungry(wait).unwrap_or_else(PoisonError::into_inner);
+            }
             match (&state.phase, &state.file) {
                 (Phase::Verified, Some(file)) => (file.clone(), state.written - self.position),
                 (Phase::Idle | Phase::Busy, Some(file)) if !gone() => {
@@ -218,6 +231,9 @@ impl Read for BlobReader {
             return Err(ImageError::damaged("a layer on disk became shorter").into());
         }
         self.position += count as u64;
+        if self.blob.read.fetch_max(self.position, Ordering::Relaxed) < self.position {
+            self.blob.blobs.pace.read_on();
+        }
         Ok(count)
     }
 }

@@ -4,14 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
-use std::thread;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use nix::libc::O_NOFOLLOW;
 use sha2::{Digest as _, Sha256};
-use rustix::process::nice;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::shared::{Blob, Claim};
 use super::{on_disk, remove};
@@ -21,9 +21,6 @@ use crate::image::{Digest, ImageError};
 const QUEUE: usize = 16;
 /// Bytes that are read at once to be hashed.
 const CHUNK: usize = 1 << 20;
-/// Arriving yields to building. A build that waits for bytes leaves the processor to them; one that does
-/// not wait is what the pull waits for, and layers that are needed later must not slow it down.
-const NICE: i32 = 10;
 
 /// What was on the disk.
 pub(super) enum Started {
@@ -128,7 +125,7 @@ fn open_partial(claim: &Claim) -> io::Result<(File, u64)> {
 /// A blob that is being written. Dropped before its end, another pull goes on.
 pub(crate) struct BlobSink {
     chunks: mpsc::Sender<Bytes>,
-    end: oneshot::Receiver<Result<(), ImageError>>,
+    thread: JoinHandle<Result<(), ImageError>>,
     blob: Arc<Blob>,
     position: u64,
 }
@@ -138,15 +135,8 @@ impl BlobSink {
     pub(super) fn new(claim: Claim, from: u64) -> Self {
         let (chunks, queue) = mpsc::channel(QUEUE);
         let blob = claim.blob.clone();
-        let (ended, end) = oneshot::channel();
-        // Not one of the runtime's threads, which would stay slow. If there is no thread to be had, the
-        // other ends of both channels are gone, which `finish` tells.
-        let _ = thread::Builder::new().name("layer".to_owned()).spawn(move || {
-            // On Linux this is the thread's alone.
-            let _ = nice(NICE);
-            let _ = ended.send(receive(&claim, from, queue));
-        });
-        BlobSink { chunks, end, blob, position: from }
+        let thread = tokio::task::spawn_blocking(move || receive(&claim, from, queue));
+        BlobSink { chunks, thread, blob, position: from }
     }
 
     /// Bytes that were there before.
@@ -163,7 +153,7 @@ impl BlobSink {
     /// Waits until all is written and the digest compared.
     pub(crate) async fn finish(self) -> Result<(), ImageError> {
         drop(self.chunks);
-        self.end.await.unwrap_or_else(|_| Err(on_disk(&io::Error::other("the thread that writes ended"))))
+        self.thread.await.unwrap_or_else(|error| Err(on_disk(&io::Error::other(error))))
     }
 
     /// Ends in failure. What holds for the registry fails all pulls that wait for this one; what
@@ -199,6 +189,7 @@ fn write(claim: &Claim, from: u64, mut queue: mpsc::Receiver<Bytes>) -> Result<O
         blob.change(|state| state.written = written);
         // After the change: readers need not wait for the hash.
         hash.update(&chunk);
+        blob.blobs.pace.pause(written, || blob.read.load(Ordering::Relaxed), || queue.is_closed());
     }
     Ok((written == blob.key.size).then(|| Digest::sha256(hash.finalize().into())))
 }

@@ -19,7 +19,7 @@ use super::layout::BLOCK;
 /// Bytes gathered before a write.
 const CAPACITY: usize = 1 << 20;
 /// Pieces that wait for the device.
-const QUEUE: usize = 3;
+const QUEUE: usize = 6;
 /// Shorter pieces are better off in the page cache, which makes one write of many.
 const DIRECT: usize = 64 << 10;
 

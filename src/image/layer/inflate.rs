@@ -67,17 +67,19 @@ pub(crate) fn inflate(
     let (chunks, queue) = sync_channel(QUEUE);
     let (to_hash, hash_queue) = sync_channel::<Bytes>(QUEUE);
     let actual = thread::scope(|scope| {
-        let hasher = scope.spawn(move || {
+        let hasher = named("diff-id").spawn_scoped(scope, move || {
             let mut hash = Sha256::new();
             hash_queue.iter().for_each(|chunk| hash.update(&chunk));
             Digest::sha256(hash.finalize().into())
         });
-        scope.spawn(move || {
+        let hasher = hasher.map_err(no_thread)?;
+        let inflater = named("inflate").spawn_scoped(scope, move || {
             if let Err(error) = pump(blob, compressed, budget, &chunks, &to_hash) {
                 // Nobody listens any more if the reader failed first.
                 let _ = chunks.send(Err(error));
             }
         });
+        inflater.map_err(no_thread)?;
         let mut reader = Chunks { queue, current: Bytes::new() };
         consume(&mut reader)?;
         io::copy(&mut reader, &mut io::sink()).map_err(|error| ImageError::from_read("inflating", error))?;
@@ -90,6 +92,14 @@ pub(crate) fn inflate(
         )));
     }
     Ok(())
+}
+
+fn named(name: &str) -> thread::Builder {
+    thread::Builder::new().name(name.to_owned())
+}
+
+fn no_thread(error: io::Error) -> ImageError {
+    ImageError::host("starting a thread", &error)
 }
 
 /// Moves chunks until the end, an error, or nobody is left to take them.
