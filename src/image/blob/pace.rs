@@ -49,3 +49,25 @@ impl Pace {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn only_downloads_that_nobody_waits_for_pause() {
+        let pace = Pace::default();
+        let paused = |written, ended: bool| {
+            let since = Instant::now();
+            pace.pause(written, || 100, || ended);
+            since.elapsed() >= PAUSE
+        };
+        assert!(paused(100 + AHEAD + 1, false));
+        assert!(!paused(100 + AHEAD, false), "it is not far ahead");
+        assert!(!paused(u64::MAX, true), "nothing more comes");
+        assert!(!pace.hungry(|| paused(u64::MAX, false)), "a reader waits");
+        assert!(paused(u64::MAX, false), "it has what it waited for");
+    }
+}

@@ -148,3 +148,48 @@ impl Target {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Long and short, whole blocks and others, and over what was written before.
+    #[test]
+    fn pieces_are_written_whole_and_in_order() {
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::start(&file).unwrap();
+        let mut buffer = Buffer::new();
+        let mut expected = vec![0; 3 << 20];
+        let pieces = [
+            (0, CAPACITY),
+            (CAPACITY, DIRECT + 17),
+            (2 << 20, 100),
+            (4096, DIRECT),
+            (4096, 5),
+            (8192, 3 * BLOCK + 1),
+        ];
+        for (index, (offset, length)) in (1..).zip(pieces) {
+            let data = vec![index; length];
+            assert_eq!(buffer.fill(&data), length);
+            expected[offset..offset + length].copy_from_slice(&data);
+            writer = writer.write(&mut buffer, offset as u64).unwrap();
+            assert!(buffer.filled().is_empty());
+        }
+        writer.finish().unwrap();
+        let mut written = vec![0; expected.len()];
+        let length = file.metadata().unwrap().len() as usize;
+        file.read_exact_at(&mut written[..length], 0).unwrap();
+        assert!(written == expected);
+        assert!(!fcntl_getfl(&file).unwrap().contains(OFlags::DIRECT), "others write after it");
+    }
+
+    #[test]
+    fn the_first_error_is_told() {
+        let read_only = File::open("/proc/self/exe").unwrap();
+        let mut buffer = Buffer::new();
+        buffer.fill(&[1; 100]);
+        let writer = Writer::start(&read_only).unwrap();
+        let error = writer.write(&mut buffer, 0).and_then(Writer::finish).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::BADF.raw_os_error()));
+    }
+}
