@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io;
 
-use super::{ImageError, ReferenceError};
+use super::{ImageError, ReferenceError, Source};
 
 /// Readers and writers of the layer pipeline speak `io::Error`; this carries an [`ImageError`] in one.
 impl From<ImageError> for io::Error {
@@ -22,6 +22,14 @@ impl ImageError {
     /// The registry does not have it. A later push can change that.
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         ImageError { reason: "NotFound", message: message.into(), transient: true }
+    }
+
+    /// It is not on this host, and no registry may be asked. Others may bring it.
+    pub(crate) fn not_present(source: &Source) -> Self {
+        let message = format!(
+            "the base disk of {source} is not on this host, and pullPolicy is Never; let an Image or VM of this reference pull it, or change the policy"
+        );
+        ImageError { reason: "NotPresent", message, transient: true }
     }
 
     /// The registry refuses us. It may be told otherwise.
