@@ -157,9 +157,16 @@ async fn engine(
     store: &Store,
     host: Option<Arc<HostNetwork>>,
 ) -> Result<Engine> {
+<<<<<<< HEAD
     let images = image_settings(settings)?;
     let state = folders.state.clone();
     let images = tokio::task::spawn_blocking(move || ImageStore::open(&state, images)).await??;
+=======
+    let mut images =
+        image::Settings { plain_http: settings.insecure_registry.clone(), ..image::Settings::default() };
+    settings.image_limit.iter().for_each(|limit| limit.apply(&mut images.limits));
+    let images = ImageStore::open(&folders.state, images)?;
+>>>>>>> main
     let driver = driver(settings, folders).await?;
     if let Some(host) = &host {
         remove_foreign_taps(store, host).await;
