@@ -95,7 +95,6 @@ pub struct Settings {
     #[arg(long, value_name = "HOST[:PORT]", env = "VMLET_INSECURE_REGISTRY", value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
 
-<<<<<<< HEAD
     /// Settings of registries: mirrors, certificates, plain http (docs/operations.md). By default
     /// /etc/vmlet/registries.yaml, or registries.yaml in $XDG_CONFIG_HOME/vmlet without root, if it
     /// exists.
@@ -112,12 +111,11 @@ pub struct Settings {
     /// none.
     #[arg(long, value_name = "QUANTITY", env = "VMLET_BLOB_CACHE_SIZE", default_value = "4Gi")]
     pub blob_cache_size: Quantity,
-=======
+
     /// A bound on images that are pulled, for one that you trust and that is over it: the message names
     /// it. Sizes may have a suffix, as in disk_bytes=128Gi. Can be repeated.
     #[arg(long, value_name = "NAME=VALUE", env = "VMLET_IMAGE_LIMIT", value_delimiter = ',')]
     pub image_limit: Vec<ImageLimit>,
->>>>>>> main
 
     /// A scan that would delete more than this share of all objects, in percent, is not believed
     /// until it has stayed the same for a while. 100 believes every scan.

@@ -157,16 +157,9 @@ async fn engine(
     store: &Store,
     host: Option<Arc<HostNetwork>>,
 ) -> Result<Engine> {
-<<<<<<< HEAD
     let images = image_settings(settings)?;
     let state = folders.state.clone();
     let images = tokio::task::spawn_blocking(move || ImageStore::open(&state, images)).await??;
-=======
-    let mut images =
-        image::Settings { plain_http: settings.insecure_registry.clone(), ..image::Settings::default() };
-    settings.image_limit.iter().for_each(|limit| limit.apply(&mut images.limits));
-    let images = ImageStore::open(&folders.state, images)?;
->>>>>>> main
     let driver = driver(settings, folders).await?;
     if let Some(host) = &host {
         remove_foreign_taps(store, host).await;
@@ -208,7 +201,10 @@ fn image_settings(settings: &Settings) -> Result<image::Settings> {
         })?,
         None => image::Registries::default(),
     };
+    let mut limits = image::Limits::default();
+    settings.image_limit.iter().for_each(|limit| limit.apply(&mut limits));
     Ok(image::Settings {
+        limits,
         plain_http: settings.insecure_registry.clone(),
         registries,
         auth_files: settings.auth_files(),

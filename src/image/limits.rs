@@ -6,11 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-<<<<<<< HEAD
-use super::{ImageError, Registries};
-=======
-use super::{ImageError, ext4};
->>>>>>> main
+use super::{ImageError, Registries, ext4};
 
 /// Bounds on one image. Sizes are bytes.
 #[derive(Clone, Debug, PartialEq)]

@@ -17,13 +17,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-<<<<<<< HEAD
 use super::blob::{Arrival, BlobReader, Blobs, Turn};
-use super::ext4::{self, Builder};
-=======
-use super::blob::{self, BlobReader, BlobWriter};
 use super::ext4::Builder;
->>>>>>> main
 use super::layer::{Budget, Tree, inflate, on_disk};
 use super::manifest::{Config, Descriptor, Manifest};
 use super::registry::Registry;
