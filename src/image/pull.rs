@@ -129,6 +129,11 @@ async fn both(
         Ok(size) => return downloads.await.map(|()| size),
         Err(error) => error,
     };
+    // Readers know of a layer's failure a moment before its download tells of it.
+    if broken.reason == "Cancelled" {
+        downloads.await?;
+        return Err(broken);
+    }
     // Wrong bytes make no sense: then not the image is to blame, but who sent them.
     let layer = progress.borrow().layers_done;
     if let Some((_, arrival)) = arrivals.get(layer).filter(|_| broken.reason == "InvalidImage") {
