@@ -22,7 +22,8 @@ test: ## Runs all tests, boots of real VMs included. Needs root.
 	$(CARGO) test --workspace
 
 .PHONY: bench
-bench: ## Measures the control plane against its targets: a line a figure (benches/README.md).
+bench: ## Measures vmlet against its targets and its peers: a line a figure (benches/README.md).
+	@scripts/install-deps.sh podman
 	@CARGO=$(CARGO) scripts/bench.sh
 
 .PHONY: fmt

@@ -254,7 +254,7 @@ impl Bundle {
                 let descriptor = Descriptor { media_type: String::new(), digest: whole, size: section.size };
                 let layer = Layer { blob: Box::new(section.reader()), descriptor, diff_id: None };
                 let (settings, cancel) = (job.settings.clone(), job.cancel.clone());
-                Build { disk, uuid, layers: vec![layer], settings, cancel, progress }.run()?
+                Build { disk, uuid, layers: vec![layer], settings, cancel, promise: None, progress }.run()?
             }
         };
         Ok((size, run))

@@ -91,6 +91,7 @@ pub(crate) async fn stage_layout(
         layers: layers.collect(),
         settings: job.settings.clone(),
         cancel: job.cancel.clone(),
+        promise: None,
         progress: progress.clone(),
     };
     let build = blocking("building the base disk", move || build.run());
@@ -124,7 +125,8 @@ pub(crate) async fn stage_root(
         let descriptor = Descriptor { media_type: String::new(), digest: digest.clone(), size };
         let layers = vec![Layer { blob: Box::new(blob.take(size)), descriptor, diff_id: None }];
         let Job { settings, cancel, .. } = job;
-        Build { disk, uuid: filesystem_uuid(&digest), layers, settings, cancel, progress }.run()
+        Build { disk, uuid: filesystem_uuid(&digest), layers, settings, cancel, promise: None, progress }
+            .run()
     })
     .await?;
     finish(folder, config, size).await

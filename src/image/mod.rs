@@ -25,12 +25,15 @@ mod pull;
 mod reference;
 mod registry;
 mod source;
+mod space;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use blob::CachedBlob;
 pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};
+pub use registry::Registries;
 pub(crate) use registry::check_url;
 pub use source::{BundleAt, HostFiles, LayoutAt, Place, Source, VmAt};
 pub use store::ImageStore;
@@ -196,7 +199,7 @@ impl std::fmt::Display for Progress {
 }
 
 /// Why an image could not be had.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ImageError {
     /// One CamelCase word for the condition: NotFound, Unauthorized, RegistryUnavailable,

@@ -6,6 +6,7 @@
 //! <state>/images/sha256-…/config.json
 //! <state>/images/sha256-…/kernel, initrd, modules/  what came with a bundle
 //! <state>/images/sha256-…/files.json                files of the host, in place of a disk
+//! <state>/blobs/                     compressed layers (`blob`)
 //! ```
 //!
 //! Guarantees: what has a name under `images/` is complete and on disk, as it got there by one rename;
@@ -21,11 +22,13 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::blob::{Blobs, CachedBlob};
 use super::bundle::{self, INITRD, KERNEL, MODULES};
 use super::host::Registered;
 use super::local::{Job, finish, resolve_layout, stage_layout, stage_root};
-use super::pull::{CONFIG, DISK, blocking, pull};
+use super::pull::{CONFIG, DISK, Supply, blocking, pull};
 use super::registry::Registry;
+use super::space::Space;
 use super::{
     BaseDisk, Digest, HostFiles, ImageConfig, ImageError, Images, KernelFiles, LayoutAt, Place, Progress,
     Root, Settings, Source, StagedDisk,
@@ -35,8 +38,13 @@ use super::{
 pub struct ImageStore {
     folders: Folders,
     registry: Registry,
+    blobs: Arc<Blobs>,
+    space: Arc<Space>,
     settings: Arc<Settings>,
 }
+
+/// How often one pull starts over because a layer that was kept is damaged; each time one less is.
+const DAMAGES: usize = 4;
 
 impl ImageStore {
     /// Opens the store in the daemon's state directory, makes its folders and removes what pulls
@@ -51,12 +59,38 @@ impl ImageStore {
             make_folder(folder).map_err(at(folder))?;
         }
         folders.sweep().map_err(at(&folders.staging))?;
+        let kept = state.join("blobs");
+        DirBuilder::new().recursive(true).mode(0o700).create(&kept).map_err(at(&kept))?;
+        let blobs = Blobs::new(kept, settings.blob_cache);
+        blobs.tidy(false);
         let settings = Arc::new(settings);
-        Ok(ImageStore { folders, registry: Registry::new(settings.clone())?, settings })
+        let registry = Registry::new(settings.clone())?;
+        Ok(ImageStore { folders, registry, blobs, space: Space::new(state.to_owned()), settings })
     }
-}
 
-impl ImageStore {
+    /// The compressed layers that are kept, in no order.
+    ///
+    /// # Errors
+    ///
+    /// If their folder cannot be read.
+    pub async fn blobs(&self) -> Result<Vec<CachedBlob>, ImageError> {
+        let blobs = self.blobs.clone();
+        let what = "listing layers";
+        blocking(what, move || blobs.list().map_err(|error| ImageError::host(what, &error))).await
+    }
+
+    /// Removes the least recently used layers until no more than this many bytes are left; running
+    /// pulls lose none. Returns the bytes removed.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be removed.
+    pub async fn prune_blobs(&self, down_to: u64) -> Result<u64, ImageError> {
+        let blobs = self.blobs.clone();
+        let what = "removing layers";
+        blocking(what, move || blobs.prune(down_to).map_err(|error| ImageError::host(what, &error))).await
+    }
+
     /// What `fill` makes in a staging folder within the time for it.
     async fn staged<F>(
         &self,
@@ -76,12 +110,45 @@ impl ImageStore {
             size: 0,
             config: ImageConfig::default(),
         };
-        let limit = self.settings.pull_timeout;
-        let filled = tokio::time::timeout(limit, fill(folder)).await;
-        let filled =
-            filled.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not there within {limit:?}"))));
-        (staged.size, staged.config) = filled?;
+        (staged.size, staged.config) = fill(folder).await?;
         Ok(staged)
+    }
+
+    /// Within the time for it; afterwards layers go that are too many to be kept.
+    async fn in_time(
+        &self,
+        staged: impl Future<Output = Result<StagedDisk, ImageError>>,
+    ) -> Result<StagedDisk, ImageError> {
+        let limit = self.settings.pull_timeout;
+        let staged = tokio::time::timeout(limit, staged).await;
+        let staged =
+            staged.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not there within {limit:?}"))));
+        let blobs = self.blobs.clone();
+        let full = staged.as_ref().is_err_and(|error| error.reason == "NoSpace");
+        let tidy = move || {
+            blobs.tidy(full);
+            Ok(())
+        };
+        blocking("removing layers", tidy).await?;
+        staged
+    }
+
+    async fn stage_soundly(
+        &self,
+        source: &Source,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        let mut damages = 0;
+        loop {
+            match self.staged(digest, |folder| Box::pin(self.fill(source, digest, folder, progress))).await {
+                Err(error) if error.reason == ImageError::DAMAGED && damages < DAMAGES => {
+                    tracing::warn!(image = %source, %error, "starting over without the damaged layer");
+                    damages += 1;
+                }
+                staged => return staged,
+            }
+        }
     }
 
     /// Makes an image's files in its staging folder. Returns the disk's length in bytes, and the config.
@@ -96,8 +163,13 @@ impl ImageStore {
         let filled = match source.clone() {
             Source::Oci(reference) => {
                 let reference = reference.parse()?;
-                let pulled = pull(&self.registry, &self.settings, &reference, digest, &folder, progress);
-                return pulled.await.map_err(|error| error.at(source));
+                let supply = Supply {
+                    registry: &self.registry,
+                    blobs: &self.blobs,
+                    space: &self.space,
+                    settings: &self.settings,
+                };
+                return pull(&supply, &reference, digest, &folder, progress).await;
             }
             Source::OciLayout(layout) => {
                 let LayoutAt { path, reference } = *layout;
@@ -109,7 +181,7 @@ impl ImageStore {
             Source::Files(files) => register(job, *files, digest.clone(), folder).await,
             Source::Vm(_) => Err(not_of_files()),
         };
-        filled.map_err(|error| of_host(error, source))
+        filled.map_err(of_host)
     }
 }
 
@@ -141,8 +213,8 @@ fn not_of_files() -> ImageError {
 }
 
 /// An error about files of the host: what is wrong with them can be mended without any change of the spec.
-fn of_host(error: ImageError, source: &Source) -> ImageError {
-    ImageError { transient: true, ..error.at(source) }
+fn of_host(error: ImageError) -> ImageError {
+    ImageError { transient: true, ..error }
 }
 
 #[async_trait]
@@ -162,7 +234,7 @@ impl Images for ImageStore {
             }
             Source::Vm(_) => Err(not_of_files()),
         };
-        found.map_err(|error| of_host(error, source))
+        found.map_err(|error| of_host(error).at(source))
     }
 
     async fn stage(
@@ -171,7 +243,8 @@ impl Images for ImageStore {
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
-        self.staged(digest, |folder| Box::pin(self.fill(source, digest, folder, progress))).await
+        let staged = self.in_time(Box::pin(self.stage_soundly(source, digest, progress))).await;
+        staged.map_err(|error| error.at(source))
     }
 
     async fn stage_root(
@@ -182,7 +255,7 @@ impl Images for ImageStore {
     ) -> Result<StagedDisk, ImageError> {
         let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
         let fill = |folder| Box::pin(stage_root(job, root, digest.clone(), folder, progress.clone()));
-        self.staged(digest, fill).await
+        self.in_time(self.staged(digest, fill)).await
     }
 
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {

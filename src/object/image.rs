@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::source::ImageSource;
+use super::source::{ImageSource, PullPolicy};
 use super::{Condition, Effect, Object, Quantity, Violation};
 
 /// An image, fetched and made into a read-only base disk that VMs share.
@@ -21,6 +21,11 @@ pub struct ImageSpec {
 }
 
 impl ImageSpec {
+    /// When the image's registry is asked.
+    pub fn pull_policy(&self) -> PullPolicy {
+        self.source.oci.as_ref().map_or_else(PullPolicy::default, |oci| oci.pull_policy)
+    }
+
     pub(super) fn check(&self, found: &mut Vec<Violation>) {
         self.source.check(found);
     }

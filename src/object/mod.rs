@@ -25,7 +25,7 @@ pub use image::{DiskStatus, Image, ImageSpec, ImageStatus};
 pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};
 pub use period::Period;
 pub use quantity::Quantity;
-pub use source::{BundleSource, FilesSource, ImageSource, OciLayoutSource, OciSource};
+pub use source::{BundleSource, FilesSource, ImageSource, OciLayoutSource, OciSource, PullPolicy};
 pub use vm::{
     EnvVar, ImageRef, LastExit, Network, NetworkMode, Port, PortStatus, Protocol, RootDisk, RunPolicy,
     Timings, Vm, VmImageStatus, VmSpec, VmStatus,

@@ -25,7 +25,7 @@ pub(super) fn finish(mut tree: Tree, mut disk: Disk, uuid: [u8; 16]) -> Result<S
     let seed = Seed::new(&uuid);
     // Freed blocks read as zeros from here on, wherever the disk is built, and nothing of a removed
     // file stays behind. Inode tables rely on it.
-    disk.sink.clear(disk.blocks.free_runs())?;
+    disk.sink.end_data(disk.blocks.free_runs())?;
     disk.blocks.trim();
     let bodies = write_bodies(&mut tree, &mut disk, &uuid, seed)?;
     let full = Error::Full { max_bytes: disk.max_bytes };

@@ -36,6 +36,7 @@ mod superblock;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod writer;
 mod xattr;
 
 pub use builder::Builder;

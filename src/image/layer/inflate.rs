@@ -71,17 +71,19 @@ pub(crate) fn inflate(
     let (chunks, queue) = sync_channel(QUEUE);
     let (to_hash, hash_queue) = sync_channel::<Bytes>(QUEUE);
     let actual = thread::scope(|scope| {
-        let hasher = scope.spawn(move || {
+        let hasher = named("diff-id").spawn_scoped(scope, move || {
             let mut hash = Sha256::new();
             hash_queue.iter().for_each(|chunk| hash.update(&chunk));
             Digest::sha256(hash.finalize().into())
         });
-        scope.spawn(move || {
+        let hasher = hasher.map_err(no_thread)?;
+        let inflater = named("inflate").spawn_scoped(scope, move || {
             if let Err(error) = pump(blob, compressed, budget, &chunks, &to_hash) {
                 // Nobody listens any more if the reader failed first.
                 let _ = chunks.send(Err(error));
             }
         });
+        inflater.map_err(no_thread)?;
         let mut reader = Chunks { queue, current: Bytes::new() };
         consume(&mut reader)?;
         io::copy(&mut reader, &mut io::sink()).map_err(|error| ImageError::from_read("inflating", error))?;
@@ -96,6 +98,14 @@ pub(crate) fn inflate(
     Ok(())
 }
 
+fn named(name: &str) -> thread::Builder {
+    thread::Builder::new().name(name.to_owned())
+}
+
+fn no_thread(error: io::Error) -> ImageError {
+    ImageError::host("starting a thread", &error)
+}
+
 /// Moves chunks until the end, an error, or nobody is left to take them.
 fn pump(
     blob: impl Read + Send,
@@ -105,20 +115,61 @@ fn pump(
     to_hash: &SyncSender<Bytes>,
 ) -> io::Result<()> {
     let mut decoder = decoder(blob)?;
+    let pool = Pool::new();
     let mut layer = 0u64;
     loop {
-        let mut chunk = vec![0; CHUNK];
-        let length = fill(&mut decoder, &mut chunk)?;
+        let mut chunk = pool.take();
+        chunk.length = fill(&mut decoder, &mut chunk.buffer)?;
+        let length = chunk.length;
         if length == 0 {
             return Ok(());
         }
         layer += length as u64;
         budget.spend(length, layer, compressed)?;
-        chunk.truncate(length);
-        let chunk = Bytes::from(chunk);
+        let chunk = Bytes::from_owner(chunk);
         if to_hash.send(chunk.clone()).is_err() || chunks.send(Ok(chunk)).is_err() {
             return Ok(());
         }
+    }
+}
+
+/// Buffers that go round: one comes back when all who read it are done. Fresh memory for each chunk
+/// would have to be cleared by the kernel and again by us.
+struct Pool {
+    back: Receiver<Vec<u8>>,
+    home: SyncSender<Vec<u8>>,
+}
+
+impl Pool {
+    fn new() -> Self {
+        let (home, back) = sync_channel(QUEUE);
+        Pool { back, home }
+    }
+
+    /// The queues' lengths bound how many buffers there ever are.
+    fn take(&self) -> Chunk {
+        let buffer = self.back.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
+        Chunk { buffer, length: 0, home: self.home.clone() }
+    }
+}
+
+/// A buffer of the pool and how much of it is filled.
+struct Chunk {
+    buffer: Vec<u8>,
+    length: usize,
+    home: SyncSender<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // Freed if the pool is full or gone.
+        let _ = self.home.try_send(std::mem::take(&mut self.buffer));
     }
 }
 

@@ -5,6 +5,8 @@ use std::io::{Seek, SeekFrom};
 
 use tokio::io::AsyncWriteExt;
 
+use super::endpoint::authority;
+use super::transport::{Body, is_loopback};
 use super::*;
 
 /// Why a URL cannot be used, if it cannot.
@@ -19,7 +21,7 @@ pub(crate) fn check_url(text: &str) -> Result<(), String> {
     }
     match url.scheme() {
         "https" if url.has_host() => Ok(()),
-        "http" if is_plain(&[], &url) => Ok(()),
+        "http" if is_loopback(&url) => Ok(()),
         _ => Err("use an https URL; http is for loopback addresses only".to_owned()),
     }
 }
@@ -37,11 +39,11 @@ impl Registry {
     ) -> Result<Digest, ImageError> {
         check_url(url).map_err(ImageError::invalid)?;
         let url: Url = url.parse().map_err(|error| ImageError::invalid(format!("{url}: {error}")))?;
-        let mut backoff = Backoff::new(&self.settings);
+        let mut backoff = Backoff::new(&self.settings, self.settings.attempts);
         loop {
             match self.fetch_once(&url, file, bound, &begin, &arrived).await {
                 Ok(digest) => return Ok(digest),
-                Err(failure) => backoff.after(failure).await?,
+                Err(failure) => backoff.after(failure, false).await?,
             }
         }
     }
@@ -58,20 +60,13 @@ impl Registry {
         let mut file = file.try_clone().map_err(local)?;
         file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(local)?;
         let mut file = tokio::fs::File::from_std(file);
-        let response = self.send(self.http.get(url.clone()), url).await?;
+        let response = self.transport.get(&authority(url), url, &HeaderMap::new(), None).await?;
         let response = served(response, url)?;
         let length = response.content_length();
         check("the bundle", "compressed_bytes", length.unwrap_or(0), bound)?;
         begin(length.unwrap_or(0));
-        let place = place(response.url());
-        let (mut stream, mut hash, mut received) = (response.bytes_stream(), Sha256::new(), 0u64);
-        loop {
-            let chunk = match tokio::time::timeout(self.settings.idle_timeout, stream.next()).await {
-                Ok(Some(Ok(chunk))) => chunk,
-                Ok(Some(Err(error))) => return Err(Failure::broken(format!("{place}: {}", chain(&error)))),
-                Ok(None) => break,
-                Err(_) => return Err(self.stalled(&place)),
-            };
+        let (mut body, mut hash, mut received) = (Body::new(response, &self.settings), Sha256::new(), 0u64);
+        while let Some(chunk) = body.next().await? {
             received += chunk.len() as u64;
             check("the bundle", "compressed_bytes", received, bound)?;
             hash.update(&chunk);

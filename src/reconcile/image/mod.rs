@@ -12,12 +12,13 @@ use async_trait::async_trait;
 
 use self::plan::{Failure, Observed, Plan, Step, plan, status};
 use super::backoff::Backoff;
+use super::present::present;
 use super::pulls::Share;
 use super::step::StepError;
 use super::task::{Outcome, Reconciler, Wake};
 use super::track::{Activity, Track};
 use super::world::World;
-use crate::image::{Digest, Source};
+use crate::image::{Digest, ImageError, Source};
 use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
 use crate::store::{
     DiskState, ImageRecord, ImageUpdate, PinnedImage, RemoveImageError, Run, Severity, VmRecord,
@@ -108,6 +109,11 @@ impl ImageTask {
         self.pin(record, PinnedImage { source: source.clone(), digest: resolved? }).await
     }
 
+    async fn find(&mut self, record: &ImageRecord, source: &Source) -> Result<(), StepError> {
+        let found = present(&self.world.store, source).ok_or_else(|| ImageError::not_present(source))?;
+        self.pin(record, found).await
+    }
+
     async fn pin(&mut self, record: &ImageRecord, pin: PinnedImage) -> Result<(), StepError> {
         let update = ImageUpdate {
             generation: Some(record.object.metadata.generation),
@@ -181,6 +187,7 @@ impl Reconciler for ImageTask {
             Step::Wait(until) => return Outcome::Wait(until),
             Step::Resolve(ref source) => self.resolve(&record, source, wake).await,
             Step::Pin(ref pin) => self.pin(&record, pin.clone()).await,
+            Step::Find(ref source) => self.find(&record, source).await,
             Step::Pull(ref pin) => {
                 self.share = Some(self.world.pulls.join(&pin.source, &pin.digest));
                 Ok(())
@@ -252,6 +259,7 @@ fn step_name(step: &Step) -> Option<&'static str> {
         Step::Wait(_) => None,
         Step::Resolve(_) => Some("resolve"),
         Step::Pin(_) => Some("pin"),
+        Step::Find(_) => Some("find"),
         Step::Pull(_) => Some("pull"),
         Step::Remove => Some("remove"),
     }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::image::{Digest, Source};
-use crate::object::{DiskStatus, ImageStatus};
+use crate::object::{DiskStatus, ImageStatus, PullPolicy};
 use crate::reconcile::conditions::Conditions;
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step::{self, Steps};
@@ -39,6 +39,8 @@ pub(in crate::reconcile) enum Step {
     Resolve(Source),
     /// Record the digest of an image that is to be made. It keeps the disk from now on.
     Pin(PinnedImage),
+    /// Find the source's digest among what is on the host.
+    Find(Source),
     /// Take a share in the digest's pull.
     Pull(PinnedImage),
     /// Remove the record unless a VM uses the image.
@@ -66,7 +68,13 @@ pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan 
     let Some(source) = record.object.spec.source.chosen(&record.object.metadata.namespace) else {
         return told(Step::Wait(None), "Failed", "InvalidSpec", "spec.source names nothing".to_owned());
     };
-    let Some(pin) = record.image.as_ref().filter(|pin| pin.source == source) else {
+    let never = record.object.spec.pull_policy() == PullPolicy::Never;
+    let pin = record.image.as_ref().filter(|pin| pin.source == source);
+    if never && (pin.is_none() || seen.disk.is_none()) {
+        let message = format!("looking for {source} on this host");
+        return told(Step::Find(source), "Pending", "Resolving", message);
+    }
+    let Some(pin) = pin else {
         let message = source.resolving();
         return match &seen.vm {
             None => told(Step::Resolve(source), "Pending", "Resolving", message),
