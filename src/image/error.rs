@@ -13,6 +13,9 @@ impl From<ImageError> for io::Error {
 }
 
 impl ImageError {
+    /// The reason of an error for want of room on the host.
+    pub const NO_SPACE: &str = "NoSpace";
+
     /// The registry does not have it. A later push can change that.
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         ImageError { reason: "NotFound", message: message.into(), transient: true }
@@ -58,7 +61,7 @@ impl ImageError {
     pub(crate) fn host(what: impl Display, error: &io::Error) -> Self {
         if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             let message = format!("{what}: {error}; free space in the state directory");
-            return ImageError { reason: "NoSpace", message, transient: true };
+            return ImageError { reason: Self::NO_SPACE, message, transient: true };
         }
         ImageError { reason: "HostError", message: format!("{what}: {error}"), transient: true }
     }

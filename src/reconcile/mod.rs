@@ -22,6 +22,7 @@ mod image;
 mod meters;
 mod pulls;
 mod recovery;
+mod room;
 mod step;
 mod supervisor;
 mod task;
@@ -36,8 +37,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::backoff::BackoffPolicy;
 pub use self::clock::Clock;
+pub use self::collector::Retention;
 pub use self::entropy::Entropy;
 pub use self::recovery::RecoveryError;
+pub use self::room::{HostRoom, Room, Space};
 pub use self::vm::{due_stop, reruns, restarting};
 pub use self::world::{Parts, Settings};
 

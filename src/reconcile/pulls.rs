@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
+use super::collector::Bell;
 use super::entropy::Entropy;
 use super::meters::Meters;
 use super::task::message_of;
@@ -62,8 +63,8 @@ pub(super) struct Shop {
     pub(super) backoff: BackoffPolicy,
     pub(super) clock: Clock,
     pub(super) entropy: Entropy,
-    /// Told after each install: a disk that nobody refers to any more is to go.
-    pub(super) collector: Arc<Notify>,
+    /// Told after each install, because a disk may be nobody's by now, and when there was no room for one.
+    pub(super) collector: Arc<Bell>,
     pub(super) recorder: Recorder,
     pub(super) meters: Arc<Meters>,
 }
@@ -156,6 +157,9 @@ impl Shop {
             };
             self.meters.pull("failed");
             self.meters.failure("pull", error.reason());
+            if error.reason() == ImageError::NO_SPACE {
+                self.collector.starve();
+            }
             let now = self.clock.now();
             let retry = error.transient().then(|| backoff.fail(now));
             tracing::warn!(image = %reference, %digest, %error, "pull failed");

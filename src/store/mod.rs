@@ -46,23 +46,24 @@ mod sled_backend;
 mod state;
 #[cfg(test)]
 mod tests;
+mod uses;
 mod watch;
 
 pub use crate::metrics::HistogramSnapshot;
 pub use admission::{Resource, Standing};
 pub use error::{
-    DeclareError, Expired, OpenError, PublishError, ReleaseError, RemoveError, RemoveImageError,
-    ReserveError, StoreError,
+    DeclareError, Expired, OpenError, PublishError, ReleaseError, RemoveDiskError, RemoveError,
+    RemoveImageError, ReserveError, StoreError,
 };
 pub use export::{Counts, Export};
 pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
 pub use offline::{ClosedStore, ClosedStoreError, import};
 pub use record::{
     DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, Problem, Record, Reservation, Run,
-    Severity, Stopping, Subject, VmRecord,
+    Severity, Stopping, Subject, Unused, VmRecord,
 };
 pub use request::{
-    Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, StoreSettings,
+    Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, Now, StoreSettings,
     VmClaim, VmUpdate,
 };
 pub(crate) use sled_backend::sync_dir;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::options::Options;
 use super::timeline::Teller;
-use super::world::{ScriptedDriver, ScriptedImages, ScriptedNetwork, World};
+use super::world::{ScriptedDriver, ScriptedImages, ScriptedNetwork, ScriptedRoom, World};
 use crate::manifest::{Readiness, Snapshot, keep};
 use crate::object::{Condition, ObjectKey};
 use crate::reconcile::{Clock, Engine, Entropy, Parts, RecoveryError};
@@ -84,7 +84,7 @@ impl Life {
         let inside = runtime.enter();
         let now = world.lock().now();
         let began = (now, Instant::now());
-        world.begin(backend.durable());
+        world.begin(backend.durable(), options.settings.retention);
         judge(world, &backend);
         let clock = Clock::Tokio { start: calendar(now), at: began.1 };
         let parts = Parts {
@@ -93,6 +93,7 @@ impl Life {
             network: Arc::new(ScriptedNetwork(world.clone())),
             clock,
             entropy: entropy.clone(),
+            room: Arc::new(ScriptedRoom(world.clone())),
         };
         let engine = Engine::new(store.clone(), parts, options.settings.clone());
         let engine = runtime.spawn(async move { engine.run(CancellationToken::new()).await });

@@ -16,7 +16,7 @@ use vmlet::agent::{FakeGuest, FakeScript, GuestState};
 use vmlet::hypervisor::VmmExit;
 use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
 use vmlet::object::{AnyObject, Condition, Kind, ObjectKey, Quantity};
-use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
+use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, HostRoom, Parts, Retention, Settings};
 use vmlet::store::{Capacity, Declared, Event, ImageRecord, Origin, Record, Store, VmRecord};
 use vmlet::testing::{FakeImages, FakeNetwork};
 use vmlet::timeline::Recorder;
@@ -62,6 +62,7 @@ impl Rig {
             patience: Duration::from_secs(120),
             boot_timeout: Duration::from_secs(60),
             backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
+            retention: Retention { grace: Duration::ZERO, low: 0, high: 0 },
             log_limit: Some(1 << 20),
         };
         let mut rig = Rig {
@@ -88,6 +89,7 @@ impl Rig {
             network: self.network.clone(),
             clock: self.clock,
             entropy: Entropy::seeded(1),
+            room: Arc::new(HostRoom { state: self.dir.path().to_owned() }),
         };
         let engine = Engine::new(self.store.clone(), parts, self.settings.clone());
         let runs = engine.clone();
