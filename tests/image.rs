@@ -11,7 +11,7 @@ use common::tree::{Mounted, Tree, assert_same, read, read_disk, run};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use vmlet::image::{
-    BaseDisk, Digest, ImageError, ImageStore, Images, Progress, Reference, Settings, StagedDisk,
+    BaseDisk, Digest, ImageError, ImageStore, Images, Progress, Settings, Source, StagedDisk,
 };
 
 struct Setup {
@@ -27,15 +27,15 @@ impl Setup {
         Setup { registry: DockerRegistry::start().await, state, store }
     }
 
-    async fn push(&self, image: &Image) -> (Reference, Digest) {
-        let reference = self.registry.push(image, "team/app", "1").await.parse().unwrap();
-        (reference, image.digest().parse().unwrap())
+    async fn push(&self, image: &Image) -> (Source, Digest) {
+        let reference = self.registry.push(image, "team/app", "1").await;
+        (Source::Oci(reference), image.digest().parse().unwrap())
     }
 
     async fn stage(&self, image: &Image) -> Result<StagedDisk, ImageError> {
-        let (reference, digest) = self.push(image).await;
+        let (source, digest) = self.push(image).await;
         let (progress, _) = watch::channel(Progress::default());
-        self.store.stage(&reference, &digest, &progress).await
+        self.store.stage(&source, &digest, &progress).await
     }
 
     async fn pull(&self, image: &Image) -> BaseDisk {
@@ -375,22 +375,22 @@ async fn layers_are_what_the_config_says() {
 async fn tags_resolve_to_this_platform() {
     let setup = Setup::new().await;
     let image = Image::new(vec![Layer::gzip(&tar(&[Item::dir("a")]))]);
-    let (reference, digest) = setup.push(&image).await;
-    assert_eq!(setup.store.resolve(&reference).await.unwrap(), digest);
+    let (source, digest) = setup.push(&image).await;
+    assert_eq!(setup.store.resolve(&source).await.unwrap(), digest);
 
     // The registry wants all that an index names, so it gets an image for arm64 too.
     let index = image.index();
     let media_type = "application/vnd.oci.image.index.v1+json";
     let index = String::from_utf8(index).unwrap().replace(&common::oci::digest(b"nothing"), &image.digest());
     setup.registry.put_manifest("team/app", "multi", media_type, index.clone().into_bytes()).await;
-    let multi: Reference = format!("{}/team/app:multi", setup.registry.address).parse().unwrap();
+    let multi = Source::Oci(format!("{}/team/app:multi", setup.registry.address));
     assert_eq!(setup.store.resolve(&multi).await.unwrap(), digest);
     let by_digest = format!("{}/team/app@{}", setup.registry.address, common::oci::digest(index.as_bytes()));
-    assert_eq!(setup.store.resolve(&by_digest.parse().unwrap()).await.unwrap(), digest);
+    assert_eq!(setup.store.resolve(&Source::Oci(by_digest)).await.unwrap(), digest);
 
     let foreign = index.replace("amd64", "riscv64");
     setup.registry.put_manifest("team/app", "foreign", media_type, foreign.into_bytes()).await;
-    let foreign: Reference = format!("{}/team/app:foreign", setup.registry.address).parse().unwrap();
+    let foreign = Source::Oci(format!("{}/team/app:foreign", setup.registry.address));
     let error = setup.store.resolve(&foreign).await.unwrap_err();
     assert_eq!((error.reason, error.transient), ("InvalidImage", false));
     assert!(error.message.contains("linux/riscv64"), "{error}");

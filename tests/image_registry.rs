@@ -10,9 +10,7 @@ use common::oci::{Image, Item, Layer, digest, noise, tar};
 use common::registry::{Reply, ScriptedRegistry};
 use tempfile::TempDir;
 use tokio::sync::watch;
-use vmlet::image::{
-    Digest, ImageError, ImageStore, Images, Limits, Progress, Reference, Settings, StagedDisk,
-};
+use vmlet::image::{Digest, ImageError, ImageStore, Images, Limits, Progress, Settings, Source, StagedDisk};
 
 /// Quick to give up, so that tests are quick.
 fn impatient() -> Settings {
@@ -47,17 +45,17 @@ impl Setup {
         Setup { state, store, registry, digest: image.digest().parse().unwrap() }
     }
 
-    fn reference(&self) -> Reference {
-        self.registry.reference().parse().unwrap()
+    fn source(&self) -> Source {
+        Source::Oci(self.registry.reference())
     }
 
     async fn resolve(&self) -> Result<Digest, ImageError> {
-        limited(self.store.resolve(&self.reference())).await
+        limited(self.store.resolve(&self.source())).await
     }
 
     async fn stage(&self) -> Result<StagedDisk, ImageError> {
         let (progress, _) = watch::channel(Progress::default());
-        limited(self.store.stage(&self.reference(), &self.digest, &progress)).await
+        limited(self.store.stage(&self.source(), &self.digest, &progress)).await
     }
 }
 
@@ -87,7 +85,7 @@ async fn broken_connections_are_resumed() {
     })
     .await;
     let (progress, seen) = watch::channel(Progress::default());
-    drop(limited(setup.store.stage(&setup.reference(), &setup.digest, &progress)).await.unwrap());
+    drop(limited(setup.store.stage(&setup.source(), &setup.digest, &progress)).await.unwrap());
     let asked = setup.registry.asked(&blob);
     assert_eq!(asked.len(), 4);
     assert_eq!(asked[0].range, None);
@@ -157,8 +155,8 @@ async fn a_dead_registry_is_given_up() {
 async fn what_is_not_there_may_come() {
     let (image, _) = image();
     let setup = Setup::new(&image, impatient(), |_, _| Reply::Serve).await;
-    let reference = format!("{}x", setup.registry.reference()).parse().unwrap();
-    let error = limited(setup.store.resolve(&reference)).await.unwrap_err();
+    let source = Source::Oci(format!("{}x", setup.registry.reference()));
+    let error = limited(setup.store.resolve(&source)).await.unwrap_err();
     assert_eq!((error.reason, error.transient), ("NotFound", true));
     assert!(error.message.contains("manifest unknown"), "{error}");
 }
@@ -272,8 +270,8 @@ async fn different_images_are_pulled_at_once() {
     let right_registry = ScriptedRegistry::start(&right, right_script).await;
     let setup = Setup::with(&left, impatient(), left_registry);
     let (progress, _) = watch::channel(Progress::default());
-    let (reference, digest) = (right_registry.reference().parse().unwrap(), right.digest().parse().unwrap());
-    let both = async { tokio::join!(setup.stage(), setup.store.stage(&reference, &digest, &progress)) };
+    let (source, digest) = (Source::Oci(right_registry.reference()), right.digest().parse().unwrap());
+    let both = async { tokio::join!(setup.stage(), setup.store.stage(&source, &digest, &progress)) };
     let (one, other) = limited(both).await;
     drop(one.unwrap());
     drop(other.unwrap());
@@ -288,9 +286,9 @@ async fn a_dropped_pull_leaves_nothing() {
     })
     .await;
     let (progress, mut seen) = watch::channel(Progress::default());
-    let reference = setup.reference();
+    let source = setup.source();
     {
-        let mut stage = std::pin::pin!(setup.store.stage(&reference, &setup.digest, &progress));
+        let mut stage = std::pin::pin!(setup.store.stage(&source, &setup.digest, &progress));
         let under_way = seen.wait_for(|progress| progress.bytes_done >= 100_000);
         tokio::select! {
             _ = &mut stage => panic!("the pull cannot end"),

@@ -247,7 +247,7 @@ impl Facts<'_> {
 
 /// The pull of a VM's own reference.
 fn pull(vm: &VmRecord, reference: &str) -> Blocker {
-    let digest = vm.image.as_ref().filter(|pin| pin.reference == reference);
+    let digest = vm.image.as_ref().filter(|pin| Some(&pin.source) == vm.object.spec.image.direct().as_ref());
     let digest = digest.map(|pin| format!(" ({})", short(&pin.digest.to_string()))).unwrap_or_default();
     let object = AnyObject::Vm(vm.object.clone());
     Blocker {

@@ -3,12 +3,18 @@
 use std::fmt::Display;
 use std::io;
 
-use super::ImageError;
+use super::{ImageError, ReferenceError};
 
 /// Readers and writers of the layer pipeline speak `io::Error`; this carries an [`ImageError`] in one.
 impl From<ImageError> for io::Error {
     fn from(error: ImageError) -> io::Error {
         io::Error::other(error)
+    }
+}
+
+impl From<ReferenceError> for ImageError {
+    fn from(error: ReferenceError) -> Self {
+        ImageError { reason: "InvalidReference", message: error.to_string(), transient: false }
     }
 }
 

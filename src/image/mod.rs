@@ -1,4 +1,4 @@
-//! From an OCI reference to a bootable base disk.
+//! From a [`Source`] to a bootable base disk.
 //!
 //! ```text
 //! registry ─▶ manifest, config ─▶ blob × n (downloads, in parallel) ─▶ layer (inflate, tar, apply) ─▶ ext4 ─▶ store
@@ -16,12 +16,14 @@ mod manifest;
 mod pull;
 mod reference;
 mod registry;
+mod source;
 mod store;
 #[cfg(test)]
 mod tests;
 
 pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};
+pub use source::Source;
 pub use store::ImageStore;
 
 use std::path::PathBuf;
@@ -36,14 +38,14 @@ use tokio::sync::watch;
 /// Nothing here holds a guard, and nothing is visible to VMs before [`Images::install`].
 #[async_trait]
 pub trait Images: Send + Sync + 'static {
-    /// The digest of the manifest that `reference` stands for on this host's platform.
-    async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError>;
+    /// The digest of the manifest that `source` stands for on this host's platform.
+    async fn resolve(&self, source: &Source) -> Result<Digest, ImageError>;
 
-    /// Downloads the image and builds its base disk in a staging folder of its own. Dropping the
+    /// Fetches the image and builds its base disk in a staging folder of its own. Dropping the
     /// future cancels the work; the staging folder goes with it, or with [`StagedDisk`].
     async fn stage(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError>;

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::pull::{CONFIG, DISK, blocking, pull};
 use super::registry::Registry;
-use super::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Reference, Settings, StagedDisk};
+use super::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Settings, Source, StagedDisk};
 
 /// Pulls images from registries and keeps their base disks.
 pub struct ImageStore {
@@ -50,16 +50,19 @@ impl ImageStore {
 
 #[async_trait]
 impl Images for ImageStore {
-    async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError> {
-        self.registry.resolve(reference).await
+    async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
+        let Source::Oci(reference) = source;
+        self.registry.resolve(&reference.parse()?).await
     }
 
     async fn stage(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
+        let Source::Oci(reference) = source;
+        let reference = reference.parse()?;
         let folder = self.folders.staging.join(Uuid::new_v4().to_string());
         make_folder(&folder).map_err(at(&folder))?;
         // From here on the folder goes when this is dropped.
@@ -71,11 +74,11 @@ impl Images for ImageStore {
             config: ImageConfig::default(),
         };
         let limit = self.settings.pull_timeout;
-        let pulled = pull(&self.registry, &self.settings, reference, digest, &folder, progress);
+        let pulled = pull(&self.registry, &self.settings, &reference, digest, &folder, progress);
         let pulled = tokio::time::timeout(limit, Box::pin(pulled)).await;
         let pulled =
             pulled.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not pulled within {limit:?}"))));
-        (staged.size, staged.config) = pulled.map_err(|error| error.at(reference))?;
+        (staged.size, staged.config) = pulled.map_err(|error| error.at(source))?;
         Ok(staged)
     }
 

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Condition, Effect, Object, Quantity, Violation};
-use crate::image::Reference;
+use crate::image::{Reference, Source};
 
 /// An OCI image, pulled and made into a read-only base disk that VMs share.
 pub type Image = Object<ImageSpec, ImageStatus>;
@@ -21,11 +21,19 @@ pub struct ImageSpec {
 }
 
 /// Where an image comes from: exactly one of the fields.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImageSource {
     /// A registry.
-    pub oci: OciSource,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciSource>,
+}
+
+impl ImageSource {
+    /// The field that is set. A spec that keeps to the rules has exactly one.
+    pub fn chosen(&self) -> Option<Source> {
+        self.oci.as_ref().map(|oci| Source::Oci(oci.reference.clone()))
+    }
 }
 
 /// An image in a registry.
@@ -39,7 +47,13 @@ pub struct OciSource {
 
 impl ImageSpec {
     pub(super) fn check(&self, found: &mut Vec<Violation>) {
-        check_reference("spec.source.oci.reference", &self.source.oci.reference, found);
+        let ImageSource { oci } = &self.source;
+        if oci.is_none() {
+            found.push(Violation::new("spec.source", "set `oci` (an image in a registry)"));
+        }
+        if let Some(oci) = oci {
+            check_reference("spec.source.oci.reference", &oci.reference, found);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image::{check_reference, never_observed};
 use super::{Condition, Effect, Object, Quantity, Violation, validate_name};
+use crate::image::Source;
 
 /// A virtual machine.
 pub type Vm = Object<VmSpec, VmStatus>;
@@ -103,6 +104,13 @@ pub struct ImageRef {
     /// An OCI reference, pulled for this VM and shared with all others that name the same digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oci: Option<String>,
+}
+
+impl ImageRef {
+    /// The source that the VM names itself; none if it names an `Image` object.
+    pub fn direct(&self) -> Option<Source> {
+        self.oci.clone().map(Source::Oci)
+    }
 }
 
 /// The private disk of a VM.

@@ -1,6 +1,6 @@
 //! One pull a digest, shared by everyone who waits for it.
 //!
-//! In: [`Pulls::join`] with a reference and its digest. Out: a base disk, installed and published in
+//! In: [`Pulls::join`] with a source and its digest. Out: a base disk, installed and published in
 //! the store, and meanwhile a [`PullState`] for everyone's conditions. Guaranteed: pulls of different
 //! digests overlap up to the configured limit; a digest has one pull and one retry, however many
 //! wait; a pull that nobody waits for any more is cancelled and leaves nothing.
@@ -22,7 +22,7 @@ use super::collector::Bell;
 use super::entropy::Entropy;
 use super::meters::Meters;
 use super::task::message_of;
-use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Reference, StagedDisk};
+use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Source, StagedDisk};
 use crate::latest;
 use crate::metrics::{Guarded, Histogram};
 use crate::object::Quantity;
@@ -111,13 +111,13 @@ impl Pulls {
     }
 
     /// A share in the digest's pull, which starts if there is none.
-    pub(super) fn join(&self, reference: &Reference, digest: &Digest) -> Share {
+    pub(super) fn join(&self, source: &Source, digest: &Digest) -> Share {
         let pull = self.under_way.with(|under_way| {
             under_way.retain(|_, pull| pull.strong_count() > 0);
             let running =
                 under_way.get(digest).and_then(Weak::upgrade).filter(|pull| !pull.task.is_finished());
             running.unwrap_or_else(|| {
-                let pull = Arc::new(self.shop.clone().start(reference.clone(), digest.clone()));
+                let pull = Arc::new(self.shop.clone().start(source.clone(), digest.clone()));
                 under_way.insert(digest.clone(), Arc::downgrade(&pull));
                 pull
             })
@@ -137,17 +137,17 @@ impl Pulls {
 }
 
 impl Shop {
-    fn start(self: Arc<Self>, reference: Reference, digest: Digest) -> Pull {
+    fn start(self: Arc<Self>, source: Source, digest: Digest) -> Pull {
         let (sender, state) = latest::channel(PullState::Queued);
-        let task = tokio::spawn(async move { self.pull(&reference, &digest, &sender).await });
+        let task = tokio::spawn(async move { self.pull(&source, &digest, &sender).await });
         Pull { state, task: task.abort_handle() }
     }
 
     /// Tries until it is done, or cannot be.
-    async fn pull(&self, reference: &Reference, digest: &Digest, state: &latest::Sender<PullState>) {
+    async fn pull(&self, source: &Source, digest: &Digest, state: &latest::Sender<PullState>) {
         let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
         loop {
-            let error = match self.attempt(reference, digest, state).await {
+            let error = match self.attempt(source, digest, state).await {
                 Ok(()) => {
                     self.meters.pull("done");
                     state.send_replace(PullState::Done);
@@ -162,7 +162,7 @@ impl Shop {
             }
             let now = self.clock.now();
             let retry = error.transient().then(|| backoff.fail(now));
-            tracing::warn!(image = %reference, %digest, %error, "pull failed");
+            tracing::warn!(image = %source, %digest, %error, "pull failed");
             state.send_replace(PullState::Failed {
                 reason: error.reason(),
                 message: error.to_string(),
@@ -171,7 +171,7 @@ impl Shop {
             });
             let Some(retry) = retry else { return };
             let wait = Duration::try_from(retry.duration_since(now)).unwrap_or_default();
-            let backing_off = self.span(reference, digest, Phase::Backoff);
+            let backing_off = self.span(source, digest, Phase::Backoff);
             tokio::time::sleep(wait).await;
             backing_off.end(Outcome::Done);
             state.send_replace(PullState::Queued);
@@ -182,22 +182,22 @@ impl Shop {
     /// are over before and after anything slow.
     async fn attempt(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         state: &latest::Sender<PullState>,
     ) -> Result<(), PullError> {
         if self.ready(digest) {
             return Ok(());
         }
-        let waiting = self.span(reference, digest, Phase::PullWait);
+        let waiting = self.span(source, digest, Phase::PullWait);
         let _permit = self.permits.acquire().await.expect("the permits are never closed");
         waiting.end(Outcome::Done);
-        let pulling = self.span(reference, digest, Phase::Pull);
+        let pulling = self.span(source, digest, Phase::Pull);
         // Sound: a pull that panicked is begun anew, in a staging folder of its own.
-        let staged = AssertUnwindSafe(self.stage(reference, digest, state)).catch_unwind().await;
+        let staged = AssertUnwindSafe(self.stage(source, digest, state)).catch_unwind().await;
         let staged = staged.map_err(|panic| PullError::Panic(message_of(panic.as_ref())));
         let staged = ended(pulling, staged.and_then(|staged| Ok(staged?)))?;
-        let installing = self.span(reference, digest, Phase::Install);
+        let installing = self.span(source, digest, Phase::Install);
         // From here on the steps are few and quick, and run to their end even if everybody who
         // waited has gone: a living daemon never leaves a claim behind.
         let (images, store, collector) = (self.images.clone(), self.store.clone(), self.collector.clone());
@@ -212,8 +212,8 @@ impl Shop {
         ended(installing, installed)
     }
 
-    fn span(&self, reference: &Reference, digest: &Digest, phase: Phase) -> OpenSpan {
-        let pull = Subject::Pull { reference: reference.to_string(), digest: digest.to_string() };
+    fn span(&self, source: &Source, digest: &Digest, phase: Phase) -> OpenSpan {
+        let pull = Subject::Pull { reference: source.to_string(), digest: digest.to_string() };
         self.recorder.open(pull, phase, "", None)
     }
 
@@ -223,13 +223,13 @@ impl Shop {
 
     async fn stage(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         state: &latest::Sender<PullState>,
     ) -> Result<StagedDisk, ImageError> {
         let (sender, mut progress) = watch::channel(Progress::default());
         state.send_replace(PullState::Running(Progress::default()));
-        let stage = self.images.stage(reference, digest, &sender);
+        let stage = self.images.stage(source, digest, &sender);
         tokio::pin!(stage);
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         loop {

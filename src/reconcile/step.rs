@@ -5,7 +5,7 @@ use std::mem::Discriminant;
 use jiff::Timestamp;
 
 use crate::hypervisor::DriverError;
-use crate::image::{ImageError, ReferenceError};
+use crate::image::ImageError;
 use crate::network::NetworkError;
 use crate::store::{PublishError, ReleaseError, RemoveError, RemoveImageError, ReserveError, StoreError};
 
@@ -97,12 +97,6 @@ impl StepError {
                 Some(Failure { reason, message, transient, step })
             }
         }
-    }
-}
-
-impl From<ReferenceError> for StepError {
-    fn from(error: ReferenceError) -> Self {
-        StepError::failed("InvalidReference", error.to_string(), false)
     }
 }
 

@@ -15,10 +15,8 @@ use serde_json::Value;
 
 use super::engine::Engine;
 use super::record::Record;
-use super::row::Row;
+use super::row::{FORMAT, Row};
 use super::sled_backend::sync_dir;
-
-const FORMAT: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::hypervisor::ProcessIdentity;
-use crate::image::{Digest, ImageConfig};
+use crate::image::{Digest, ImageConfig, Source};
 use crate::network::Nic;
 use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Vm, VmSpec};
 
@@ -117,7 +117,7 @@ pub struct VmRecord {
     pub problem: Option<Problem>,
     /// What the VM holds on the host. While there is one, artefacts may exist: folder, disk, tap.
     pub reservation: Option<Reservation>,
-    /// The image that the VM runs or waits for, once its reference is resolved. It keeps the disk.
+    /// The image that the VM runs or waits for, once its source is resolved. It keeps the disk.
     pub image: Option<PinnedImage>,
     /// The VMM process.
     pub run: Run,
@@ -136,7 +136,7 @@ pub struct ImageRecord {
     pub origin: Origin,
     /// What is wrong with the declaration; the spec is then the last good one.
     pub problem: Option<Problem>,
-    /// What the reference was resolved to. It keeps the disk.
+    /// What the source was resolved to. It keeps the disk.
     pub image: Option<PinnedImage>,
 }
 
@@ -186,11 +186,11 @@ impl Problem {
     }
 }
 
-/// A reference and what it was resolved to. A new reference is resolved anew.
+/// A source and what it was resolved to. A new source is resolved anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinnedImage {
-    /// As the spec (the VM's, or its Image object's) wrote it.
-    pub reference: String,
+    /// As the spec (the VM's, or its Image object's) names it.
+    pub source: Source,
     /// The manifest digest.
     pub digest: Digest,
 }

@@ -10,6 +10,11 @@ use super::record::{DiskRecord, Event, Record};
 use crate::image::Digest;
 use crate::object::{Kind, ObjectKey};
 
+/// The format of all rows. A store of another one is not opened.
+///
+/// 2: pins hold a source; before, a registry's reference.
+pub(super) const FORMAT: u32 = 2;
+
 /// Which row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RowKey {

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::backend::{Backend, BackendError, EncodedRow};
+use super::row::FORMAT;
 
 /// The check row's key; no other key starts like this.
 const CHECK: &[u8] = b"!check";
@@ -58,9 +59,17 @@ pub(super) enum SledTrouble {
 
 #[derive(Serialize, Deserialize)]
 struct Check {
+    /// The rows' [`FORMAT`].
+    #[serde(default = "first_format")]
+    format: u32,
     generation: u64,
     rows: u64,
     sum: u64,
+}
+
+/// Logs of the first format do not say so.
+fn first_format() -> u32 {
+    1
 }
 
 impl SledBackend {
@@ -133,6 +142,13 @@ impl SledBackend {
             rows.push((key.to_vec(), value.to_vec()));
         }
         let check = check.ok_or_else(|| damaged("its check row is missing".to_owned()))?;
+        if check.format != FORMAT {
+            return Err(SledTrouble::Unavailable(format!(
+                "it is of format {}, and this vmlet reads format {FORMAT}: go back to the vmlet that wrote it, or \
+                 delete all VMs with that one and move the store's folder away",
+                check.format
+            )));
+        }
         if check.rows != rows.len() as u64 {
             return Err(damaged(format!("it has {} of {} rows", rows.len(), check.rows)));
         }
@@ -162,7 +178,7 @@ impl SledBackend {
         }
         self.generation += 1;
         let rows = self.checksums.len() as u64;
-        let check = Check { generation: self.generation, rows, sum: self.sum };
+        let check = Check { format: FORMAT, generation: self.generation, rows, sum: self.sum };
         let check = serde_json::to_vec(&check).expect("three numbers");
         writes.insert(CHECK, frame(CHECK, &check).1);
         self.db.apply_batch(writes)

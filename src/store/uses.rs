@@ -36,7 +36,7 @@ impl Uses {
                 turns.push((digest.clone(), Turn::Used));
             }
             if let Some(pin) = new.and_then(Record::pinned).filter(|pin| pin.digest == *digest) {
-                held.source = Some(pin.reference.clone());
+                held.source = Some(pin.source.to_string());
             }
         }
         for digest in before.into_iter().flatten() {

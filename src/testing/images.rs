@@ -11,7 +11,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Reference, StagedDisk};
+use crate::image::{
+    BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Reference, Source, StagedDisk,
+};
 
 /// How one reference behaves.
 #[derive(Clone, Debug)]
@@ -37,9 +39,9 @@ impl ImageScript {
         ImageScript { digest: Some(digest), pull, failures: 0, panics: 0 }
     }
 
-    /// A reference that is there, with a digest of its own, and pulled in three seconds.
-    pub fn of(reference: &Reference) -> Self {
-        let digest = Digest::sha256(Sha256::digest(reference.to_string().as_bytes()).into());
+    /// A source that is there, with a digest of its own, and pulled in three seconds.
+    pub fn of(source: &str) -> Self {
+        let digest = Digest::sha256(Sha256::digest(canonical(source).as_bytes()).into());
         ImageScript { digest: Some(digest), pull: Duration::from_secs(3), failures: 0, panics: 0 }
     }
 }
@@ -101,11 +103,11 @@ impl FakeImages {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, reference: &Reference) -> Result<ImageScript, ImageError> {
-        let script = self.lock().scripts.get(&reference.to_string()).cloned();
+    fn find(&self, source: &Source) -> Result<ImageScript, ImageError> {
+        let script = self.lock().scripts.get(&name(source)).cloned();
         script.filter(|script| script.digest.is_some()).ok_or_else(|| ImageError {
             reason: "NotFound",
-            message: format!("{reference} is not in the registry"),
+            message: format!("{source} is not in the registry"),
             transient: true,
         })
     }
@@ -115,8 +117,14 @@ impl FakeImages {
     }
 }
 
-fn canonical(reference: &str) -> String {
-    reference.parse::<Reference>().map_or_else(|_| reference.to_owned(), |reference| reference.to_string())
+/// The one name of a source: references get their registry and tag, others stay as they are.
+pub(super) fn canonical(source: &str) -> String {
+    source.parse::<Reference>().map_or_else(|_| source.to_owned(), |reference| reference.to_string())
+}
+
+/// What scripts and fates of a source go by.
+pub(super) fn name(source: &Source) -> String {
+    canonical(&source.to_string())
 }
 
 fn count(folder: &Path) -> usize {
@@ -131,11 +139,11 @@ fn io_error(error: &std::io::Error) -> ImageError {
 struct Inside<'a>(&'a FakeImages);
 
 impl<'a> Inside<'a> {
-    fn enter(images: &'a FakeImages, reference: &Reference) -> Self {
+    fn enter(images: &'a FakeImages, source: &Source) -> Self {
         let mut state = images.lock();
         state.pulling += 1;
         state.most_pulling = state.most_pulling.max(state.pulling);
-        *state.pulls.entry(reference.to_string()).or_default() += 1;
+        *state.pulls.entry(name(source)).or_default() += 1;
         Inside(images)
     }
 }
@@ -148,19 +156,19 @@ impl Drop for Inside<'_> {
 
 #[async_trait]
 impl Images for FakeImages {
-    async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError> {
+    async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
         tokio::task::yield_now().await;
-        Ok(self.find(reference)?.digest.expect("found scripts have a digest"))
+        Ok(self.find(source)?.digest.expect("found scripts have a digest"))
     }
 
     async fn stage(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
-        let _inside = Inside::enter(self, reference);
-        let script = self.find(reference)?;
+        let _inside = Inside::enter(self, source);
+        let script = self.find(source)?;
         let dir = self.root.join("staging").join(Uuid::new_v4().to_string());
         fs::create_dir(&dir).map_err(|error| io_error(&error))?;
         let staged = StagedDisk {
@@ -173,16 +181,16 @@ impl Images for FakeImages {
         progress.send_replace(Progress { layers: 1, layers_done: 0, bytes: 100, bytes_done: 50 });
         tokio::time::sleep(script.pull).await;
         if script.panics > 0 {
-            if let Some(script) = self.lock().scripts.get_mut(&reference.to_string()) {
+            if let Some(script) = self.lock().scripts.get_mut(&name(source)) {
                 script.panics -= 1;
             }
             panic!("a pull panics as scripted");
         }
         if script.failures > 0 {
-            if let Some(script) = self.lock().scripts.get_mut(&reference.to_string()) {
+            if let Some(script) = self.lock().scripts.get_mut(&name(source)) {
                 script.failures -= 1;
             }
-            let message = format!("{reference}: connection reset by peer");
+            let message = format!("{source}: connection reset by peer");
             return Err(ImageError { reason: "RegistryUnavailable", message, transient: true });
         }
         Ok(staged)

@@ -11,11 +11,12 @@ use std::time::Duration;
 use vmlet_wire::GuestState;
 
 use super::Simulation;
+use super::images::name;
 use super::life::{calendar, summary};
 use super::world::State;
-use crate::image::{Digest, Reference};
+use crate::image::{Digest, Source};
 use crate::manifest::FileState;
-use crate::object::{AnyObject, Condition, ImageSpec, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
+use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
 use crate::reconcile::{Retention, Settings};
 use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
 
@@ -130,13 +131,13 @@ impl Sight<'_> {
     }
 
     fn image_settled(&self, image: &ImageRecord) -> Result<(), String> {
-        let ImageSpec { source } = &image.object.spec;
         let status = &image.object.status;
         observed(status.observed_generation, image.object.metadata.generation)?;
         if self.out_of_reach(image) {
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
         }
-        let digest = self.digest(&source.oci.reference).ok_or("it is not in the registry")?;
+        let source = image.object.spec.source.chosen().ok_or("it has no source")?;
+        let digest = self.digest(&source).ok_or("it is not in the registry")?;
         is_ready(&status.conditions)?;
         if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
             return Err(format!("it is not {digest}"));
@@ -178,36 +179,36 @@ impl Sight<'_> {
         self.world.processes.values().filter(own)
     }
 
-    /// What a reference stands for; none if it is not in the registry.
-    fn digest(&self, reference: &str) -> Option<Digest> {
-        self.world.image_script(&reference.parse().ok()?).digest
+    /// What a source stands for; none if it is not there.
+    fn digest(&self, source: &Source) -> Option<Digest> {
+        self.world.image_script(source).digest
     }
 
-    /// Whether a reference was refused for good.
-    fn doomed(&self, reference: &str) -> bool {
-        reference.parse::<Reference>().is_ok_and(|name| self.world.doomed.contains(&name.to_string()))
+    /// Whether a source was refused for good.
+    fn doomed(&self, source: &Source) -> bool {
+        self.world.doomed.contains(&name(source))
     }
 
     /// Whether an image cannot be had: it is not in the registry, or was refused for good and is not
     /// tried again.
     fn out_of_reach(&self, image: &ImageRecord) -> bool {
-        let reference = &image.object.spec.source.oci.reference;
-        self.digest(reference).is_none() || self.doomed(reference) && stalled(&image.object.status.conditions)
+        let Some(source) = image.object.spec.source.chosen() else { return true };
+        self.digest(&source).is_none() || self.doomed(&source) && stalled(&image.object.status.conditions)
     }
 
     /// The digest that a VM is to run; none if it cannot be had.
     fn wanted_digest(&self, vm: &VmRecord) -> Option<Digest> {
         let spec = &vm.object.spec.image;
-        if let Some(reference) = &spec.oci {
-            let refused = self.doomed(reference) && stalled(&vm.object.status.conditions);
-            return self.digest(reference).filter(|_| !refused);
+        if let Some(source) = spec.direct() {
+            let refused = self.doomed(&source) && stalled(&vm.object.status.conditions);
+            return self.digest(&source).filter(|_| !refused);
         }
         let namespace = &vm.object.metadata.namespace;
         let key = ObjectKey::new(Kind::Image, namespace, spec.name.as_ref()?);
         match self.records.get(&key)? {
             Record::Image(image) if image.object.metadata.deletion_timestamp.is_none() => {
-                let reference = &image.object.spec.source.oci.reference;
-                self.digest(reference).filter(|_| !self.out_of_reach(image))
+                let source = image.object.spec.source.chosen()?;
+                self.digest(&source).filter(|_| !self.out_of_reach(image))
             }
             _ => None,
         }

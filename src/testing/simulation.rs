@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::images::ImageScript;
+use super::images::{ImageScript, canonical};
 use super::life::{Life, Paused, Remains, calendar};
 use super::options::{Options, Unflushed};
 use super::oracle;
 use super::timeline::{Entry, Teller};
 use super::trouble::{Action, Trouble, VmScript};
 use super::world::World;
-use crate::image::Reference;
 use crate::manifest::{FileState, Snapshot};
 use crate::object::{Kind, ObjectKey};
 use crate::reconcile::Entropy;
@@ -87,12 +86,10 @@ impl Simulation {
         }
     }
 
-    /// Sets how an image reference behaves from now on. Without a script it is there, with a digest of
+    /// Sets how an image's source behaves from now on. Without a script it is there, with a digest of
     /// its own, and pulled in some seconds.
-    pub fn script_image(&mut self, reference: &str, script: ImageScript) {
-        let name =
-            reference.parse::<Reference>().map_or_else(|_| reference.to_owned(), |name| name.to_string());
-        self.world.lock().image_scripts.insert(name, script);
+    pub fn script_image(&mut self, source: &str, script: ImageScript) {
+        self.world.lock().image_scripts.insert(canonical(source), script);
     }
 
     /// Sets how the starts of a VM go from now on.

@@ -19,7 +19,7 @@ use vmlet::boot;
 use vmlet::guest_image::GUEST;
 use vmlet::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use vmlet::hypervisor::{Driver, DriverError, Gated, GuestStream, Launch, ProcessIdentity, VmmExit};
-use vmlet::image::{BaseDisk, Digest, ImageError, ImageStore, Images, Progress, Reference, StagedDisk};
+use vmlet::image::{BaseDisk, Digest, ImageError, ImageStore, Images, Progress, Source, StagedDisk};
 use vmlet::manifest::{DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
 use vmlet::network::{HostNetwork, HostSettings, Network, NetworkError, Nic};
 use vmlet::object::Quantity;
@@ -232,17 +232,17 @@ struct TrappedImages {
 
 #[async_trait]
 impl Images for TrappedImages {
-    async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError> {
-        self.inner.resolve(reference).await
+    async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
+        self.inner.resolve(source).await
     }
 
     async fn stage(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
-        self.trap.around(Effect::Stage, self.inner.stage(reference, digest, progress)).await
+        self.trap.around(Effect::Stage, self.inner.stage(source, digest, progress)).await
     }
 
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {

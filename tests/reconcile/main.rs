@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 use vmlet::agent::GuestState;
 use vmlet::hypervisor::fake::{Behaviour, Step};
-use vmlet::image::{Images, Progress, Reference};
+use vmlet::image::{Images, Progress, Source};
 use vmlet::object::Quantity;
 use vmlet::store::{DiskClaim, Record, Run};
 use vmlet::testing::ImageScript;
@@ -68,10 +68,10 @@ async fn two_pulls_of_distinct_names_are_in_the_slow_body_at_once() {
 async fn two_pulls_of_one_digest_both_reach_publish_and_exactly_one_wins() {
     let rig = Rig::new();
     rig.images.script("r/a:1", ImageScript::new('a', SECOND));
-    let reference: Reference = "r/a:1".parse().unwrap();
-    let digest = rig.images.resolve(&reference).await.unwrap();
+    let source = Source::Oci("r/a:1".to_owned());
+    let digest = rig.images.resolve(&source).await.unwrap();
     let (progress, _) = watch::channel(Progress::default());
-    let stage = || rig.images.stage(&reference, &digest, &progress);
+    let stage = || rig.images.stage(&source, &digest, &progress);
     let (first, second) = tokio::join!(stage(), stage());
     let staged = [first.unwrap(), second.unwrap()];
     assert_eq!((rig.images.most_pulling(), rig.images.staged()), (2, 2));

@@ -129,6 +129,14 @@ async fn rows_that_are_missing_old_or_altered_are_noticed() {
     assert!(altered.contains("does not match its checksum"), "{altered}");
     let unchecked = refusal(&|db| _ = db.remove("!check").unwrap());
     assert!(unchecked.contains("check row is missing"), "{unchecked}");
+    let foreign = refusal(&|db| {
+        let check = db.get("!check").unwrap().unwrap();
+        let value = String::from_utf8(check[8..].to_vec()).unwrap().replace("\"format\":2,", "");
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(b"!check"), value.as_bytes());
+        let header = [value.len() as u32, checksum].map(u32::to_le_bytes).concat();
+        db.insert("!check", [&header, value.as_bytes()].concat()).unwrap();
+    });
+    assert!(foreign.contains("of format 1") && !foreign.contains("damaged"), "{foreign}");
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ async fn the_export_restores_what_the_log_lost() {
     );
 
     fs::remove_dir_all(&db).unwrap();
-    fs::write(&export, "{\"format\":1,").unwrap();
+    fs::write(&export, "{\"format\":2,").unwrap();
     let error = open(dir.path()).err().unwrap().to_string();
     assert!(error.contains("export.json cannot be read") && !db.exists(), "{error}");
     fs::remove_file(&export).unwrap();

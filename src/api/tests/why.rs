@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::types::Why;
 use super::super::why::{Facts, explain};
-use crate::image::Digest;
+use crate::image::{Digest, Source};
 use crate::object::{API_VERSION, Condition, Image, Kind, ObjectKey, Vm};
 use crate::store::{Event, ImageRecord, Origin, PinnedImage, Problem, Record, Run, Severity, VmRecord};
 
@@ -40,7 +40,7 @@ fn origin(line: u32) -> Origin {
 
 fn pin(reference: &str) -> PinnedImage {
     let digest: Digest = format!("sha256:{}", "3f".repeat(32)).parse().unwrap();
-    PinnedImage { reference: reference.to_owned(), digest }
+    PinnedImage { source: Source::Oci(reference.to_owned()), digest }
 }
 
 fn vm(name: &str, image: Value, conditions: Vec<Condition>) -> VmRecord {

@@ -88,7 +88,7 @@ fn unknown_fields() {
 fn missing_fields() {
     assert_snapshot!(shown(
         "broken.yaml",
-        "apiVersion: vmlet.dev/v1alpha1\nkind: Image\nmetadata:\nspec:\n  source: {}\n"
+        "apiVersion: vmlet.dev/v1alpha1\nkind: Image\nmetadata:\nspec:\n  source: {oci: {}}\n"
     ));
     assert_snapshot!(shown("broken.yaml", vm("  network:\n    ports:\n    - guest: 80\n    -\n")));
 }

@@ -17,7 +17,7 @@ use super::step::StepError;
 use super::task::{Outcome, Reconciler, Wake};
 use super::track::{Activity, Track};
 use super::world::World;
-use crate::image::Reference;
+use crate::image::Source;
 use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
 use crate::store::{DiskState, ImageRecord, ImageUpdate, PinnedImage, RemoveImageError, Severity};
 use crate::timeline::Phase;
@@ -81,23 +81,20 @@ impl ImageTask {
         }
     }
 
-    fn pull(&mut self, pin: &PinnedImage) -> Result<(), StepError> {
-        let reference: Reference = pin.reference.parse()?;
-        self.share = Some(self.world.pulls.join(&reference, &pin.digest));
-        Ok(())
-    }
-
-    async fn resolve(&mut self, record: &ImageRecord, wake: &mut Wake) -> Result<(), StepError> {
-        let text = record.object.spec.source.oci.reference.clone();
-        let reference: Reference = text.parse()?;
+    async fn resolve(
+        &mut self,
+        record: &ImageRecord,
+        source: &Source,
+        wake: &mut Wake,
+    ) -> Result<(), StepError> {
         let images = self.world.images.clone();
-        let Some(resolved) = wake.unless_woken(images.resolve(&reference)).await else {
+        let Some(resolved) = wake.unless_woken(images.resolve(source)).await else {
             return Ok(());
         };
         let digest = resolved?;
         let update = ImageUpdate {
             generation: Some(record.object.metadata.generation),
-            image: Some(Some(PinnedImage { reference: text, digest })),
+            image: Some(Some(PinnedImage { source: source.clone(), digest })),
             status: None,
         };
         self.world.store.publish_image(&self.key, self.uid, update).await?;
@@ -165,8 +162,11 @@ impl Reconciler for ImageTask {
         self.acting = Some(kind);
         let done = match plan.step {
             Step::Wait(until) => return Outcome::Wait(until),
-            Step::Resolve => self.resolve(&record, wake).await,
-            Step::Pull(ref pin) => self.pull(pin),
+            Step::Resolve(ref source) => self.resolve(&record, source, wake).await,
+            Step::Pull(ref pin) => {
+                self.share = Some(self.world.pulls.join(&pin.source, &pin.digest));
+                Ok(())
+            }
             Step::Remove => match self.remove().await {
                 Ok(Removal::Done) => {
                     self.track.finish();
@@ -207,11 +207,11 @@ impl Reconciler for ImageTask {
 
 /// What the image does while the plan's step is taken, or waited for.
 fn activity(record: &ImageRecord, plan: &Plan) -> Activity {
-    let reference = || record.object.spec.source.oci.reference.clone();
+    let source = || record.object.spec.source.chosen().map_or_else(String::new, |source| source.to_string());
     let failed = matches!(plan.phase, "Backoff" | "Failed");
     let (phase, detail) = match plan.phase {
-        "Pending" => (Some(Phase::Resolve), reference()),
-        "Pulling" => (Some(Phase::ImageWait), reference()),
+        "Pending" => (Some(Phase::Resolve), source()),
+        "Pulling" => (Some(Phase::ImageWait), source()),
         "Ready" => (Some(Phase::Ready), String::new()),
         "Terminating" => (Some(Phase::TearDown), String::new()),
         "Backoff" => (Some(Phase::Backoff), plan.message.clone()),
@@ -225,7 +225,7 @@ fn activity(record: &ImageRecord, plan: &Plan) -> Activity {
 fn step_name(step: &Step) -> Option<&'static str> {
     match step {
         Step::Wait(_) => None,
-        Step::Resolve => Some("resolve"),
+        Step::Resolve(_) => Some("resolve"),
         Step::Pull(_) => Some("pull"),
         Step::Remove => Some("remove"),
     }

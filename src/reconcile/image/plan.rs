@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use crate::image::Source;
 use crate::object::{DiskStatus, ImageStatus};
 use crate::reconcile::conditions::Conditions;
 use crate::reconcile::pulls::PullState;
@@ -31,8 +32,8 @@ pub(in crate::reconcile) type Failure = step::Failure<Step>;
 pub(in crate::reconcile) enum Step {
     /// Nothing before a wake-up or this time.
     Wait(Option<Timestamp>),
-    /// Ask the registry for the reference's digest.
-    Resolve,
+    /// Find the source's digest.
+    Resolve(Source),
     /// Take a share in the digest's pull.
     Pull(PinnedImage),
     /// Remove the record unless a VM uses the image.
@@ -47,7 +48,6 @@ impl Steps for Step {
 
 /// Decides.
 pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan {
-    let reference = &record.object.spec.source.oci.reference;
     let deleted = record.object.metadata.deletion_timestamp.is_some();
     let told =
         |step, phase, reason: &str, message: String| Plan { step, phase, reason: reason.to_owned(), message };
@@ -58,23 +58,27 @@ pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan 
     if deleted {
         return told(Step::Remove, "Terminating", "Deleted", "the image is being removed".to_owned());
     }
-    let Some(pin) = record.image.as_ref().filter(|pin| pin.reference == *reference) else {
-        return told(Step::Resolve, "Pending", "Resolving", format!("asking the registry for {reference}"));
+    let Some(source) = record.object.spec.source.chosen() else {
+        return told(Step::Wait(None), "Failed", "InvalidSpec", "spec.source names nothing".to_owned());
+    };
+    let Some(pin) = record.image.as_ref().filter(|pin| pin.source == source) else {
+        let message = source.resolving();
+        return told(Step::Resolve(source), "Pending", "Resolving", message);
     };
     if seen.disk.is_some() {
-        let message = format!("{reference} is {}", pin.digest);
+        let message = format!("{source} is {}", pin.digest);
         return told(Step::Wait(None), "Ready", "Ready", message);
     }
     match &seen.pull {
         None | Some(PullState::Done) => {
-            told(Step::Pull(pin.clone()), "Pulling", "Pulling", format!("{reference} is about to be pulled"))
+            told(Step::Pull(pin.clone()), "Pulling", "Pulling", format!("{source} is about to be pulled"))
         }
         Some(PullState::Queued) => {
-            let message = format!("{reference} waits for other pulls: as many as allowed are under way");
+            let message = format!("{source} waits for other pulls: as many as allowed are under way");
             told(Step::Wait(None), "Pulling", "WaitingForPull", message)
         }
         Some(PullState::Running(progress)) => {
-            told(Step::Wait(None), "Pulling", "Pulling", format!("{reference} is being pulled ({progress})"))
+            told(Step::Wait(None), "Pulling", "Pulling", format!("{source} is being pulled ({progress})"))
         }
         Some(PullState::Failed { reason, message, attempt, retry }) => {
             let phase = if retry.is_some() { "Backoff" } else { "Failed" };

@@ -2,7 +2,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::plan::{Failure, Observed, Step, plan, status};
-use crate::image::Progress;
+use crate::image::{Progress, Source};
 use crate::object::{DiskStatus, Quantity};
 use crate::reconcile::pulls::PullState;
 use crate::store::{ImageRecord, Origin, PinnedImage};
@@ -15,7 +15,7 @@ fn at(second: i64) -> Timestamp {
 
 fn pin(reference: &str) -> PinnedImage {
     let digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
-    PinnedImage { reference: reference.to_owned(), digest }
+    PinnedImage { source: Source::Oci(reference.to_owned()), digest }
 }
 
 fn record(image: Option<PinnedImage>) -> ImageRecord {
@@ -35,8 +35,11 @@ fn seen(pull: Option<PullState>) -> Observed {
 #[test]
 fn an_image_is_resolved_pulled_and_ready() {
     let pinned = record(Some(pin(REFERENCE)));
-    assert_eq!(plan(&record(None), &seen(None)).step, Step::Resolve);
-    assert_eq!(plan(&record(Some(pin("other:1"))), &seen(None)).step, Step::Resolve);
+    assert_eq!(plan(&record(None), &seen(None)).step, Step::Resolve(Source::Oci(REFERENCE.to_owned())));
+    assert_eq!(
+        plan(&record(Some(pin("other:1"))), &seen(None)).step,
+        Step::Resolve(Source::Oci(REFERENCE.to_owned()))
+    );
     assert_eq!(plan(&pinned, &seen(None)).step, Step::Pull(pin(REFERENCE)));
     assert_eq!(plan(&pinned, &seen(Some(PullState::Queued))).step, Step::Wait(None));
     let disk = Some(DiskStatus { path: "/d".to_owned(), size: Quantity::bytes(1) });

@@ -14,7 +14,7 @@ use super::state::{Failure, Observed};
 use super::{InLine, VmTask, exit};
 use crate::agent::AgentError;
 use crate::hypervisor::Launch;
-use crate::image::Reference;
+use crate::image::Source;
 use crate::object::NetworkMode;
 use crate::reconcile::step::StepError;
 use crate::reconcile::task::Wake;
@@ -61,9 +61,12 @@ impl VmTask {
     ) -> Result<(), StepError> {
         match step {
             Step::Wait(_) => Ok(()),
-            Step::Resolve(reference) => self.resolve(record, &reference, wake).await,
+            Step::Resolve(source) => self.resolve(record, &source, wake).await,
             Step::Pin(pin) => self.pin(record, pin).await,
-            Step::Pull(pin) => self.pull(&pin),
+            Step::Pull(pin) => {
+                self.share = Some(self.world.pulls.join(&pin.source, &pin.digest));
+                Ok(())
+            }
             Step::Reserve { discard_disk, impatient } => self.reserve(record, discard_disk, impatient).await,
             Step::Relinquish => self.relinquish(record).await,
             Step::Queue => self.queue(wake).await,
@@ -80,15 +83,14 @@ impl VmTask {
     async fn resolve(
         &mut self,
         record: &VmRecord,
-        reference: &str,
+        source: &Source,
         wake: &mut Wake,
     ) -> Result<(), StepError> {
-        let parsed: Reference = reference.parse()?;
         let images = self.world.images.clone();
-        let Some(resolved) = wake.unless_woken(images.resolve(&parsed)).await else {
+        let Some(resolved) = wake.unless_woken(images.resolve(source)).await else {
             return Ok(());
         };
-        self.pin(record, PinnedImage { reference: reference.to_owned(), digest: resolved? }).await
+        self.pin(record, PinnedImage { source: source.clone(), digest: resolved? }).await
     }
 
     async fn pin(&mut self, record: &VmRecord, pin: PinnedImage) -> Result<(), StepError> {
@@ -96,12 +98,6 @@ impl VmTask {
         self.advance();
         // The image that was pinned before may be nobody's now.
         self.world.collector.notify_one();
-        Ok(())
-    }
-
-    fn pull(&mut self, pin: &PinnedImage) -> Result<(), StepError> {
-        let reference: Reference = pin.reference.parse()?;
-        self.share = Some(self.world.pulls.join(&reference, &pin.digest));
         Ok(())
     }
 

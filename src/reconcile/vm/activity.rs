@@ -14,7 +14,7 @@ pub(in crate::reconcile) fn activity(record: &VmRecord, seen: &Observed, plan: &
         if failed { (plan.phase != "Failed").then_some(Phase::Backoff) } else { phase(record, seen, plan) };
     let (detail, awaits) = match (phase, &seen.image) {
         (Some(Phase::ImageWait), ImageView::Known { pin, .. }) => {
-            (pin.reference.clone(), Some(pin.digest.to_string()))
+            (pin.source.to_string(), Some(pin.digest.to_string()))
         }
         (Some(Phase::ImageWait | Phase::Blocked | Phase::Stop), _) => (plan.message.clone(), None),
         _ if failed => (plan.message.clone(), None),

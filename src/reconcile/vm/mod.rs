@@ -245,10 +245,10 @@ impl VmTask {
 
     fn image(&mut self, record: &VmRecord) -> ImageView {
         let spec = &record.object.spec.image;
-        let (pin, direct) = match (&spec.oci, &spec.name) {
-            (Some(reference), _) => match record.image.as_ref().filter(|pin| pin.reference == *reference) {
+        let (pin, direct) = match (spec.direct(), &spec.name) {
+            (Some(source), _) => match record.image.as_ref().filter(|pin| pin.source == source) {
                 Some(pin) => (pin.clone(), true),
-                None => return ImageView::Unresolved { reference: reference.clone() },
+                None => return ImageView::Unresolved { source },
             },
             (None, Some(name)) => match self.named_image(name) {
                 Ok(pin) => (pin, false),
@@ -282,8 +282,8 @@ impl VmTask {
         if image.object.metadata.deletion_timestamp.is_some() {
             return refuse("ImageTerminating", format!("{key} is being deleted"));
         }
-        let current =
-            image.image.as_ref().filter(|pin| pin.reference == image.object.spec.source.oci.reference);
+        let wanted = image.object.spec.source.chosen();
+        let current = image.image.as_ref().filter(|pin| Some(&pin.source) == wanted.as_ref());
         let ready =
             current.filter(|pin| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready()));
         match ready {

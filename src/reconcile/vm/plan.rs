@@ -18,6 +18,7 @@ use vmlet_wire::GuestState;
 
 use super::rules::{due_stop, reruns};
 use super::state::{Guest, ImageView, LineView, Observed};
+use crate::image::Source;
 use crate::object::{NetworkMode, RunPolicy, VmSpec};
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step::{self, Steps};
@@ -39,7 +40,7 @@ pub(in crate::reconcile) enum Step {
     /// Nothing before a wake-up or this time.
     Wait(Option<Timestamp>),
     /// Ask the registry for the digest of the spec's reference.
-    Resolve(String),
+    Resolve(Source),
     /// Record the digest that the VM is to run. It keeps the base disk from now on.
     Pin(PinnedImage),
     /// Take a share in the digest's pull.
@@ -189,9 +190,8 @@ fn reserving(
 /// The pinned image when its disk is ready, else the plan to get it.
 fn image(record: &VmRecord, seen: &Observed) -> Result<PinnedImage, Plan> {
     match &seen.image {
-        ImageView::Unresolved { reference } => {
-            let message = format!("asking the registry for {reference}");
-            Err(Plan::new(Step::Resolve(reference.clone())).told("Pending", "Resolving", &message))
+        ImageView::Unresolved { source } => {
+            Err(Plan::new(Step::Resolve(source.clone())).told("Pending", "Resolving", &source.resolving()))
         }
         ImageView::Waiting { reason, message } => {
             let phase = if reason == "Pulling" { "Pulling" } else { "Pending" };
@@ -215,14 +215,14 @@ fn image(record: &VmRecord, seen: &Observed) -> Result<PinnedImage, Plan> {
 }
 
 fn pulling(pin: &PinnedImage, pull: &PullState) -> Plan {
-    let reference = &pin.reference;
+    let source = &pin.source;
     match pull {
         PullState::Queued | PullState::Done => {
-            let message = format!("{reference} waits for other pulls: as many as allowed are under way");
+            let message = format!("{source} waits for other pulls: as many as allowed are under way");
             Plan::wait(None).told("Pulling", "WaitingForPull", &message)
         }
         PullState::Running(progress) => {
-            let message = format!("{reference} is being pulled ({progress})");
+            let message = format!("{source} is being pulled ({progress})");
             Plan::wait(None).told("Pulling", "Pulling", &message)
         }
         PullState::Failed { reason, message, attempt, retry } => {
@@ -281,7 +281,7 @@ fn new_image(record: &VmRecord, seen: &Observed) -> Option<Plan> {
         Ok(pin) => {
             let held = &record.reservation.as_ref()?.image;
             (*held != pin.digest).then(|| {
-                let why = format!("image changed to {} ({})", pin.reference, pin.digest);
+                let why = format!("image changed to {} ({})", pin.source, pin.digest);
                 Plan::new(Step::Stop { why: why.clone() }).told("Stopping", "Stopping", &why)
             })
         }

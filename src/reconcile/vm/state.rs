@@ -5,7 +5,7 @@ use vmlet_wire::GuestState;
 
 use super::plan::Step;
 use crate::hypervisor::VmmExit;
-use crate::image::ImageConfig;
+use crate::image::{ImageConfig, Source};
 use crate::object::NetworkMode;
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step;
@@ -75,8 +75,8 @@ pub(in crate::reconcile) enum Guest {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "one exists at a time, for one decision")]
 pub(in crate::reconcile) enum ImageView {
-    /// The spec's own reference has no digest yet.
-    Unresolved { reference: String },
+    /// The spec's own source has no digest yet.
+    Unresolved { source: Source },
     /// The named `Image` object is not there or not ready.
     Waiting { reason: String, message: String },
     /// The digest is known.

@@ -5,6 +5,7 @@ use vmlet_wire::GuestState;
 
 use super::plan::{Plan, Step, links_up};
 use super::state::{Guest, ImageView, Observed};
+use crate::image::Source;
 use crate::object::{PortStatus, Timings, VmImageStatus, VmStatus};
 use crate::reconcile::conditions::Conditions;
 use crate::reconcile::pulls::PullState;
@@ -74,7 +75,7 @@ fn conditions(
     list.set("Ready", ready, if ready { "Ready" } else { &plan.reason }, &plan.message);
     match &seen.image {
         ImageView::Known { pin, disk: Some(_), .. } => {
-            list.set("ImageReady", true, "Ready", &format!("{} is {}", pin.reference, pin.digest));
+            list.set("ImageReady", true, "Ready", &format!("{} is {}", pin.source, pin.digest));
         }
         ImageView::Waiting { reason, message } => list.set("ImageReady", false, reason, message),
         ImageView::Known { pull: Some(PullState::Failed { reason, message, .. }), .. } => {
@@ -145,12 +146,12 @@ fn ports(record: &VmRecord, up: bool) -> Vec<PortStatus> {
 
 fn image(record: &VmRecord, seen: &Observed) -> Option<VmImageStatus> {
     let status =
-        |reference: &str, digest: Option<String>| VmImageStatus { reference: reference.to_owned(), digest };
+        |source: &Source, digest: Option<String>| VmImageStatus { reference: source.to_string(), digest };
     match &seen.image {
-        ImageView::Known { pin, .. } => Some(status(&pin.reference, Some(pin.digest.to_string()))),
-        ImageView::Unresolved { reference } => Some(status(reference, None)),
+        ImageView::Known { pin, .. } => Some(status(&pin.source, Some(pin.digest.to_string()))),
+        ImageView::Unresolved { source } => Some(status(source, None)),
         ImageView::Waiting { .. } => {
-            record.image.as_ref().map(|pin| status(&pin.reference, Some(pin.digest.to_string())))
+            record.image.as_ref().map(|pin| status(&pin.source, Some(pin.digest.to_string())))
         }
     }
 }

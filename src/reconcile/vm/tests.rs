@@ -11,7 +11,7 @@ use vmlet_wire::GuestState;
 use super::plan::{Plan, Rules, Step, plan};
 use super::state::{Failure, Guest, ImageView, LineView, Observed};
 use crate::hypervisor::{ProcessIdentity, VmmExit};
-use crate::image::ImageConfig;
+use crate::image::{ImageConfig, Source};
 use crate::object::{
     AnyObject, Kind, LastExit, NetworkMode, ObjectKey, Quantity, RunPolicy, Uid, Vm, VmSpec,
 };
@@ -29,7 +29,7 @@ fn at(second: i64) -> Timestamp {
 
 fn pin(digit: char) -> PinnedImage {
     let digest = format!("sha256:{}", digit.to_string().repeat(64)).parse().unwrap();
-    PinnedImage { reference: "127.0.0.1:5055/debian:12".to_owned(), digest }
+    PinnedImage { source: Source::Oci("127.0.0.1:5055/debian:12".to_owned()), digest }
 }
 
 fn record() -> VmRecord {
@@ -133,14 +133,14 @@ fn decide(record: &VmRecord, seen: &Observed) -> Plan {
 
 #[test]
 fn a_vm_is_brought_up_step_by_step() {
-    let unresolved = ImageView::Unresolved { reference: "r".to_owned() };
+    let unresolved = ImageView::Unresolved { source: Source::Oci("r".to_owned()) };
     let missing = ImageView::Known { pin: pin('a'), disk: None, pull: None, direct: true };
     let pulled = Some(PullState::Queued);
     let queued = ImageView::Known { pin: pin('a'), disk: None, pull: pulled, direct: true };
     let mut pinned = record();
     pinned.image = Some(pin('a'));
     let look = |image: ImageView| Observed { image, ..seen() };
-    assert_eq!(decide(&record(), &look(unresolved)).step, Step::Resolve("r".to_owned()));
+    assert_eq!(decide(&record(), &look(unresolved)).step, Step::Resolve(Source::Oci("r".to_owned())));
     assert_eq!(decide(&record(), &seen()).step, Step::Pin(pin('a')));
     assert_eq!(decide(&pinned, &look(missing)).step, Step::Pull(pin('a')));
     assert_eq!(decide(&pinned, &look(queued)).step, Step::Wait(None));
@@ -435,7 +435,7 @@ fn any_sight() -> impl Strategy<Value = Observed> {
         Guest::Connected { state: GuestState::Exited { code: 1 }, since: at(0) },
     ];
     let images = [
-        ImageView::Unresolved { reference: "r".to_owned() },
+        ImageView::Unresolved { source: Source::Oci("r".to_owned()) },
         ImageView::Waiting { reason: "ImageNotFound".to_owned(), message: String::new() },
         ImageView::Known { pin: pin('a'), disk: None, pull: None, direct: true },
         known(pin('a')),

@@ -3,7 +3,7 @@ use uuid::Uuid;
 
 use super::super::*;
 use super::support::*;
-use crate::image::ImageConfig;
+use crate::image::{ImageConfig, Source};
 use crate::object::{Quantity, Uid};
 
 fn publish(store: &Store, claim: Uuid) -> Result<(), PublishError> {
@@ -37,7 +37,8 @@ fn disks_that_nobody_refers_to_are_condemned_then_forgotten() {
         install(&store, &digest(number));
     }
     now(store.claim_disk(&digest(5), Uuid::nil())).unwrap();
-    let pin = |number| Some(Some(PinnedImage { reference: "r".to_owned(), digest: digest(number) }));
+    let pin =
+        |number| Some(Some(PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(number) }));
     let by_image = declare(&store, image("base"));
     let update = ImageUpdate { image: pin(1), ..ImageUpdate::default() };
     now(store.publish_image(&image_key("base"), by_image, update)).unwrap();
@@ -64,7 +65,8 @@ fn disks_that_nobody_refers_to_are_condemned_then_forgotten() {
 }
 
 fn pin(store: &Store, name: &str, uid: Uid, pinned: Option<u8>) {
-    let pin = pinned.map(|number| PinnedImage { reference: format!("r:{number}"), digest: digest(number) });
+    let pin = pinned
+        .map(|number| PinnedImage { source: Source::Oci(format!("r:{number}")), digest: digest(number) });
     now(store.publish_vm(&key(name), uid, VmUpdate { image: Some(pin), ..VmUpdate::default() })).unwrap();
 }
 

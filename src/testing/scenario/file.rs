@@ -27,7 +27,7 @@ pub(super) struct File {
     pub(super) trouble: Mood,
     /// What the host has for VMs; plenty when absent.
     pub(super) capacity: Option<Room>,
-    /// How image references behave, by reference. Others are there, and pulled in three seconds.
+    /// How image sources behave, by reference, path or URL. Others are there, and pulled in three seconds.
     #[serde(default)]
     pub(super) images: BTreeMap<String, ImageTrouble>,
     /// How VMs behave, by name or NAMESPACE/NAME. Others boot in a second and run on.
@@ -198,7 +198,7 @@ pub(super) struct Step {
     pub(super) kill_vmm: Option<String>,
     /// A workload ends.
     pub(super) exit: Option<ExitNow>,
-    /// How image references behave from now on.
+    /// How image sources behave from now on.
     pub(super) images: Option<BTreeMap<String, ImageTrouble>>,
     /// `true`: the store's next write fails, as on a full disk; the daemon is started again.
     pub(super) fail_store: Option<bool>,

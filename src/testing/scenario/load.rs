@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::Scenario;
 use super::file::{Expectation, File, ImageTrouble, Step, VmTrouble};
 use super::folder::{folder, read};
-use crate::image::Reference;
 use crate::manifest::{Diagnostic, FileState, Page, Snapshot, similar};
 use crate::object::{AnyObject, DEFAULT_NAMESPACE, Kind, ObjectKey, Period};
+use crate::testing::images::{canonical, name as name_of};
 use crate::testing::{ImageScript, VmScript, WorkloadExit};
 
 impl Scenario {
@@ -34,7 +34,7 @@ impl Scenario {
             end: file.duration.get(),
             present: folder.files.keys().cloned().collect(),
             declared: BTreeSet::new(),
-            references: BTreeSet::new(),
+            sources: BTreeSet::new(),
             elsewhere: Vec::new(),
         };
         loader.learn(&folder);
@@ -71,8 +71,8 @@ pub(super) struct Loader<'a> {
     pub(super) present: BTreeSet<PathBuf>,
     /// All objects that are declared at some time.
     declared: BTreeSet<ObjectKey>,
-    /// All image references that are named at some time.
-    references: BTreeSet<String>,
+    /// All image sources that are named at some time.
+    sources: BTreeSet<String>,
     /// What is wrong with other files.
     pub(super) elsewhere: Vec<Diagnostic>,
 }
@@ -106,12 +106,11 @@ impl Loader<'_> {
             let FileState::Good(objects) = state else { continue };
             for located in objects.iter() {
                 self.declared.insert(located.object.key());
-                let reference = match &located.object {
-                    AnyObject::Vm(vm) => vm.spec.image.oci.as_deref(),
-                    AnyObject::Image(image) => Some(image.spec.source.oci.reference.as_str()),
+                let source = match &located.object {
+                    AnyObject::Vm(vm) => vm.spec.image.direct(),
+                    AnyObject::Image(image) => image.spec.source.chosen(),
                 };
-                let parsed = reference.and_then(|reference| reference.parse::<Reference>().ok());
-                self.references.extend(parsed.map(|reference| reference.to_string()));
+                self.sources.extend(source.as_ref().map(name_of));
             }
         }
     }
@@ -123,22 +122,13 @@ impl Loader<'_> {
     ) -> Vec<(String, ImageScript)> {
         let mut scripts = Vec::new();
         for (name, trouble) in images {
-            let Ok(reference) = name.parse::<Reference>() else {
-                self.page.refuse(
-                    &format!("{at}.{name}"),
-                    true,
-                    &format!("{name:?} is no image reference"),
-                    None,
-                );
-                continue;
-            };
-            if !self.references.contains(&reference.to_string()) {
-                let known = self.references.iter().map(String::as_str);
+            if !self.sources.contains(&canonical(name)) {
+                let known = self.sources.iter().map(String::as_str);
                 let hint = similar(name, known).map(|known| format!("did you mean `{known}`?"));
-                let message = format!("no manifest names the image {name}");
+                let message = format!("no manifest names the image {name:?}");
                 self.page.refuse(&format!("{at}.{name}"), true, &message, hint.as_deref());
             }
-            let mut script = ImageScript::of(&reference);
+            let mut script = ImageScript::of(name);
             script.pull = trouble.pull.get();
             // More than there can be pulls in a week.
             script.failures = if trouble.broken { u32::MAX } else { trouble.failures };

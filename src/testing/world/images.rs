@@ -8,9 +8,9 @@ use rand::Rng;
 use tokio::sync::watch;
 
 use super::{Effect, Refusal, State, World};
-use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Reference, StagedDisk};
+use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Source, StagedDisk};
 use crate::store::DiskState;
-use crate::testing::images::ImageScript;
+use crate::testing::images::{ImageScript, name};
 
 /// The length of every base disk.
 pub(super) const SIZE: u64 = 1 << 20;
@@ -37,16 +37,16 @@ fn base_disk(digest: &Digest) -> BaseDisk {
 }
 
 impl State {
-    /// How a reference behaves: as scripted, or there, with a digest of its own.
-    pub(in crate::testing) fn image_script(&self, reference: &Reference) -> ImageScript {
-        let name = reference.to_string();
-        self.image_scripts.get(&name).cloned().unwrap_or_else(|| ImageScript::of(reference))
+    /// How a source behaves: as scripted, or there, with a digest of its own.
+    pub(in crate::testing) fn image_script(&self, source: &Source) -> ImageScript {
+        let name = name(source);
+        self.image_scripts.get(&name).cloned().unwrap_or_else(|| ImageScript::of(&name))
     }
 
-    fn find(&self, reference: &Reference) -> Result<Digest, Refusal> {
-        self.image_script(reference).digest.ok_or_else(|| Refusal {
+    fn find(&self, source: &Source) -> Result<Digest, Refusal> {
+        self.image_script(source).digest.ok_or_else(|| Refusal {
             reason: "NotFound",
-            message: format!("{reference} is not in the registry"),
+            message: format!("{source} is not in the registry"),
             transient: true,
         })
     }
@@ -57,11 +57,11 @@ impl State {
 }
 
 /// How a pull ends, as scripted.
-fn finish_script(state: &mut State, reference: &Reference) -> Result<(), Refusal> {
-    match state.image_scripts.get_mut(&reference.to_string()) {
+fn finish_script(state: &mut State, source: &Source) -> Result<(), Refusal> {
+    match state.image_scripts.get_mut(&name(source)) {
         Some(script) if script.failures > 0 => {
             script.failures -= 1;
-            let message = format!("{reference}: connection reset by peer");
+            let message = format!("{source}: connection reset by peer");
             Err(Refusal { reason: "RegistryUnavailable", message, transient: true })
         }
         _ => Ok(()),
@@ -83,8 +83,8 @@ impl Drop for Staging {
     }
 }
 
-fn of_reference(name: &'static str, reference: &Reference) -> Effect {
-    Effect { name, object: None, fate: Some(reference.to_string()) }
+fn of_source(effect: &'static str, source: &Source) -> Effect {
+    Effect { name: effect, object: None, fate: Some(name(source)) }
 }
 
 fn of_host(name: &'static str) -> Effect {
@@ -93,25 +93,25 @@ fn of_host(name: &'static str) -> Effect {
 
 #[async_trait]
 impl Images for ScriptedImages {
-    async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError> {
-        let act = |state: &mut State| state.find(reference);
-        Ok(self.0.effect(&of_reference("resolve", reference), act).await?)
+    async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
+        let act = |state: &mut State| state.find(source);
+        Ok(self.0.effect(&of_source("resolve", source), act).await?)
     }
 
     async fn stage(
         &self,
-        reference: &Reference,
+        source: &Source,
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
         let world = self.0.clone();
         let begin = |state: &mut State| {
-            state.find(reference)?;
+            state.find(source)?;
             let number = state.dice.random();
             state.staged.insert(number, digest.clone());
-            Ok((Staging { world, number }, state.image_script(reference)))
+            Ok((Staging { world, number }, state.image_script(source)))
         };
-        let (staging, script) = self.0.effect(&of_reference("begin a pull", reference), begin).await?;
+        let (staging, script) = self.0.effect(&of_source("begin a pull", source), begin).await?;
         for done in 0..LAYERS {
             let (layers, bytes) = (LAYERS, 100 * LAYERS as u64);
             progress.send_replace(Progress {
@@ -123,8 +123,7 @@ impl Images for ScriptedImages {
             tokio::time::sleep(script.pull / LAYERS as u32).await;
         }
         if script.panics > 0 {
-            let name = reference.to_string();
-            self.0.lock().image_scripts.entry(name).and_modify(|script| script.panics -= 1);
+            self.0.lock().image_scripts.entry(name(source)).and_modify(|script| script.panics -= 1);
             panic!("a pull panics as scripted");
         }
         let finish = |state: &mut State| {
@@ -133,9 +132,9 @@ impl Images for ScriptedImages {
                 let message = "the disk is full, as scripted".to_owned();
                 return Err(Refusal { reason: ImageError::NO_SPACE, message, transient: true });
             }
-            finish_script(state, reference)
+            finish_script(state, source)
         };
-        self.0.effect(&of_reference("pull", reference), finish).await?;
+        self.0.effect(&of_source("pull", source), finish).await?;
         Ok(StagedDisk {
             digest: digest.clone(),
             dir: None,

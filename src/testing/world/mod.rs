@@ -69,7 +69,7 @@ pub(super) struct State {
     pub(super) timeline: Vec<Entry>,
     /// What nobody may do, done.
     pub(super) violations: Vec<String>,
-    /// What was refused for good: uids, references, and nothing else may stay unready for it.
+    /// What was refused for good: uids, sources, and nothing else may stay unready for it.
     pub(super) doomed: BTreeSet<String>,
     /// Restarts of each VM that the world is to blame for.
     pub(super) blame: BTreeMap<Uid, u32>,
