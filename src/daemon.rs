@@ -276,6 +276,7 @@ fn sources(store: &Store, engine: &Engine, readiness: watch::Receiver<Readiness>
             Box::new(engine.clone()) as _,
         ]),
         readiness,
+        storage: Arc::new(engine.clone()),
     }
 }
 

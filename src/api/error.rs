@@ -91,6 +91,20 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "Conflict", message).about(key)
     }
 
+    /// No such base disk.
+    pub(super) fn no_such_disk(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message)
+            .hints(&["`vmlet image ls` shows what there is".to_owned()])
+    }
+
+    /// Something keeps a base disk; the causes say what.
+    pub(super) fn disk_in_use(message: impl Into<String>, users: impl IntoIterator<Item = String>) -> Self {
+        let mut error = Self::new(StatusCode::CONFLICT, "InUse", message);
+        let users = users.into_iter().map(|user| StatusCause { reason: "UsedBy".to_owned(), message: user });
+        error.0.details.get_or_insert_default().causes.extend(users);
+        error
+    }
+
     /// Something behind the API failed.
     pub(super) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)

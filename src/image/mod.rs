@@ -138,17 +138,6 @@ pub struct Progress {
     pub bytes_done: u64,
 }
 
-/// `layer 3 of 4, 61 %`
-impl std::fmt::Display for Progress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.layers == 0 {
-            return f.write_str("reading the manifest");
-        }
-        let percent = (self.bytes_done * 100).checked_div(self.bytes).unwrap_or(100);
-        write!(f, "layer {} of {}, {percent} %", (self.layers_done + 1).min(self.layers), self.layers)
-    }
-}
-
 /// Why an image could not be had.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]

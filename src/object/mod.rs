@@ -10,6 +10,7 @@ mod effect;
 mod image;
 mod meta;
 mod period;
+mod pull;
 mod quantity;
 mod vm;
 
@@ -23,6 +24,7 @@ pub use effect::{Effect, effect_of};
 pub use image::{DiskStatus, Image, ImageSource, ImageSpec, ImageStatus, OciSource};
 pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};
 pub use period::Period;
+pub use pull::{Bytes, PullProgress};
 pub use quantity::Quantity;
 pub use vm::{
     EnvVar, ImageRef, LastExit, Network, NetworkMode, Port, PortStatus, Protocol, RootDisk, RunPolicy,

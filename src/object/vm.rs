@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::image::{check_reference, never_observed};
-use super::{Condition, Effect, Object, Quantity, Violation, validate_name};
+use super::{Condition, Effect, Object, PullProgress, Quantity, Violation, validate_name};
 use crate::image::Source;
 
 /// A virtual machine.
@@ -348,6 +348,9 @@ pub struct VmStatus {
     /// The image that runs, or is being fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<VmImageStatus>,
+    /// How far the pull of the image is that the VM waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
     /// How often the VM was started again after its first start.
     #[serde(default)]
     pub restarts: u32,
@@ -378,6 +381,7 @@ impl Default for VmStatus {
             driver: None,
             pid: None,
             image: None,
+            pull: None,
             restarts: 0,
             last_exit: None,
             next_retry_time: None,

@@ -7,7 +7,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::image::Digest;
 use crate::metrics::{Guarded, Histogram};
-use crate::store::RemoveDiskError;
+use crate::storage::{RemovalError, Removed};
 
 /// Wakes the collector.
 #[derive(Default)]
@@ -30,25 +30,6 @@ pub(super) enum Wish {
     Disk(Digest, oneshot::Sender<Result<Removed, RemovalError>>),
     /// Every disk that nothing refers to.
     Unused(oneshot::Sender<Result<Vec<Removed>, RemovalError>>),
-}
-
-/// A base disk that was removed.
-#[derive(Clone, Debug, PartialEq)]
-pub(in crate::reconcile) struct Removed {
-    pub(in crate::reconcile) digest: Digest,
-    /// What it took of the state folder, in bytes.
-    pub(in crate::reconcile) bytes: u64,
-}
-
-/// Why a base disk is not removed on demand.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(in crate::reconcile) enum RemovalError {
-    #[error(transparent)]
-    Refused(#[from] RemoveDiskError),
-    #[error("{digest} is marked for removal, but its files cannot be removed: {why}; it is tried again")]
-    Files { digest: Digest, why: String },
-    #[error("the daemon is stopping")]
-    Stopping,
 }
 
 impl Bell {

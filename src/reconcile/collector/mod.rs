@@ -17,16 +17,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-pub(super) use self::bell::{Bell, RemovalError, Removed};
-pub(super) use self::plan::Reason;
+pub(super) use self::bell::Bell;
 pub use self::plan::Retention;
 
 use self::bell::Wish;
-use self::plan::{Seen, plan};
+use self::plan::{Reason, Seen, plan};
 use super::backoff::Backoff;
 use super::task::sleep_until;
 use super::world::World;
 use crate::image::Digest;
+use crate::storage::{RemovalError, Removed};
 use crate::store::{DiskRecord, DiskState};
 
 /// How often the room is looked at while something could make some.
@@ -149,10 +149,10 @@ impl Collector {
     async fn remove_now(&self, digest: Digest) -> Result<Removed, RemovalError> {
         let world = &self.world;
         let path = world.store.disk(&digest).and_then(|disk| disk.path().map(ToOwned::to_owned));
-        let bytes = path.map_or(0, |path| world.room.taken(&path));
+        let allocated = path.map_or(0, |path| world.room.taken(&path));
         world.store.condemn_disk(&digest).await?;
         match self.remove(&digest, Reason::Requested).await {
-            Ok(()) => Ok(Removed { digest, bytes }),
+            Ok(()) => Ok(Removed { digest, allocated }),
             Err(why) => Err(RemovalError::Files { digest, why }),
         }
     }

@@ -62,7 +62,7 @@ pub(super) struct Plan {
 
 /// Why a disk goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::reconcile) enum Reason {
+pub(super) enum Reason {
     /// Its grace is over.
     Unused,
     /// Too little of the file system is free.
@@ -77,7 +77,7 @@ pub(in crate::reconcile) enum Reason {
 
 impl Reason {
     /// The word in metrics and log.
-    pub(in crate::reconcile) fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Reason::Unused => "unused",
             Reason::DiskPressure => "disk_pressure",
