@@ -86,7 +86,7 @@ fn refusal(digest: Option<&Digest>, error: &RemovalError) -> ApiError {
         RemovalError::Refused(RemoveDiskError::InUse { by }) => {
             ApiError::disk_in_use(message, by.iter().map(ToString::to_string))
         }
-        RemovalError::Refused(RemoveDiskError::Installing) => ApiError::disk_in_use(message, []),
+        RemovalError::Refused(RemoveDiskError::Installing) => ApiError::disk_installing(message),
         RemovalError::Refused(RemoveDiskError::Store(_)) | RemovalError::Stopping => {
             ApiError::unavailable(message)
         }

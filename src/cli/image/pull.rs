@@ -179,7 +179,7 @@ pub(super) fn bar(update: &PullUpdate) -> (String, Sign) {
 pub(super) fn line(update: &PullUpdate) -> String {
     match update {
         PullUpdate::Resolving => "asking for its digest".to_owned(),
-        PullUpdate::Queued { .. } => "waiting for other pulls".to_owned(),
+        PullUpdate::Queued { .. } => "queued".to_owned(),
         PullUpdate::Pulling { progress: PullProgress { layers: 0, .. }, .. } => {
             "reading the manifest".to_owned()
         }
