@@ -47,6 +47,8 @@ impl Schedule {
             _ => {}
         }
         options.settings.patience = self.time(60);
+        // Not by the dice, so that what failed once is found again.
+        options.settings.retention.grace = Duration::from_secs([0, 0, 20, 300][(seed % 4) as usize]);
         let mut sim = Simulation::new(seed, options);
         self.script_registry(&mut sim);
         let mut folder = Folder::new();
