@@ -112,6 +112,23 @@ pub struct Settings {
     #[arg(long, value_name = "HOST[:PORT]", env = "VMLET_INSECURE_REGISTRY", value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
 
+    /// Settings of registries: mirrors, certificates, plain http (docs/operations.md). By default
+    /// /etc/vmlet/registries.yaml, or registries.yaml in $XDG_CONFIG_HOME/vmlet without root, if it
+    /// exists.
+    #[arg(long, value_name = "FILE", env = "VMLET_REGISTRIES")]
+    pub registries: Option<PathBuf>,
+
+    /// Credentials for registries, in the form of Docker's config.json. By default the first one
+    /// that exists of $REGISTRY_AUTH_FILE, auth.json beside registries.yaml,
+    /// $DOCKER_CONFIG/config.json and ~/.docker/config.json.
+    #[arg(long, value_name = "FILE", env = "VMLET_AUTH_FILE")]
+    pub auth_file: Option<PathBuf>,
+
+    /// Compressed layers that are kept for the next pulls; the least recently used go first. 0 keeps
+    /// none.
+    #[arg(long, value_name = "QUANTITY", env = "VMLET_BLOB_CACHE_SIZE", default_value = "4Gi")]
+    pub blob_cache_size: Quantity,
+
     /// A scan that would delete more than this share of all objects, in percent, is not believed
     /// until it has stayed the same for a while. 100 believes every scan.
     #[arg(long, value_name = "PERCENT", env = "VMLET_MASS_DELETE_PERCENT", default_value = "50",
@@ -214,8 +231,34 @@ pub fn default_socket() -> PathBuf {
     own_dir("/run", "XDG_RUNTIME_DIR", ".cache").join("vmlet.sock")
 }
 
+impl Settings {
+    /// The file with the settings of registries, if there is to be one.
+    pub(crate) fn registries_file(&self) -> Option<PathBuf> {
+        let default = || Some(config_dir().join("registries.yaml")).filter(|path| path.exists());
+        self.registries.clone().or_else(default)
+    }
+
+    /// Where credentials for registries may be. The first file that exists counts, whenever it comes.
+    pub(crate) fn auth_files(&self) -> Vec<PathBuf> {
+        if let Some(file) = &self.auth_file {
+            return vec![file.clone()];
+        }
+        let named =
+            |variable| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let docker = named("DOCKER_CONFIG").or_else(|| named("HOME").map(|home| home.join(".docker")));
+        let own = config_dir().join("auth.json");
+        let docker = docker.map(|folder| folder.join("config.json"));
+        named("REGISTRY_AUTH_FILE").into_iter().chain([own]).chain(docker).collect()
+    }
+}
+
 fn default_manifests() -> PathBuf {
-    own_dir("/etc", "XDG_CONFIG_HOME", ".config").join("manifests")
+    config_dir().join("manifests")
+}
+
+/// What the user sets for vmlet: `/etc/vmlet` as root, else in `$XDG_CONFIG_HOME`.
+fn config_dir() -> PathBuf {
+    own_dir("/etc", "XDG_CONFIG_HOME", ".config")
 }
 
 /// The folder of the daemon's own: `/var/lib/vmlet` as root, else in `$XDG_STATE_HOME`.

@@ -168,9 +168,9 @@ async fn engine(
     store: &Store,
     host: Option<Arc<HostNetwork>>,
 ) -> Result<Engine> {
-    let images =
-        image::Settings { plain_http: settings.insecure_registry.clone(), ..image::Settings::default() };
-    let images = ImageStore::open(&folders.state, images)?;
+    let images = image_settings(settings)?;
+    let state = folders.state.clone();
+    let images = tokio::task::spawn_blocking(move || ImageStore::open(&state, images)).await??;
     let driver = driver(settings, folders).await?;
     if let Some(host) = &host {
         remove_foreign_taps(store, host).await;
@@ -204,6 +204,23 @@ async fn engine(
         room: Arc::new(HostRoom { state: folders.state.clone() }),
     };
     Ok(Engine::new(store.clone(), parts, behaviour))
+}
+
+fn image_settings(settings: &Settings) -> Result<image::Settings> {
+    let registries = match settings.registries_file() {
+        Some(file) => image::Registries::read(&file).map_err(|wrong| {
+            let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!("the settings of registries cannot be used\n{}", wrong.join("\n"))
+        })?,
+        None => image::Registries::default(),
+    };
+    Ok(image::Settings {
+        plain_http: settings.insecure_registry.clone(),
+        registries,
+        auth_files: settings.auth_files(),
+        blob_cache: settings.blob_cache_size.as_bytes(),
+        ..image::Settings::default()
+    })
 }
 
 async fn driver(settings: &Settings, folders: &Folders) -> Result<QemuDriver> {

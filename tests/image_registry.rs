@@ -1,16 +1,26 @@
 //! Pulling from a registry that fails, lies and stalls.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#[path = "image_registry/access.rs"]
+mod access;
+#[path = "image_registry/blobs.rs"]
+mod blobs;
 mod common;
+#[path = "image_registry/mirrors.rs"]
+mod mirrors;
+#[path = "image_registry/tls.rs"]
+mod tls;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::oci::{Image, Item, Layer, digest, noise, tar};
-use common::registry::{Reply, ScriptedRegistry};
+use common::registry::{Asked, Reply, ScriptedRegistry, bare};
 use tempfile::TempDir;
 use tokio::sync::watch;
-use vmlet::image::{Digest, ImageError, ImageStore, Images, Limits, Progress, Settings, Source, StagedDisk};
+use vmlet::image::{
+    Digest, ImageError, ImageStore, Images, Limits, Progress, Registries, Settings, Source, StagedDisk,
+};
 
 /// Quick to give up, so that tests are quick.
 fn impatient() -> Settings {
@@ -121,6 +131,77 @@ async fn a_stalled_registry_is_asked_again() {
     })
     .await;
     drop(setup.stage().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_registry_that_drips_is_asked_again() {
+    let (image, blob) = image();
+    let setup = Setup::new(&image, impatient(), move |path, nth| match nth {
+        // Never silent for long, and never done.
+        0 if path == blob => Reply::Drip(1, Duration::from_millis(50)),
+        _ => Reply::Serve,
+    })
+    .await;
+    drop(setup.stage().await.unwrap());
+
+    let setup = Setup::new(&image, impatient(), |_, _| Reply::Drip(1, Duration::from_millis(50))).await;
+    let error = setup.resolve().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("RegistryUnavailable", true), "{error}");
+    assert!(error.message.contains("only "), "{error}");
+}
+
+#[tokio::test]
+async fn wrong_ranges_are_refused_and_refused_ranges_done_without() {
+    let (image, blob) = image();
+    for wrong in [Reply::WrongRange(5), Reply::Status(416)] {
+        let (wanted, wrong) = (blob.clone(), Arc::new(wrong));
+        let setup = Setup::new(&image, impatient(), move |path, nth| match nth {
+            _ if path != wanted => Reply::Serve,
+            0 => Reply::Break(100_000),
+            1 => (*wrong).clone(),
+            _ => Reply::Serve,
+        })
+        .await;
+        drop(setup.stage().await.unwrap());
+        assert_eq!(setup.registry.asked(&blob).len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn web_pages_are_no_manifests() {
+    let (image, _) = image();
+    let page =
+        |asked: &Asked, _| asked.path.ends_with("/1").then(|| bare(200, &[("content-type", "text/html")]));
+    let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, page).await);
+    let error = setup.resolve().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("RegistryUnavailable", true), "{error}");
+    assert!(error.message.contains("web page"), "{error}");
+}
+
+#[tokio::test]
+async fn what_headers_say_of_a_digest_does_not_matter() {
+    let (image, _) = image();
+    let manifest = image.manifest.clone();
+    let lie = move |asked: &Asked, _| {
+        asked.path.ends_with("/1").then(|| {
+            let answer = bare(200, &[("docker-content-digest", &digest(b"another"))]);
+            answer.map(|_| manifest.clone().into())
+        })
+    };
+    let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, lie).await);
+    assert_eq!(setup.resolve().await.unwrap(), setup.digest);
+}
+
+#[tokio::test]
+async fn redirects_end() {
+    let (image, blob) = image();
+    let round = move |asked: &Asked, _| {
+        asked.path.ends_with(&blob).then(|| bare(307, &[("location", asked.path.as_str())]))
+    };
+    let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, round).await);
+    let error = setup.stage().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("RegistryUnavailable", true), "{error}");
+    assert!(error.message.contains("more than 5 redirects"), "{error}");
 }
 
 #[tokio::test]

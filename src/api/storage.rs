@@ -4,7 +4,7 @@
 //! GET    /storage                       the report
 //! POST   /storage/pull    {source}      lines of updates, the last says how it ended
 //! DELETE /storage/disks/DIGEST          409 with the users while something refers to it
-//! POST   /storage/prune   {dryRun}      what was removed, or would be
+//! POST   /storage/prune   {all, dryRun} what was removed, or would be
 //! ```
 
 use std::sync::Arc;
@@ -73,7 +73,7 @@ async fn prune(
     State(storage): State<Shared>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let order: PruneOrder = parse(body, r#"{"dryRun": true}"#)?;
+    let order: PruneOrder = parse(body, r#"{"all": true}"#)?;
     let pruned = storage.prune(order).await.map_err(|error| refusal(None, &error))?;
     Ok(Json(pruned).into_response())
 }
@@ -90,7 +90,7 @@ fn refusal(digest: Option<&Digest>, error: &RemovalError) -> ApiError {
         RemovalError::Refused(RemoveDiskError::Store(_)) | RemovalError::Stopping => {
             ApiError::unavailable(message)
         }
-        RemovalError::Files { .. } => ApiError::internal(message),
+        RemovalError::Files { .. } | RemovalError::Blobs(_) => ApiError::internal(message),
     }
 }
 

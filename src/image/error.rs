@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io;
 
-use super::{ImageError, ReferenceError};
+use super::{ImageError, ReferenceError, Source};
 
 /// Readers and writers of the layer pipeline speak `io::Error`; this carries an [`ImageError`] in one.
 impl From<ImageError> for io::Error {
@@ -27,6 +27,14 @@ impl ImageError {
         ImageError { reason: "NotFound", message: message.into(), transient: true }
     }
 
+    /// It is not on this host, and no registry may be asked. Others may bring it.
+    pub(crate) fn not_present(source: &Source) -> Self {
+        let message = format!(
+            "the base disk of {source} is not on this host, and pullPolicy is Never; let an Image or VM of this reference pull it, or change the policy"
+        );
+        ImageError { reason: "NotPresent", message, transient: true }
+    }
+
     /// The registry refuses us. It may be told otherwise.
     pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
         ImageError { reason: "Unauthorized", message: message.into(), transient: true }
@@ -41,6 +49,14 @@ impl ImageError {
     pub(crate) fn digest(message: impl Into<String>) -> Self {
         ImageError { reason: "DigestMismatch", message: message.into(), transient: true }
     }
+
+    /// A layer on this host's disk is not what it was, and is removed: the next attempt fetches it anew.
+    pub(crate) fn damaged(message: impl Into<String>) -> Self {
+        ImageError { reason: ImageError::DAMAGED, message: message.into(), transient: true }
+    }
+
+    /// The reason of [`ImageError::damaged`].
+    pub(crate) const DAMAGED: &str = "DamagedLayer";
 
     /// The image is malformed, or not one that can run here.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -80,6 +96,14 @@ impl ImageError {
             Err(error) if error.raw_os_error().is_some() => ImageError::host(what, &error),
             Err(error) => ImageError::invalid(format!("{what}: {error}")),
         }
+    }
+
+    /// The same error, with what may have led to it.
+    pub(crate) fn because(mut self, why: Option<&str>) -> Self {
+        if let Some(why) = why {
+            self.message = format!("{} ({why})", self.message);
+        }
+        self
     }
 
     /// The same error, saying where it happened.

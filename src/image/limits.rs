@@ -3,9 +3,10 @@
 //! Registries and layers are hostile until proven otherwise, so everything that they control has a
 //! bound here. An image that meets a bound fails with `LimitExceeded`, which names the setting.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::ImageError;
+use super::{ImageError, Registries};
 
 /// Bounds on one image. Sizes are bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,12 +80,20 @@ pub struct Settings {
     pub limits: Limits,
     /// Registries, as `host` or `host:port`, that are asked in plain HTTP. Loopback ones always are.
     pub plain_http: Vec<String>,
+    /// Mirrors, TLS and plain HTTP by registry.
+    pub registries: Registries,
+    /// Files of credentials in the form of Docker's config.json; the first one that exists counts.
+    pub auth_files: Vec<PathBuf>,
+    /// Compressed layers that are kept beyond the running pulls, in bytes; 0 keeps none.
+    pub blob_cache: u64,
     /// Layers of one image that are downloaded at once.
     pub downloads: usize,
     /// Time to open a connection.
     pub connect_timeout: Duration,
     /// Time without a byte after which a request is given up.
     pub idle_timeout: Duration,
+    /// Bytes a second below which a body, over each stretch of `idle_timeout`, is given up.
+    pub slowest: u64,
     /// Time for one image from the manifest to the finished disk.
     pub pull_timeout: Duration,
     /// Attempts in a row that may fail without moving at least [`Settings::PROGRESS_BYTES`].
@@ -105,9 +114,13 @@ impl Default for Settings {
         Settings {
             limits: Limits::default(),
             plain_http: Vec::new(),
+            registries: Registries::default(),
+            auth_files: Vec::new(),
+            blob_cache: 4 << 30,
             downloads: 4,
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
+            slowest: 1 << 10,
             pull_timeout: Duration::from_secs(2 * 60 * 60),
             attempts: 5,
             backoff: Duration::from_millis(500),

@@ -21,8 +21,10 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use blob::CachedBlob;
 pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};
+pub use registry::Registries;
 pub use source::Source;
 pub use store::ImageStore;
 
@@ -62,6 +64,18 @@ pub trait Images: Send + Sync + 'static {
 
     /// The digests that have an installed disk, for the sweep at start-up.
     async fn installed(&self) -> Result<Vec<Digest>, ImageError>;
+
+    /// The compressed layers that are kept to save later pulls a download, in no order.
+    async fn blobs(&self) -> Result<Vec<CachedBlob>, ImageError> {
+        Ok(Vec::new())
+    }
+
+    /// Removes the least recently used of them until no more than this many bytes are left; running pulls
+    /// lose none. Returns the bytes removed.
+    async fn prune_blobs(&self, down_to: u64) -> Result<u64, ImageError> {
+        let _ = down_to;
+        Ok(0)
+    }
 }
 
 /// A base disk that is installed: content-addressed, complete, read-only.
@@ -139,7 +153,7 @@ pub struct Progress {
 }
 
 /// Why an image could not be had.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ImageError {
     /// One CamelCase word for the condition: NotFound, Unauthorized, RegistryUnavailable,

@@ -3,6 +3,7 @@
 //! All layers download at once (as many as the settings allow) while one thread applies them bottom
 //! to top, each as soon as its first bytes are there. Nothing of the result is published here, so
 //! the disk may be built from bytes whose digest is not known yet: a wrong one fails the pull.
+//! Layers that another pull needs too, or that are on the host already, are not downloaded again.
 //! Dropping the future ends the threads at their next chunk.
 
 use std::fs::{File, OpenOptions, Permissions};
@@ -10,12 +11,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::blob::{self, BlobReader, BlobWriter};
+use super::blob::{Arrival, BlobReader, Blobs, Turn};
 use super::ext4::{self, Builder};
 use super::layer::{Budget, Tree, inflate, on_disk};
 use super::manifest::{Config, Descriptor, Manifest};
@@ -30,13 +32,13 @@ pub(crate) const CONFIG: &str = "config.json";
 /// Makes the base disk and the config of `digest` in `folder`, flushed to disk. Returns the disk's
 /// length in bytes, and the config.
 pub(crate) async fn pull(
-    registry: &Registry,
-    settings: &Arc<Settings>,
+    supply: &Supply<'_>,
     reference: &Reference,
     digest: &Digest,
     folder: &Path,
     progress: &watch::Sender<Progress>,
 ) -> Result<(u64, ImageConfig), ImageError> {
+    let Supply { registry, blobs, settings } = supply;
     let manifest = registry.manifest(reference, digest).await?;
     progress.send_modify(|progress| {
         *progress = Progress { layers: manifest.layers.len(), bytes: manifest.size(), ..Progress::default() };
@@ -46,31 +48,91 @@ pub(crate) async fn pull(
 
     let cancel = CancellationToken::new();
     let _cancel_on_drop = cancel.clone().drop_guard();
-    let files = Files::create(folder, &manifest, config.diff_ids).await?;
+    let disk = create_disk(folder).await?;
+    let host = reference.inner().registry();
+    let (arrivals, layers) = open_layers(blobs, host, manifest, config.diff_ids);
     let build = Build {
-        disk: files.disk,
+        disk,
         uuid: filesystem_uuid(digest),
-        layers: files.layers,
-        settings: settings.clone(),
+        layers,
+        settings: Arc::clone(settings),
         cancel,
         progress: progress.clone(),
     };
     let build = blocking("building the base disk", move || build.run());
-    let downloads = stream::iter(files.downloads)
-        .map(|(layer, writer)| async move {
-            let arrived = |bytes| progress.send_modify(|progress| progress.bytes_done += bytes);
-            let place = |error: ImageError| error.at(format_args!("layer {}", layer.digest));
-            registry.blob(reference, &layer, writer, arrived).await.map_err(place)
-        })
-        .buffer_unordered(settings.downloads.max(1))
-        .try_collect::<()>();
-    // Downloads first: when one fails, so does the build, and only the download knows why.
-    let ((), size) = tokio::try_join!(biased; downloads, build)?;
+    let downloads: Vec<_> = arrivals
+        .iter()
+        .map(|(layer, arrival)| arrive(registry, reference, layer, arrival, progress))
+        .collect();
+    let downloads = stream::iter(downloads).buffer_unordered(settings.downloads.max(1)).try_collect::<()>();
+    let size = both(downloads, build, &arrivals, progress).await?;
 
     let run = config.run.clone();
     let folder = folder.to_owned();
     blocking("writing the image's config", move || write_config(&folder, &run)).await?;
     Ok((size, config.run))
+}
+
+/// What a pull draws on.
+pub(crate) struct Supply<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) blobs: &'a Arc<Blobs>,
+    pub(crate) settings: &'a Arc<Settings>,
+}
+
+/// Sees to it that a layer is on the host.
+async fn arrive(
+    registry: &Registry,
+    reference: &Reference,
+    layer: &Descriptor,
+    arrival: &Arrival,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), ImageError> {
+    let seen = AtomicU64::new(0);
+    let arrived = |total: u64| {
+        let more = total.saturating_sub(seen.fetch_max(total, Ordering::Relaxed));
+        if more > 0 {
+            progress.send_modify(|progress| progress.bytes_done += more);
+        }
+    };
+    let place = |error: ImageError| error.at(format_args!("layer {}", layer.digest));
+    match arrival.turn(&arrived).await.map_err(place)? {
+        Turn::Done => Ok(()),
+        Turn::Download(sink) => registry.blob(reference, layer, sink, &arrived).await.map_err(place),
+    }
+}
+
+/// Waits for the layers and for the disk. When a download fails so does the build, and only the
+/// download knows why.
+async fn both(
+    downloads: impl Future<Output = Result<(), ImageError>>,
+    build: impl Future<Output = Result<u64, ImageError>>,
+    arrivals: &[(Descriptor, Arrival)],
+    progress: &watch::Sender<Progress>,
+) -> Result<u64, ImageError> {
+    let (mut downloads, mut build) = (std::pin::pin!(downloads), std::pin::pin!(build));
+    let built = tokio::select! {
+        biased;
+        done = &mut downloads => {
+            done?;
+            return build.await;
+        }
+        built = &mut build => built,
+    };
+    let broken = match built {
+        Ok(size) => return downloads.await.map(|()| size),
+        Err(error) => error,
+    };
+    // Wrong bytes make no sense: then not the image is to blame, but who sent them.
+    let layer = progress.borrow().layers_done;
+    if let Some((_, arrival)) = arrivals.get(layer).filter(|_| broken.reason == "InvalidImage") {
+        tokio::select! {
+            biased;
+            Err(error) = &mut downloads => return Err(error),
+            _ = arrival.is_right() => {}
+        }
+    }
+    Err(broken)
 }
 
 /// Runs slow work on a thread for it.
@@ -92,13 +154,6 @@ fn filesystem_uuid(digest: &Digest) -> [u8; 16] {
     *uuid::Builder::from_custom_bytes(bytes).as_uuid().as_bytes()
 }
 
-/// The files that a pull works on.
-struct Files {
-    disk: File,
-    downloads: Vec<(Descriptor, BlobWriter)>,
-    layers: Vec<Layer>,
-}
-
 /// A layer to be applied.
 struct Layer {
     blob: BlobReader,
@@ -106,23 +161,26 @@ struct Layer {
     diff_id: Digest,
 }
 
-impl Files {
-    async fn create(folder: &Path, manifest: &Manifest, diff_ids: Vec<Digest>) -> Result<Self, ImageError> {
-        let folder = folder.to_owned();
-        let descriptors = manifest.layers.clone();
-        blocking("creating files", move || {
-            let failed = |error| ImageError::host(folder.display(), &error);
-            let disk = create_public(&folder.join(DISK)).map_err(failed)?;
-            let mut files = Files { disk, downloads: Vec::new(), layers: Vec::new() };
-            for (descriptor, diff_id) in descriptors.into_iter().zip(diff_ids) {
-                let (writer, blob) = blob::create(&folder.join("blob")).map_err(failed)?;
-                files.downloads.push((descriptor.clone(), writer));
-                files.layers.push(Layer { blob, descriptor, diff_id });
-            }
-            Ok(files)
-        })
-        .await
-    }
+/// Both ends of each layer, bottom to top.
+fn open_layers(
+    blobs: &Arc<Blobs>,
+    registry: &str,
+    manifest: Manifest,
+    diff_ids: Vec<Digest>,
+) -> (Vec<(Descriptor, Arrival)>, Vec<Layer>) {
+    let open = |(descriptor, diff_id): (Descriptor, Digest)| {
+        let (arrival, blob) = blobs.open(registry, &descriptor);
+        ((descriptor.clone(), arrival), Layer { blob, descriptor, diff_id })
+    };
+    manifest.layers.into_iter().zip(diff_ids).map(open).unzip()
+}
+
+async fn create_disk(folder: &Path) -> Result<File, ImageError> {
+    let path = folder.join(DISK);
+    blocking("creating the disk", move || {
+        create_public(&path).map_err(|error| ImageError::host(path.display(), &error))
+    })
+    .await
 }
 
 /// Creates a file that everybody may read whatever the umask: VMMs run as other users.

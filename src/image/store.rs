@@ -4,6 +4,7 @@
 //! <state>/staging/<uuid>/            pulls under way; emptied at start-up
 //! <state>/images/sha256-…/disk.ext4  the base disk, read-only for all VMs
 //! <state>/images/sha256-…/config.json
+//! <state>/blobs/                     compressed layers (`blob`)
 //! ```
 //!
 //! Guarantees: what has a name under `images/` is complete and on disk, as it got there by one rename;
@@ -19,7 +20,8 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::pull::{CONFIG, DISK, blocking, pull};
+use super::blob::{Blobs, CachedBlob};
+use super::pull::{CONFIG, DISK, Supply, blocking, pull};
 use super::registry::Registry;
 use super::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Settings, Source, StagedDisk};
 
@@ -27,8 +29,12 @@ use super::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Setting
 pub struct ImageStore {
     folders: Folders,
     registry: Registry,
+    blobs: Arc<Blobs>,
     settings: Arc<Settings>,
 }
+
+/// How often one pull starts over because a layer that was kept is damaged; each time one less is.
+const DAMAGES: usize = 4;
 
 impl ImageStore {
     /// Opens the store in the daemon's state directory, makes its folders and removes what pulls
@@ -43,19 +49,16 @@ impl ImageStore {
             make_folder(folder).map_err(at(folder))?;
         }
         folders.sweep().map_err(at(&folders.staging))?;
+        let kept = state.join("blobs");
+        DirBuilder::new().recursive(true).mode(0o700).create(&kept).map_err(at(&kept))?;
+        let blobs = Blobs::new(kept, settings.blob_cache);
+        blobs.tidy(false);
         let settings = Arc::new(settings);
-        Ok(ImageStore { folders, registry: Registry::new(settings.clone())?, settings })
-    }
-}
-
-#[async_trait]
-impl Images for ImageStore {
-    async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
-        let Source::Oci(reference) = source;
-        self.registry.resolve(&reference.parse()?).await
+        Ok(ImageStore { folders, registry: Registry::new(settings.clone())?, blobs, settings })
     }
 
-    async fn stage(
+    /// Builds a base disk in a new staging folder.
+    async fn stage_once(
         &self,
         source: &Source,
         digest: &Digest,
@@ -73,13 +76,52 @@ impl Images for ImageStore {
             size: 0,
             config: ImageConfig::default(),
         };
-        let limit = self.settings.pull_timeout;
-        let pulled = pull(&self.registry, &self.settings, &reference, digest, &folder, progress);
-        let pulled = tokio::time::timeout(limit, Box::pin(pulled)).await;
-        let pulled =
-            pulled.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not pulled within {limit:?}"))));
-        (staged.size, staged.config) = pulled.map_err(|error| error.at(source))?;
+        let supply = Supply { registry: &self.registry, blobs: &self.blobs, settings: &self.settings };
+        (staged.size, staged.config) = pull(&supply, &reference, digest, &folder, progress).await?;
         Ok(staged)
+    }
+
+    async fn stage_soundly(
+        &self,
+        source: &Source,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        let mut damages = 0;
+        loop {
+            match self.stage_once(source, digest, progress).await {
+                Err(error) if error.reason == ImageError::DAMAGED && damages < DAMAGES => {
+                    tracing::warn!(image = %source, %error, "starting over without the damaged layer");
+                    damages += 1;
+                }
+                staged => return staged,
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Images for ImageStore {
+    async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
+        let Source::Oci(reference) = source;
+        self.registry.resolve(&reference.parse()?).await
+    }
+
+    async fn stage(
+        &self,
+        source: &Source,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        let limit = self.settings.pull_timeout;
+        let staged = Box::pin(self.stage_soundly(source, digest, progress));
+        let staged = tokio::time::timeout(limit, staged).await;
+        let staged =
+            staged.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not pulled within {limit:?}"))));
+        let blobs = self.blobs.clone();
+        let full = staged.as_ref().is_err_and(|error| error.reason == "NoSpace");
+        blocking("removing layers", move || Ok(blobs.tidy(full))).await?;
+        staged.map_err(|error| error.at(source))
     }
 
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {
@@ -101,6 +143,18 @@ impl Images for ImageStore {
     async fn installed(&self) -> Result<Vec<Digest>, ImageError> {
         let folders = self.folders.clone();
         blocking("listing images", move || folders.installed().map_err(at(&folders.images))).await
+    }
+
+    async fn blobs(&self) -> Result<Vec<CachedBlob>, ImageError> {
+        let blobs = self.blobs.clone();
+        let what = "listing layers";
+        blocking(what, move || blobs.list().map_err(|error| ImageError::host(what, &error))).await
+    }
+
+    async fn prune_blobs(&self, down_to: u64) -> Result<u64, ImageError> {
+        let blobs = self.blobs.clone();
+        let what = "removing layers";
+        blocking(what, move || blobs.prune(down_to).map_err(|error| ImageError::host(what, &error))).await
     }
 }
 

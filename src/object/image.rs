@@ -40,12 +40,40 @@ impl ImageSource {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OciSource {
-    /// `registry/repository:tag` or `registry/repository@sha256:…`. A tag is resolved once for each
-    /// generation of the spec. Registries on a loopback address are spoken to over plain http.
+    /// `registry/repository:tag` or `registry/repository@sha256:…`. Registries on a loopback address are
+    /// spoken to over plain http.
     pub reference: String,
+    /// When the registry is asked.
+    #[serde(default, skip_serializing_if = "PullPolicy::is_default")]
+    pub pull_policy: PullPolicy,
+}
+
+/// When a registry is asked for an image, as the kubelet means it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PullPolicy {
+    /// Once for each generation of the spec; what is on the host since then is used.
+    #[default]
+    IfNotPresent,
+    /// What the reference stands for now, before each start of a VM; pulled if it is another image. VMs
+    /// that run stay as they are. A registry that does not answer keeps VMs from being started.
+    Always,
+    /// Never: the base disk must be on the host, by another VM or Image of the same reference.
+    Never,
+}
+
+impl PullPolicy {
+    /// Whether it is the one that is meant where none is written.
+    pub(super) fn is_default(&self) -> bool {
+        *self == PullPolicy::default()
+    }
 }
 
 impl ImageSpec {
+    /// When the image's registry is asked.
+    pub fn pull_policy(&self) -> PullPolicy {
+        self.source.oci.as_ref().map_or_else(PullPolicy::default, |oci| oci.pull_policy)
+    }
+
     pub(super) fn check(&self, found: &mut Vec<Violation>) {
         let ImageSource { oci } = &self.source;
         if oci.is_none() {

@@ -21,7 +21,7 @@ pub use change::{FieldChange, image_changes, object_changes, strongest, vm_chang
 pub use condition::{Condition, ConditionStatus, set_condition};
 pub use dependency::{DependencyError, check_dependencies};
 pub use effect::{Effect, effect_of};
-pub use image::{DiskStatus, Image, ImageSource, ImageSpec, ImageStatus, OciSource};
+pub use image::{DiskStatus, Image, ImageSource, ImageSpec, ImageStatus, OciSource, PullPolicy};
 pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};
 pub use period::Period;
 pub use pull::{Bytes, PullProgress};

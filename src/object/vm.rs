@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::image::{check_reference, never_observed};
+use super::image::{PullPolicy, check_reference, never_observed};
 use super::{Condition, Effect, Object, PullProgress, Quantity, Violation, validate_name};
 use crate::image::Source;
 
@@ -104,6 +104,10 @@ pub struct ImageRef {
     /// An OCI reference, pulled for this VM and shared with all others that name the same digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oci: Option<String>,
+    /// When the registry is asked for `oci`; an `Image` object has a policy of its own.
+    #[serde(default, skip_serializing_if = "PullPolicy::is_default")]
+    #[schemars(extend("x-edit" = Effect::Live))]
+    pub pull_policy: PullPolicy,
 }
 
 impl ImageRef {
@@ -227,6 +231,11 @@ impl VmSpec {
             self.image.name.is_some() != self.image.oci.is_some(),
             "spec.image",
             "set exactly one of `name` (an Image object) and `oci` (an OCI reference)",
+        );
+        rule(
+            self.image.oci.is_some() || self.image.pull_policy.is_default(),
+            "spec.image.pullPolicy",
+            "belongs to the Image object: set it there",
         );
         rule((1..=64).contains(&self.cpus), "spec.cpus", "use 1 to 64");
         rule((64..=1 << 24).contains(&mib(self.memory)), "spec.memory", "use 64Mi to 16Ti");

@@ -111,6 +111,8 @@ fn disks(world: &World, page: &mut Page<'_>) -> fmt::Result {
     let count: Vec<_> = count.iter().map(|(label, count)| (&label[..], *count)).collect();
     page.gauges("vmlet_disks", "Base disks by whether anything refers to them", &count)?;
     page.gauge("vmlet_disk_bytes", "Bytes that base disks take in the state folder", bytes)?;
+    let help = "Bytes that the layers take which are kept for later pulls";
+    page.gauge("vmlet_blob_cache_bytes", help, world.room.blobs() as f64)?;
     let Some(space) = world.room.space() else { return Ok(()) };
     let help = "Bytes that are free on the state folder's file system";
     page.gauge("vmlet_filesystem_free_bytes", help, space.free as f64)?;

@@ -21,6 +21,7 @@ mod entropy;
 mod image;
 mod meters;
 mod pace;
+mod present;
 mod pulls;
 mod recovery;
 mod room;

@@ -28,6 +28,9 @@ pub trait Room: Send + Sync + 'static {
     /// that is not the daemon's to remove. Walks folders: not for an async thread, unless it is a file.
     fn taken(&self, path: &Path) -> u64;
 
+    /// Bytes that the layers take which are kept for later pulls. Lists a folder.
+    fn blobs(&self) -> u64;
+
     /// How many pulls' staging folders there are, and the bytes that they take. Walks them.
     fn staging(&self) -> (usize, u64);
 }
@@ -48,6 +51,10 @@ impl Room for HostRoom {
 
     fn taken(&self, path: &Path) -> u64 {
         if path.starts_with(&self.state) { allocated(path) } else { 0 }
+    }
+
+    fn blobs(&self) -> u64 {
+        children(&self.state.join("blobs"))
     }
 
     fn staging(&self) -> (usize, u64) {

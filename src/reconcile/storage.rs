@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use jiff::Timestamp;
 
 use super::Engine;
 use super::pulls::{PullState, Share};
 use super::world::World;
-use crate::image::{Digest, ImageError, Source};
+use crate::image::{CachedBlob, Digest, ImageError, Source};
 use crate::object::Kind;
 use crate::storage::{
-    DiskPhase, DiskReport, FileSystem, PruneOrder, Pruned, PullReport, PullStage, PullUpdate, RemovalError,
-    Removed, Report, RetentionReport, Staging, Storage, VmDiskReport,
+    BlobReport, DiskPhase, DiskReport, FileSystem, PruneOrder, Pruned, PullReport, PullStage, PullUpdate,
+    RemovalError, Removed, Report, RetentionReport, Staging, Storage, VmDiskReport,
 };
 use crate::store::{DiskRecord, DiskState, Record, Run};
 
@@ -21,7 +22,11 @@ use crate::store::{DiskRecord, DiskState, Record, Run};
 impl Storage for Engine {
     async fn report(&self) -> Report {
         let world = self.world.clone();
-        let walk = tokio::task::spawn_blocking(move || report(&world));
+        let blobs = world.images.blobs().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "layers are not reported");
+            Vec::new()
+        });
+        let walk = tokio::task::spawn_blocking(move || report(&world, blobs));
         walk.await.expect("a report does not panic and is not cancelled")
     }
 
@@ -39,23 +44,24 @@ impl Storage for Engine {
     }
 
     async fn prune(&self, order: PruneOrder) -> Result<Pruned, RemovalError> {
-        let disks =
-            if order.dry_run { self.unused().await } else { self.world.collector.remove_unused().await? };
-        Ok(Pruned { allocated: disks.iter().map(|disk| disk.allocated).sum(), disks })
-    }
-}
-
-impl Engine {
-    /// What a prune would remove.
-    async fn unused(&self) -> Vec<Removed> {
-        let disks = self.report().await.disks.into_iter();
-        let unused = disks.filter(|disk| disk.unused_since.is_some() && disk.state == DiskPhase::Ready);
-        unused.map(|disk| Removed { digest: disk.digest, allocated: disk.allocated }).collect()
+        let (disks, blobs) = if order.dry_run {
+            let report = self.report().await;
+            let disks = report.disks.into_iter().filter(|disk| disk.state == DiskPhase::Ready);
+            let unused = disks.filter(|disk| disk.unused_since.is_some());
+            let removed = unused.map(|disk| Removed { digest: disk.digest, allocated: disk.allocated });
+            let blobs = report.blobs.iter().filter(|_| order.all).map(|blob| blob.size).sum();
+            (removed.collect(), blobs)
+        } else {
+            let disks = self.world.collector.remove_unused().await?;
+            (disks, if order.all { self.world.images.prune_blobs(0).await? } else { 0 })
+        };
+        let allocated = disks.iter().map(|disk: &Removed| disk.allocated).sum::<u64>() + blobs;
+        Ok(Pruned { disks, blobs, allocated })
     }
 }
 
 /// Walks the folders of VMs and pulls.
-fn report(world: &World) -> Report {
+fn report(world: &World, blobs: Vec<CachedBlob>) -> Report {
     let records: Vec<Record> =
         Kind::ALL.into_iter().flat_map(|kind| world.store.list(kind, None).0).collect();
     let users = Users::of(&records);
@@ -65,6 +71,7 @@ fn report(world: &World) -> Report {
         now: world.clock.now(),
         disks: world.store.disks().iter().map(|disk| users.disk(world, disk)).collect(),
         pulls: world.pulls.running().into_iter().filter_map(pull_report).collect(),
+        blobs: blobs.into_iter().map(blob_report).collect(),
         vm_disks: records.iter().filter_map(|record| vm_disk(world, record)).collect(),
         staging: Staging { count, allocated },
         filesystem: world.room.space().map(|space| FileSystem { free: space.free, total: space.total }),
@@ -138,6 +145,11 @@ fn pull_report((digest, source, state): (Digest, Source, PullState)) -> Option<P
         PullState::Done => return None,
     };
     Some(PullReport { digest, source: source.to_string(), stage })
+}
+
+fn blob_report(blob: CachedBlob) -> BlobReport {
+    let CachedBlob { digest, size, last_used, partial } = blob;
+    BlobReport { digest, size, last_used: Timestamp::try_from(last_used).unwrap_or_default(), partial }
 }
 
 /// Only a VM with a reservation has a folder.

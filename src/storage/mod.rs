@@ -8,7 +8,7 @@ use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::image::{Digest, ImageConfig, Source};
+use crate::image::{Digest, ImageConfig, ImageError, Source};
 use crate::object::PullProgress;
 use crate::store::RemoveDiskError;
 
@@ -45,6 +45,8 @@ pub struct Report {
     pub disks: Vec<DiskReport>,
     /// Pulls under way, by digest.
     pub pulls: Vec<PullReport>,
+    /// Compressed layers that are kept for later pulls.
+    pub blobs: Vec<BlobReport>,
     /// The folders of VMs: private disks and logs.
     pub vm_disks: Vec<VmDiskReport>,
     /// What pulls under way have put into the staging folder.
@@ -130,6 +132,20 @@ pub enum PullStage {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry: Option<Timestamp>,
     },
+}
+
+/// A compressed layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlobReport {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length on the host.
+    pub size: u64,
+    /// When it was last used, or last grew.
+    pub last_used: Timestamp,
+    /// It is not complete.
+    pub partial: bool,
 }
 
 /// What a VM's folder takes.
@@ -240,6 +256,9 @@ pub enum RemovalError {
         /// What is in the way.
         why: String,
     },
+    /// Layers cannot be listed or removed.
+    #[error(transparent)]
+    Blobs(#[from] ImageError),
     /// Nobody is left to remove it.
     #[error("the daemon is stopping")]
     Stopping,
@@ -252,6 +271,9 @@ pub struct PruneOrder {
     /// Only say what would be.
     #[serde(default)]
     pub dry_run: bool,
+    /// Also the layers that are kept for later pulls.
+    #[serde(default)]
+    pub all: bool,
 }
 
 /// What was removed, or would be.
@@ -260,6 +282,8 @@ pub struct PruneOrder {
 pub struct Pruned {
     /// Base disks.
     pub disks: Vec<Removed>,
+    /// Bytes of layers.
+    pub blobs: u64,
     /// What all of it took.
     pub allocated: u64,
 }

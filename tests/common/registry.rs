@@ -112,6 +112,10 @@ pub(crate) enum Reply {
     Status(u16),
     /// 429 with `Retry-After` in seconds.
     Throttle(u64),
+    /// The whole document, so many bytes at a time, with pauses.
+    Drip(usize, Duration),
+    /// A part that says to start at this byte.
+    WrongRange(usize),
     /// Something else altogether.
     Bytes(Vec<u8>),
     /// A body without end, in chunks of this.
@@ -121,16 +125,30 @@ pub(crate) enum Reply {
 /// One request as it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
+    pub(crate) method: String,
     pub(crate) path: String,
+    pub(crate) query: String,
     pub(crate) range: Option<String>,
+    pub(crate) authorization: Option<String>,
+    pub(crate) body: String,
 }
 
 type Script = dyn Fn(&str, usize) -> Reply + Send + Sync;
+/// Sees requests first, with the server's address, and may answer them.
+type Gate = dyn Fn(&Asked, SocketAddr) -> Option<Response> + Send + Sync;
+
+/// An answer without a body.
+pub(crate) fn bare(status: u16, headers: &[(&str, &str)]) -> Response {
+    let answer = headers
+        .iter()
+        .fold(Response::builder().status(status), |answer, (name, value)| answer.header(*name, *value));
+    answer.body(Body::empty()).unwrap()
+}
 
 struct Server {
     documents: BTreeMap<String, Vec<u8>>,
     script: Box<Script>,
-    token: Option<String>,
+    gate: Box<Gate>,
     address: SocketAddr,
     asked: Mutex<Vec<Asked>>,
     counts: Mutex<HashMap<String, usize>>,
@@ -147,34 +165,78 @@ impl ScriptedRegistry {
         image: &Image,
         script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        ScriptedRegistry::start_with(image, None, script).await
+        ScriptedRegistry::start_with(image, None, |_, _| None, script).await
+    }
+
+    /// Lets a gate answer first, which may let requests pass.
+    pub(crate) async fn start_gated(
+        image: &Image,
+        gate: impl Fn(&Asked, SocketAddr) -> Option<Response> + Send + Sync + 'static,
+    ) -> Self {
+        ScriptedRegistry::start_with(image, None, gate, |_, _| Reply::Serve).await
     }
 
     /// Asks for a Bearer token, which it hands out to everybody who asks for this repository.
     pub(crate) async fn start_private(image: &Image, token: &str) -> Self {
-        ScriptedRegistry::start_with(image, Some(token.to_owned()), |_, _| Reply::Serve).await
+        let token = token.to_owned();
+        ScriptedRegistry::start_gated(image, move |asked, address| {
+            if asked.path == "/token" {
+                let right = asked.query.contains("scope=repository%3Aapp%3Apull")
+                    && asked.query.contains("service=test");
+                let body = if right { format!(r#"{{"token": "{token}"}}"#) } else { "{}".to_owned() };
+                return Some(Response::new(Body::from(body)));
+            }
+            let challenge = format!(r#"Bearer realm="http://{address}/token",service="test""#);
+            let right = asked.authorization == Some(format!("Bearer {token}"));
+            (!right).then(|| bare(401, &[("www-authenticate", &challenge)]))
+        })
+        .await
     }
 
-    async fn start_with(
+    /// Over TLS if told how.
+    pub(crate) async fn start_with(
         image: &Image,
-        token: Option<String>,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        gate: impl Fn(&Asked, SocketAddr) -> Option<Response> + Send + Sync + 'static,
+        script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        ScriptedRegistry::start_images(&[image], tls, gate, script).await
+    }
+
+    /// With several images: `app:1`, `app:2` …
+    pub(crate) async fn start_images(
+        images: &[&Image],
+        tls: Option<Arc<rustls::ServerConfig>>,
+        gate: impl Fn(&Asked, SocketAddr) -> Option<Response> + Send + Sync + 'static,
         script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let mut documents = image.blobs.clone();
-        documents.insert(image.digest(), image.manifest.clone());
-        documents.insert("1".to_owned(), image.manifest.clone());
+        let mut documents = BTreeMap::new();
+        for (tag, image) in images.iter().enumerate() {
+            documents.extend(image.blobs.clone());
+            documents.insert(image.digest(), image.manifest.clone());
+            documents.insert((tag + 1).to_string(), image.manifest.clone());
+        }
         let server = Arc::new(Server {
             documents,
             script: Box::new(script),
-            token,
+            gate: Box::new(gate),
             address: listener.local_addr().unwrap(),
             asked: Mutex::default(),
             counts: Mutex::default(),
         });
         let router = axum::Router::new().fallback(answer).with_state(server.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        tokio::spawn(async move {
+            match tls {
+                Some(tls) => axum::serve(TlsListener { listener, acceptor: tls.into() }, router).await,
+                None => axum::serve(listener, router).await,
+            }
+        });
         ScriptedRegistry { server }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.address
     }
 
     pub(crate) fn reference(&self) -> String {
@@ -188,24 +250,47 @@ impl ScriptedRegistry {
     }
 }
 
-async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let path = request.uri().path().to_owned();
-    let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-    let range = header("range");
-    server.asked.lock().unwrap().push(Asked { path: path.clone(), range: range.clone() });
-    if let Some(token) = &server.token {
-        if path == "/token" {
-            let query = request.uri().query().unwrap_or_default();
-            let right = query.contains("scope=repository%3Aapp%3Apull") && query.contains("service=test");
-            let body = if right { format!(r#"{{"token": "{token}"}}"#) } else { "{}".to_owned() };
-            return Response::new(Body::from(body));
-        }
-        if header("authorization") != Some(format!("Bearer {token}")) {
-            let challenge = format!(r#"Bearer realm="http://{}/token",service="test""#, server.address);
-            let answer = Response::builder().status(401).header("www-authenticate", challenge);
-            return answer.body(Body::empty()).unwrap();
+/// Connections whose handshake succeeded.
+struct TlsListener {
+    listener: tokio::net::TcpListener,
+    acceptor: tokio_rustls::TlsAcceptor,
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = tokio_rustls::server::TlsStream<tokio::net::TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let Ok((stream, address)) = self.listener.accept().await else { continue };
+            if let Ok(stream) = self.acceptor.accept(stream).await {
+                return (stream, address);
+            }
         }
     }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let header = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    let body = axum::body::to_bytes(body, 64 << 10).await.unwrap();
+    let asked = Asked {
+        method: parts.method.to_string(),
+        path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        range: header("range"),
+        authorization: header("authorization"),
+        body: String::from_utf8(body.to_vec()).unwrap(),
+    };
+    server.asked.lock().unwrap().push(asked.clone());
+    if let Some(answer) = (server.gate)(&asked, server.address) {
+        return answer;
+    }
+    let Asked { path, range, .. } = asked;
     let last = path.rsplit('/').next().unwrap().to_owned();
     let before = {
         let mut counts = server.counts.lock().unwrap();
@@ -229,6 +314,7 @@ fn reply(reply: Reply, document: &[u8], from: Option<usize>) -> Response {
     let answer = Response::builder().status(status);
     let answer = match status {
         206 => {
+            let start = if let Reply::WrongRange(start) = reply { start } else { start };
             answer.header("content-range", format!("bytes {start}-{}/{}", document.len() - 1, document.len()))
         }
         _ => answer,
@@ -242,7 +328,7 @@ fn reply(reply: Reply, document: &[u8], from: Option<usize>) -> Response {
         _ => answer,
     };
     match reply {
-        Reply::Serve | Reply::IgnoreRange => answer.body(Body::from(rest)),
+        Reply::Serve | Reply::IgnoreRange | Reply::WrongRange(_) => answer.body(Body::from(rest)),
         Reply::Break(length) => {
             let broken = async {
                 // Makes hyper send what it has before it learns of the end.
@@ -253,6 +339,14 @@ fn reply(reply: Reply, document: &[u8], from: Option<usize>) -> Response {
         }
         Reply::Stall(length) => {
             answer.body(Body::from_stream(first(length).chain(futures_util::stream::pending())))
+        }
+        Reply::Drip(length, pause) => {
+            let drops: Vec<Bytes> = rest.chunks(length).map(|drop| rest.slice_ref(drop)).collect();
+            let drops = futures_util::stream::iter(drops).then(move |drop| async move {
+                tokio::time::sleep(pause).await;
+                Ok::<_, std::io::Error>(drop)
+            });
+            answer.body(Body::from_stream(drops))
         }
         Reply::Status(status) => Response::builder().status(status).body(Body::from("not json")),
         Reply::Throttle(seconds) => {

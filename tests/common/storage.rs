@@ -33,6 +33,8 @@ impl Default for Scripted {
                  "unusedSince": "2025-12-31T23:56:00Z", "keptUntil": "2026-01-01T00:06:00Z"},
             ],
             "pulls": [],
+            "blobs": [{"digest": digest('d'), "size": 30 << 20, "lastUsed": "2025-12-31T00:00:00Z",
+                "partial": false}],
             "vmDisks": [{"vm": "vm/web", "running": true, "allocated": 300 << 20}],
             "staging": {"count": 0, "allocated": 0},
             "filesystem": {"free": 61_u64 << 30, "total": 252_u64 << 30},
@@ -99,9 +101,12 @@ impl Storage for Scripted {
         let unused = report.disks.iter().filter(|disk| disk.used_by.is_empty());
         let disks: Vec<Removed> =
             unused.map(|disk| Removed { digest: disk.digest.clone(), allocated: disk.allocated }).collect();
+        let blobs = if order.all { report.blobs.iter().map(|blob| blob.size).sum() } else { 0 };
         if !order.dry_run {
             report.disks.retain(|disk| !disk.used_by.is_empty());
+            report.blobs.retain(|_| !order.all);
         }
-        Ok(Pruned { allocated: disks.iter().map(|disk| disk.allocated).sum(), disks })
+        let allocated = disks.iter().map(|disk| disk.allocated).sum::<u64>() + blobs;
+        Ok(Pruned { allocated, disks, blobs })
     }
 }

@@ -126,7 +126,7 @@ async fn only_what_nothing_refers_to_is_removed_on_demand() {
     assert!(rig.store.disk(&digest('b')).is_none(), "gone when it is said to be");
     let unknown = engine.remove(digest('b')).await;
     assert!(matches!(unknown, Err(RemovalError::Refused(RemoveDiskError::Unknown))), "{unknown:?}");
-    let planned = engine.prune(PruneOrder { dry_run: true }).await.unwrap();
+    let planned = engine.prune(PruneOrder { dry_run: true, ..PruneOrder::default() }).await.unwrap();
     assert_eq!(rig.images.removals(), 1, "a dry run removes nothing");
     let pruned = engine.prune(PruneOrder::default()).await.unwrap();
     let digests: Vec<_> = pruned.disks.iter().map(|disk| disk.digest.clone()).collect();
@@ -137,6 +137,16 @@ async fn only_what_nothing_refers_to_is_removed_on_demand() {
         (&report.disks[0].used_by[..], &report.disks[0].sources[..]),
         (&["vm/web".to_owned()][..], &["r/a:1".to_owned()][..])
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_pulled_ahead_serves_a_vm_that_never_pulls() {
+    let rig = rig(GRACE);
+    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    pull(&rig, "r/a:1").await;
+    rig.declare(vm("web", json!({"image": {"oci": "r/a:1", "pullPolicy": "Never"}}))).await;
+    rig.ready(&vm_key("web")).await;
+    assert_eq!(rig.images.pulls("r/a:1"), 1);
 }
 
 #[tokio::test(start_paused = true)]

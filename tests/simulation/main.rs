@@ -12,6 +12,7 @@ mod chance;
 mod crash_points;
 mod foretold;
 mod model;
+mod policies;
 mod retention;
 mod schedule;
 mod threads;

@@ -15,7 +15,7 @@ use crate::storage::{FileSystem, Report};
 
 /// Show what takes disk space in the daemon's state folder
 ///
-/// RECLAIMABLE is what `vmlet image prune` would give back.
+/// RECLAIMABLE is what `vmlet image prune --blobs` would give back.
 #[derive(Args, Debug)]
 pub(super) struct Df {
     /// The form of the output
@@ -77,6 +77,13 @@ pub(super) fn uses(report: &Report) -> Vec<Use> {
             active: vms.iter().filter(|vm| vm.running).count(),
             size: vms.iter().map(|vm| vm.allocated).sum(),
             reclaimable: 0,
+        },
+        Use {
+            what: "Kept layers",
+            count: report.blobs.len(),
+            active: 0,
+            size: report.blobs.iter().map(|blob| blob.size).sum(),
+            reclaimable: report.blobs.iter().map(|blob| blob.size).sum(),
         },
         Use {
             what: "Staging",

@@ -19,6 +19,10 @@ pub(super) struct Prune {
     #[arg(long)]
     dry_run: bool,
 
+    /// Also the layers that are kept to save later pulls a download
+    #[arg(long)]
+    blobs: bool,
+
     /// Do not ask
     #[arg(short, long)]
     force: bool,
@@ -26,7 +30,7 @@ pub(super) struct Prune {
 
 impl Prune {
     pub(super) async fn run(self, client: &Client) -> Outcome {
-        let order = |dry_run| json!(PruneOrder { dry_run });
+        let order = |dry_run| json!(PruneOrder { dry_run, all: self.blobs });
         if self.dry_run || !self.force && io::stdin().is_terminal() {
             let planned: Pruned = client.post("/storage/prune", &order(true)).await?;
             if self.dry_run {
@@ -42,8 +46,9 @@ impl Prune {
 }
 
 fn agreed(planned: &Pruned) -> io::Result<bool> {
+    let layers = if planned.blobs > 0 { ", and all kept layers," } else { "" };
     eprint!(
-        "{} that nothing refers to will be removed ({}). Go on? [y/N] ",
+        "{} that nothing refers to{layers} will be removed ({}). Go on? [y/N] ",
         count(planned),
         Bytes(planned.allocated)
     );
@@ -57,6 +62,9 @@ fn tell(pruned: &Pruned, done: &str, reclaimed: &str) -> io::Result<()> {
     let mut out = io::stdout();
     for disk in &pruned.disks {
         writeln!(out, "{} {done} ({})", disk.digest, Bytes(disk.allocated))?;
+    }
+    if pruned.blobs > 0 {
+        writeln!(out, "kept layers {done} ({})", Bytes(pruned.blobs))?;
     }
     writeln!(out, "{} {reclaimed}", Bytes(pruned.allocated))
 }

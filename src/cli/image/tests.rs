@@ -19,6 +19,7 @@ fn disk(digits: &str, sources: &[&str], used_by: &[&str]) -> DiskReport {
 fn report(disks: Vec<DiskReport>) -> Report {
     serde_json::from_value(json!({
         "now": "2026-01-01T00:00:00Z", "disks": disks, "pulls": [],
+        "blobs": [{"digest": format!("sha256:{:064}", 1), "size": 3, "lastUsed": "2026-01-01T00:00:00Z", "partial": true}],
         "vmDisks": [{"vm": "vm/web", "running": true, "allocated": 10}, {"vm": "vm/b", "running": false, "allocated": 5}],
         "staging": {"count": 1, "allocated": 7}, "filesystem": null,
         "retention": {"graceSeconds": 600, "diskLow": 10, "diskHigh": 15},
@@ -76,6 +77,7 @@ fn what_nothing_refers_to_is_reclaimable() {
         json!([
             {"type": "Base disks", "count": 2, "active": 1, "size": 170 << 20, "reclaimable": 85 << 20},
             {"type": "VM disks", "count": 2, "active": 1, "size": 15, "reclaimable": 0},
+            {"type": "Kept layers", "count": 1, "active": 0, "size": 3, "reclaimable": 3},
             {"type": "Staging", "count": 1, "active": 1, "size": 7, "reclaimable": 0},
         ])
     );

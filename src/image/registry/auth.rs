@@ -1,134 +1,226 @@
-//! Bearer tokens, fetched anonymously when a registry asks for one
-//! (distribution's "Token Authentication Specification").
+//! Gets us in: passwords, and the tokens that a registry's token service hands out
+//! (distribution's "Token Authentication Specification", and its OAuth2 variant).
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use reqwest::Url;
-use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
+use tokio::time::Instant;
 
-use super::{Failure, Registry, is_plain, place};
+use super::challenge::Challenge;
+use super::credentials::{Credential, Secret};
+use super::endpoint::Endpoint;
+use super::{Failure, Registry, place};
 use crate::image::ImageError;
+use crate::metrics::Guarded;
 
 /// Tokens are far smaller; what is larger is no token.
 const TOKEN_BYTES: u64 = 64 << 10;
-/// Tokens are cheap to fetch again, so a full table is emptied.
-const TOKENS: usize = 1024;
+/// Authorizations are cheap to get again, so a full table is emptied.
+const SESSIONS: usize = 1024;
+/// What a token lives that does not say how long, by the specification.
+const TOKEN_LIFE: Duration = Duration::from_secs(60);
+/// The longest that an authorization is used without being asked for again.
+const LONGEST_LIFE: Duration = Duration::from_secs(60 * 60);
+/// How long a password is used before the auth file is looked at again.
+const PASSWORD_LIFE: Duration = Duration::from_secs(60);
+/// Tokens end a little early here, so that none ends on its way.
+const EARLY: Duration = Duration::from_secs(5);
+/// As what we ask for tokens by OAuth2.
+const CLIENT_ID: &str = "vmlet";
 
-/// The last token of each registry and repository. One that has expired is found by its 401.
+/// What convinced each endpoint last, by origin and repository.
 #[derive(Default)]
-pub(super) struct Tokens(Mutex<HashMap<(String, String), String>>);
+pub(super) struct Sessions(Guarded<HashMap<(String, String), Session>>);
 
-impl Tokens {
-    pub(super) fn get(&self, registry: &str, repository: &str) -> Option<String> {
-        let tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.get(&(registry.to_owned(), repository.to_owned())).cloned()
+struct Session {
+    authorization: HeaderValue,
+    until: Instant,
+}
+
+impl Sessions {
+    pub(super) fn get(&self, endpoint: &Endpoint) -> Option<HeaderValue> {
+        let now = Instant::now();
+        let session = |sessions: &mut HashMap<_, Session>| {
+            let session = sessions.get(&key(endpoint)).filter(|session| session.until > now)?;
+            Some(session.authorization.clone())
+        };
+        self.0.with(session)
     }
 
-    fn put(&self, registry: &str, repository: &str, token: String) {
-        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if tokens.len() >= TOKENS {
-            tokens.clear();
-        }
-        tokens.insert((registry.to_owned(), repository.to_owned()), token);
+    fn put(&self, endpoint: &Endpoint, authorization: HeaderValue, life: Duration) {
+        let until = Instant::now() + life.min(LONGEST_LIFE);
+        self.0.with(|sessions| {
+            if sessions.len() >= SESSIONS {
+                sessions.clear();
+            }
+            sessions.insert(key(endpoint), Session { authorization, until });
+        });
+    }
+
+    pub(super) fn forget(&self, endpoint: &Endpoint) {
+        self.0.with(|sessions| sessions.remove(&key(endpoint)));
     }
 }
 
-/// Where to get a token.
-#[derive(Debug, PartialEq)]
-pub(super) struct Challenge {
-    realm: String,
-    service: Option<String>,
+fn key(endpoint: &Endpoint) -> (String, String) {
+    (endpoint.host.clone(), endpoint.repository.clone())
+}
+
+/// What a registry may be convinced by.
+#[derive(Default)]
+pub(super) struct Entry {
+    pub(super) authorization: Option<HeaderValue>,
+    /// Why there may be nothing better.
+    pub(super) trouble: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
+    token: Option<Secret>,
+    access_token: Option<Secret>,
+    expires_in: Option<u64>,
 }
 
 impl Registry {
-    pub(super) async fn fetch_token(
+    /// Meets one of the challenges; tokens are preferred to passwords.
+    pub(super) async fn authorize(
         &self,
-        registry: &str,
-        repository: &str,
-        challenge: &Challenge,
-    ) -> Result<String, Failure> {
-        let refuse =
-            |message: String| Failure::from(ImageError::unauthorized(format!("{registry}: {message}")));
-        let mut realm: Url = challenge
-            .realm
-            .parse()
-            .map_err(|error| refuse(format!("its token service is no URL: {error}")))?;
-        if realm.scheme() != "https"
-            && !(self.is_plain(registry) && is_plain(&self.settings.plain_http, &realm))
-        {
-            return Err(refuse(format!("its token service {} is not https", place(&realm))));
+        endpoint: &Endpoint,
+        challenges: &[Challenge],
+    ) -> Result<Entry, Failure> {
+        let found = self.credentials.find(&endpoint.host, &endpoint.repository).await;
+        let bearer = challenges.iter().find_map(|challenge| match challenge {
+            Challenge::Bearer { realm, service } => Some((realm, service.as_deref())),
+            Challenge::Basic => None,
+        });
+        let (authorization, life) = match (bearer, &found.credential) {
+            (Some((realm, service)), credential) => {
+                let realm = self.realm(endpoint, realm)?;
+                self.token(endpoint, realm, service, credential.as_ref()).await.map_err(|failure| {
+                    let error = failure.error.because(found.trouble.as_deref());
+                    Failure { error, ..failure }
+                })?
+            }
+            (None, Some(Credential::Password { username, password }))
+                if challenges.contains(&Challenge::Basic) =>
+            {
+                (basic(username, password), PASSWORD_LIFE)
+            }
+            _ => return Ok(Entry { authorization: None, trouble: found.trouble }),
+        };
+        self.sessions.put(endpoint, authorization.clone(), life);
+        Ok(Entry { authorization: Some(authorization), trouble: found.trouble })
+    }
+
+    /// The token service's URL. Credentials go there, so it is as safe as the registry itself.
+    fn realm(&self, endpoint: &Endpoint, realm: &str) -> Result<Url, ImageError> {
+        let refuse = |message: String| ImageError::unauthorized(format!("{}: {message}", endpoint.host));
+        let url: Url =
+            realm.parse().map_err(|error| refuse(format!("its token service is no URL: {error}")))?;
+        let plain = url.scheme() == "http"
+            && self.transport.is_plain_host(&endpoint.host)
+            && self.transport.is_plain(&url);
+        if url.scheme() == "https" || plain {
+            Ok(url)
+        } else {
+            Err(refuse(format!("its token service {} is not https", place(&url))))
         }
-        realm.query_pairs_mut().append_pair("scope", &format!("repository:{repository}:pull"));
-        if let Some(service) = &challenge.service {
-            realm.query_pairs_mut().append_pair("service", service);
-        }
-        let response = self.send(self.http.get(realm.clone()), &realm).await?;
+    }
+
+    async fn token(
+        &self,
+        endpoint: &Endpoint,
+        realm: Url,
+        service: Option<&str>,
+        credential: Option<&Credential>,
+    ) -> Result<(HeaderValue, Duration), Failure> {
+        let response = match credential {
+            Some(Credential::Identity(token)) => self.refresh(endpoint, &realm, service, token).await?,
+            Some(Credential::Password { username, password }) => {
+                self.ask_token(endpoint, &realm, service, Some((username, password))).await?
+            }
+            None => self.ask_token(endpoint, &realm, service, None).await?,
+        };
+        let refuse = |message: String| ImageError::unauthorized(format!("{}: {message}", endpoint.host));
         let status = response.status();
         if !status.is_success() {
             let error = format!("{}: {status}", place(&realm));
-            return Err(match status.is_server_error() || status.as_u16() == 429 {
-                true => Failure::broken(error),
-                false => refuse(format!("no anonymous access ({error})")),
+            return Err(match (status, credential) {
+                _ if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                    Failure::asked_to_wait(error, response.headers())
+                }
+                (_, None) => refuse(format!("no anonymous access ({error}); is it in the auth file?")).into(),
+                (_, Some(_)) => refuse(format!("the auth file's credentials are refused ({error})")).into(),
             });
         }
-        let body = self.body(response, TOKEN_BYTES).await?;
+        let body = self.transport.body(response, TOKEN_BYTES).await?;
         let answer: TokenAnswer = serde_json::from_slice(&body)
             .map_err(|_| refuse(format!("{} answered with something that is no token", place(&realm))))?;
-        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
-        let token = token.ok_or_else(|| refuse(format!("{} answered without a token", place(&realm))))?;
-        self.tokens.put(registry, repository, token.clone());
-        Ok(token)
+        let token = answer.token.or(answer.access_token).filter(|token| !token.reveal().is_empty());
+        let header = token.and_then(|token| sensitive(&format!("Bearer {}", token.reveal())));
+        let header = header.ok_or_else(|| refuse(format!("{} answered without a token", place(&realm))))?;
+        let life = answer.expires_in.filter(|seconds| *seconds > 0).map_or(TOKEN_LIFE, Duration::from_secs);
+        Ok((header, life.saturating_sub(EARLY)))
     }
-}
 
-/// The first Bearer challenge with a realm (RFC 9110, section 11.6.1).
-pub(super) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
-    headers.get_all(WWW_AUTHENTICATE).iter().find_map(|value| parse(value.to_str().ok()?))
-}
-
-fn parse(header: &str) -> Option<Challenge> {
-    let (scheme, mut rest) = header.trim().split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return None;
-    }
-    let (mut realm, mut service) = (None, None);
-    while let Some((name, value)) = rest.split_once('=') {
-        let (value, tail) = match value.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"')?,
-            None => value.split_at(value.find(',').unwrap_or(value.len())),
-        };
-        match name.trim_matches([' ', ',']).to_ascii_lowercase().as_str() {
-            "realm" => realm = Some(value.to_owned()),
-            "service" => service = Some(value.to_owned()),
-            _ => {}
+    /// By GET, with a password if there is one.
+    async fn ask_token(
+        &self,
+        endpoint: &Endpoint,
+        realm: &Url,
+        service: Option<&str>,
+        password: Option<(&str, &Secret)>,
+    ) -> Result<Response, Failure> {
+        let mut url = realm.clone();
+        url.query_pairs_mut().append_pair("scope", &scope(endpoint));
+        if let Some(service) = service {
+            url.query_pairs_mut().append_pair("service", service);
         }
-        rest = tail;
+        if let Some((username, _)) = password {
+            url.query_pairs_mut().append_pair("account", username);
+        }
+        let authorization = password.map(|(username, password)| basic(username, password));
+        self.transport.get(&endpoint.host, &url, &HeaderMap::new(), authorization.as_ref()).await
     }
-    Some(Challenge { realm: realm?, service })
+
+    /// By OAuth2, with a refresh token. A redirect is not followed: the token is in the body.
+    async fn refresh(
+        &self,
+        endpoint: &Endpoint,
+        realm: &Url,
+        service: Option<&str>,
+        token: &Secret,
+    ) -> Result<Response, Failure> {
+        let scope = scope(endpoint);
+        let form = [
+            ("grant_type", "refresh_token"),
+            ("client_id", CLIENT_ID),
+            ("service", service.unwrap_or_default()),
+            ("scope", &scope),
+            ("refresh_token", token.reveal()),
+        ];
+        let client = self.transport.client(&endpoint.host, realm).await?;
+        self.transport.send(client.post(realm.clone()).form(&form), realm).await
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn scope(endpoint: &Endpoint) -> String {
+    format!("repository:{}:pull", endpoint.repository)
+}
 
-    #[test]
-    fn challenges() {
-        let found = |realm: &str, service: Option<&str>| {
-            Some(Challenge { realm: realm.to_owned(), service: service.map(str::to_owned) })
-        };
-        let hub = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="a,b""#;
-        assert_eq!(parse(hub), found("https://auth.docker.io/token", Some("registry.docker.io")));
-        assert_eq!(parse("bearer Realm=https://x/y , service=z"), found("https://x/y ", Some("z")));
-        assert_eq!(parse(r#"Bearer realm="unterminated"#), None);
-        assert_eq!(parse(r#"Basic realm="x""#), None);
-        assert_eq!(parse("Bearer"), None);
-    }
+fn basic(username: &str, password: &Secret) -> HeaderValue {
+    let text = BASE64_STANDARD.encode(format!("{username}:{}", password.reveal()));
+    sensitive(&format!("Basic {text}")).expect("base64 is printable")
+}
+
+/// A header that is not shown in logs; none if it is not printable.
+fn sensitive(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }

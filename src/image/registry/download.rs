@@ -1,54 +1,90 @@
 //! A blob into a file, through broken connections.
 
-use futures_util::StreamExt;
-
+use super::transport::Body;
 use super::*;
-use crate::image::blob::{BlobSink, BlobWriter};
+use crate::image::blob::BlobSink;
 
 impl Registry {
-    /// Downloads a blob, picking up where a broken connection left off; `arrived` is told the
-    /// length of each new piece.
+    /// Downloads what a blob lacks, picking up where a broken connection left off, from one endpoint
+    /// after the other; `arrived` is told how many bytes there are.
     pub(crate) async fn blob(
         &self,
         reference: &Reference,
         blob: &Descriptor,
-        writer: BlobWriter,
+        sink: BlobSink,
         arrived: impl Fn(u64) + Send,
     ) -> Result<(), ImageError> {
-        let mut backoff = Backoff::new(&self.settings);
-        let mut download = Download { blob, sink: writer.start(), received: 0 };
-        while download.received < blob.size {
+        let received = sink.position();
+        arrived(received);
+        let mut download = Download { blob, sink, received, ranges: true };
+        let endpoints = self.endpoints(reference)?;
+        let mut senders = Vec::new();
+        let mut outcome = Ok(());
+        for endpoint in &endpoints {
             let before = download.received;
-            if let Err(failure) = self.attempt(reference, &mut download, &arrived).await {
-                if download.received - before >= Settings::PROGRESS_BYTES {
-                    backoff.reset();
-                }
-                backoff.after(failure).await?;
+            outcome = self.from_endpoint(endpoint, reference, &mut download, &arrived).await;
+            if download.received > before {
+                senders.push(endpoint);
+            }
+            match &outcome {
+                Ok(()) => break,
+                Err(error) => self.failed(endpoint, error),
             }
         }
-        download.sink.finish(&blob.digest).await
+        if let Err(error) = outcome {
+            download.sink.give_up(&error);
+            return Err(error);
+        }
+        let finished = download.sink.finish().await;
+        if let Err(error) = &finished {
+            // Which of them lied cannot be told: the next attempt asks the registry.
+            senders.iter().for_each(|endpoint| self.failed(endpoint, error));
+        }
+        finished
+    }
+
+    /// Attempts, until the blob is complete or nothing comes from this endpoint any more.
+    async fn from_endpoint(
+        &self,
+        endpoint: &Endpoint,
+        reference: &Reference,
+        download: &mut Download<'_>,
+        arrived: &(impl Fn(u64) + Send),
+    ) -> Result<(), ImageError> {
+        let mut backoff = Backoff::new(&self.settings, endpoint.attempts(&self.settings));
+        while download.received < download.blob.size {
+            let before = download.received;
+            if let Err(failure) = self.attempt(endpoint, reference, download, arrived).await {
+                let progressed = download.received - before >= Settings::PROGRESS_BYTES;
+                backoff.after(failure, progressed).await?;
+            }
+        }
+        Ok(())
     }
 
     /// One request, until the blob is complete or the connection breaks.
     async fn attempt(
         &self,
+        endpoint: &Endpoint,
         reference: &Reference,
         download: &mut Download<'_>,
         arrived: &(impl Fn(u64) + Send),
     ) -> Result<(), Failure> {
-        let from = (download.received > 0).then_some(download.received);
-        let response = self.get(reference, &format!("blobs/{}", download.blob.digest), from).await?;
+        let from = (download.ranges && download.received > 0).then_some(download.received);
+        let path = format!("blobs/{}", download.blob.digest);
+        let response = match self.get(endpoint, reference, &path, from).await {
+            Err(failure) => {
+                download.ranges &= !failure.no_range;
+                return Err(failure);
+            }
+            Ok(response) => response,
+        };
         let place = place(response.url());
         let mut skip = download.already_there(&response, &place)?;
-        let mut stream = response.bytes_stream();
+        let mut body = Body::new(response, &self.settings);
         while download.received < download.blob.size {
-            let mut chunk = match tokio::time::timeout(self.settings.idle_timeout, stream.next()).await {
-                Ok(Some(Ok(chunk))) => chunk,
-                Ok(Some(Err(error))) => return Err(Failure::broken(format!("{place}: {}", chain(&error)))),
-                Ok(None) => {
-                    return Err(Failure::broken(format!("{place}: ended after {} bytes", download.received)));
-                }
-                Err(_) => return Err(self.stalled(&place)),
+            let Some(mut chunk) = body.next().await? else {
+                return Err(Failure::broken(format!("{place}: ended after {} bytes", download.received)));
             };
             let known = skip.min(chunk.len() as u64);
             // At most the chunk's length.
@@ -64,7 +100,7 @@ impl Registry {
                 return Ok(());
             }
             download.received += length;
-            arrived(length);
+            arrived(download.received);
         }
         Ok(())
     }
@@ -74,6 +110,8 @@ struct Download<'a> {
     blob: &'a Descriptor,
     sink: BlobSink,
     received: u64,
+    /// Whether it is worth asking for the rest only.
+    ranges: bool,
 }
 
 impl Download<'_> {
@@ -81,13 +119,9 @@ impl Download<'_> {
     fn already_there(&self, response: &Response, place: &str) -> Result<u64, Failure> {
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         if partial {
-            let range = response
-                .headers()
-                .get(CONTENT_RANGE)
-                .and_then(|range| range.to_str().ok())
-                .unwrap_or_default();
-            let start =
-                range.strip_prefix("bytes ").and_then(|range| range.split_once('-')?.0.parse::<u64>().ok());
+            let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+            let range = range.unwrap_or_default();
+            let (start, total) = content_range(range).unwrap_or((None, None));
             if start != Some(self.received) {
                 let message = format!(
                     "{place}: asked from byte {}, answered \"{}\"",
@@ -95,6 +129,9 @@ impl Download<'_> {
                     printable(range.as_bytes())
                 );
                 return Err(Failure::broken(message));
+            }
+            if total.is_some_and(|total| total != self.blob.size) {
+                return Err(self.wrong_size(place).into());
             }
         }
         let skip = if partial { 0 } else { self.received };
@@ -109,4 +146,10 @@ impl Download<'_> {
         let size = self.blob.size;
         ImageError::invalid(format!("{place}: is not of the {size} bytes that the manifest promises"))
     }
+}
+
+/// Where a range starts, and how long the whole is (RFC 9110, section 14.4).
+fn content_range(text: &str) -> Option<(Option<u64>, Option<u64>)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok(), total.parse().ok()))
 }

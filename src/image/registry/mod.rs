@@ -1,41 +1,60 @@
 //! Talks to registries: manifests into memory, blobs into files.
 //!
-//! `oci_distribution` gives references their meaning (default registry, `library/`, mirrors'
-//! namespaces). Its client is not used: it reads manifests, tokens and error bodies into memory whatever their
-//! size, and hides `Content-Range`, `Retry-After` and an expired token, all of which a registry
-//! controls. The protocol (OCI distribution-spec, "Pull") is two GET requests.
+//! ```text
+//! reference ─▶ endpoint (mirrors, registry) ─▶ auth (credentials, helper, challenge) ─▶ transport (HTTP, TLS, redirects)
+//! ```
+//!
+//! `oci_distribution` gives references their meaning (default registry, `library/`). Its client is not
+//! used: it reads manifests, tokens and error bodies into memory whatever their size, and hides
+//! `Content-Range`, `Retry-After` and an expired token, all of which a registry controls. The protocol
+//! (OCI distribution-spec, "Pull") is two GET requests.
 //!
 //! Guarantees: every body is bounded, every wait ends, HTTPS is never left for plain HTTP except
-//! for registries that are loopback or configured so, a token is sent only to the registry that
-//! asked for it.
+//! for registries that are loopback or configured so, credentials go only to the registry that they
+//! belong to and to its token service, and are never shown.
 
 mod auth;
 mod backoff;
+mod challenge;
+mod credentials;
 mod download;
+mod endpoint;
+mod helper;
+mod hosts;
+mod transport;
+
+pub use hosts::Registries;
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use futures_util::StreamExt;
-use reqwest::header::{ACCEPT, CONTENT_RANGE, RANGE, RETRY_AFTER};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
-use std::time::Duration;
 
 use super::error::printable;
 use super::limits::check;
 use super::manifest::{self, Descriptor, Document, Manifest};
 use super::{Digest, ImageError, Reference, Settings};
-use auth::Tokens;
+use auth::{Entry, Sessions};
 use backoff::Backoff;
+use challenge::challenges;
+use credentials::Credentials;
+use endpoint::{Endpoint, Resting};
+use transport::Transport;
 
 /// Of an error's body, this much is read to find the registry's own words.
 const ERROR_BYTES: u64 = 8 << 10;
+/// How often one request is authorized anew: with what another request just got, and for itself.
+const RENEWALS: u32 = 2;
 
 /// A client for all registries.
 pub(crate) struct Registry {
-    http: reqwest::Client,
     settings: Arc<Settings>,
-    tokens: Tokens,
+    transport: Transport,
+    credentials: Credentials,
+    sessions: Sessions,
+    resting: Resting,
 }
 
 /// A failed attempt.
@@ -43,47 +62,50 @@ struct Failure {
     error: ImageError,
     /// Whether another attempt right away can help, and the pause that the registry asks for.
     retry: Option<Option<Duration>>,
+    /// Whether the next attempt had better ask for the whole.
+    no_range: bool,
 }
 
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
-        Failure { error, retry: None }
+        Failure { error, retry: None, no_range: false }
     }
 }
 
 impl Failure {
     fn broken(message: String) -> Self {
-        Failure { error: ImageError::unavailable(message), retry: Some(None) }
+        Failure { error: ImageError::unavailable(message), retry: Some(None), no_range: false }
     }
+
+    /// The server is overloaded or failing, and may say when to come back.
+    fn asked_to_wait(message: String, headers: &HeaderMap) -> Self {
+        let retry = Some(backoff::retry_after(headers, SystemTime::now()));
+        Failure { retry, ..Failure::broken(message) }
+    }
+}
+
+/// A document that fits into memory.
+struct Small<'a> {
+    path: String,
+    what: &'a str,
+    limit_name: &'a str,
+    limit: u64,
+    digest: Option<&'a Digest>,
 }
 
 impl Registry {
     /// # Errors
     ///
-    /// `HostError` if the host's certificates cannot be read (`SSL_CERT_FILE` names others).
+    /// `HostError` if the host's certificates cannot be read (`SSL_CERT_FILE` names others), or what
+    /// is wrong with a registry's certificates.
     pub(crate) fn new(settings: Arc<Settings>) -> Result<Self, ImageError> {
-        // Fails if the process has chosen a provider already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let plain_http = settings.plain_http.clone();
-        let redirects = reqwest::redirect::Policy::custom(move |attempt| {
-            let leaves_https = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
-            if attempt.previous().len() > 5 {
-                attempt.error("more than 5 redirects")
-            } else if attempt.url().scheme() == "https"
-                || (!leaves_https && is_plain(&plain_http, attempt.url()))
-            {
-                attempt.follow()
-            } else {
-                attempt.error("redirected to plain http")
-            }
-        });
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("vmlet/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(settings.connect_timeout)
-            .redirect(redirects)
-            .build()
-            .map_err(|error| ImageError::host("setting up HTTPS", &std::io::Error::other(chain(&error))))?;
-        Ok(Registry { http, settings, tokens: Tokens::default() })
+        Ok(Registry {
+            transport: Transport::new(settings.clone())?,
+            credentials: Credentials::new(settings.auth_files.clone()),
+            settings,
+            sessions: Sessions::default(),
+            resting: Resting::default(),
+        })
     }
 
     /// The digest of this platform's manifest.
@@ -126,18 +148,12 @@ impl Registry {
         &self,
         reference: &Reference,
         name: &str,
-        expected: Option<&Digest>,
+        digest: Option<&Digest>,
     ) -> Result<Vec<u8>, ImageError> {
+        let limit = self.settings.limits.manifest_bytes;
         let path = format!("manifests/{name}");
-        self.small(
-            reference,
-            &path,
-            "the manifest",
-            "manifest_bytes",
-            self.settings.limits.manifest_bytes,
-            expected,
-        )
-        .await
+        let small = Small { path, what: "the manifest", limit_name: "manifest_bytes", limit, digest };
+        self.small(reference, &small).await
     }
 
     /// A blob that fits into memory.
@@ -146,83 +162,101 @@ impl Registry {
         reference: &Reference,
         blob: &Descriptor,
     ) -> Result<Vec<u8>, ImageError> {
-        let path = format!("blobs/{}", blob.digest);
         let limit = self.settings.limits.config_bytes;
-        self.small(reference, &path, "the image's config", "config_bytes", limit, Some(&blob.digest)).await
+        let (path, digest) = (format!("blobs/{}", blob.digest), Some(&blob.digest));
+        let small = Small { path, what: "the image's config", limit_name: "config_bytes", limit, digest };
+        self.small(reference, &small).await
     }
 
-    /// Reads a small document, with retries, and checks its digest.
-    async fn small(
+    /// Reads a small document from the first endpoint that has it, with retries.
+    async fn small(&self, reference: &Reference, small: &Small<'_>) -> Result<Vec<u8>, ImageError> {
+        let mut last = ImageError::not_found(reference.to_string());
+        for endpoint in self.endpoints(reference)? {
+            let mut backoff = Backoff::new(&self.settings, endpoint.attempts(&self.settings));
+            last = loop {
+                match self.small_from(&endpoint, reference, small).await {
+                    Ok(bytes) => return Ok(bytes),
+                    Err(failure) => match backoff.after(failure, false).await {
+                        Ok(()) => {}
+                        Err(error) => break error,
+                    },
+                }
+            };
+            self.failed(&endpoint, &last);
+        }
+        Err(last)
+    }
+
+    /// Reads a small document and checks its digest.
+    async fn small_from(
         &self,
+        endpoint: &Endpoint,
+        reference: &Reference,
+        small: &Small<'_>,
+    ) -> Result<Vec<u8>, Failure> {
+        let Small { path, what, limit_name, limit, digest } = small;
+        let response = self.get(endpoint, reference, path, None).await?;
+        let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        if kind.is_some_and(|kind| kind.starts_with("text/html")) {
+            let place = place(response.url());
+            let message =
+                format!("{place}: is a web page and not {what}; is that a registry, or a proxy's login?");
+            return Err(ImageError::unavailable(message).into());
+        }
+        check(what, limit_name, response.content_length().unwrap_or(0), *limit)?;
+        let bytes = self.transport.body(response, limit.saturating_add(1)).await?;
+        check(what, limit_name, bytes.len() as u64, *limit)?;
+        let actual = Digest::sha256(Sha256::digest(&bytes).into());
+        match digest {
+            Some(expected) if actual != **expected => {
+                let message = format!("{}: the registry sent {actual} for {expected}", endpoint.host);
+                Err(ImageError::digest(message).into())
+            }
+            _ => Ok(bytes),
+        }
+    }
+
+    /// One GET below `/v2/<repository>/`, with whatever authorization the registry wants.
+    async fn get(
+        &self,
+        endpoint: &Endpoint,
         reference: &Reference,
         path: &str,
-        what: &str,
-        limit_name: &str,
-        limit: u64,
-        expected: Option<&Digest>,
-    ) -> Result<Vec<u8>, ImageError> {
-        let mut backoff = Backoff::new(&self.settings);
+        from: Option<u64>,
+    ) -> Result<Response, Failure> {
+        let url = endpoint.url(path)?;
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
+        if let Some(from) = from {
+            let range = HeaderValue::from_str(&format!("bytes={from}-")).expect("digits are printable");
+            headers.insert(RANGE, range);
+        }
+        let mut used = self.sessions.get(endpoint);
+        let mut trouble = None;
+        let mut renewals = 0;
         loop {
-            let attempt = async {
-                let response = self.get(reference, path, None).await?;
-                check(what, limit_name, response.content_length().unwrap_or(0), limit)?;
-                let bytes = self.body(response, limit.saturating_add(1)).await?;
-                check(what, limit_name, bytes.len() as u64, limit)?;
-                Ok::<_, Failure>(bytes)
-            };
-            match attempt.await {
-                Ok(bytes) => {
-                    let actual = Digest::sha256(Sha256::digest(&bytes).into());
-                    return match expected {
-                        Some(expected) if actual != *expected => Err(ImageError::digest(format!(
-                            "{}: the registry sent {actual} for {expected}",
-                            reference.inner().resolve_registry()
-                        ))),
-                        _ => Ok(bytes),
-                    };
+            let response = self.transport.get(&endpoint.host, &url, &headers, used.as_ref()).await?;
+            // Where it redirects to has no say in what our credentials are sent to.
+            let own = response.url().origin() == url.origin();
+            if own && response.status() == StatusCode::UNAUTHORIZED && renewals < RENEWALS {
+                renewals += 1;
+                let challenges = challenges(response.headers());
+                let entry = match self.sessions.get(endpoint) {
+                    Some(newer) if used.as_ref() != Some(&newer) => {
+                        Entry { authorization: Some(newer), trouble: None }
+                    }
+                    _ => self.authorize(endpoint, &challenges).await?,
+                };
+                trouble = entry.trouble;
+                if entry.authorization.is_some() {
+                    used = entry.authorization;
+                    continue;
                 }
-                Err(failure) => backoff.after(failure).await?,
             }
-        }
-    }
-
-    /// One GET below `/v2/<repository>/`, with a token if the registry wants one.
-    async fn get(&self, reference: &Reference, path: &str, from: Option<u64>) -> Result<Response, Failure> {
-        let registry = reference.inner().resolve_registry();
-        let repository = reference.inner().repository();
-        let scheme = if self.is_plain(registry) { "http" } else { "https" };
-        let url: Url = format!("{scheme}://{registry}/v2/{repository}/{path}")
-            .parse()
-            .map_err(|error| ImageError::invalid(format!("{reference}: {error}")))?;
-        let mut token = self.tokens.get(registry, repository);
-        let mut renewed = false;
-        loop {
-            let mut request = self.http.get(url.clone()).header(ACCEPT, manifest::ACCEPT);
-            if let Some(token) = &token {
-                request = request.bearer_auth(token);
+            if own && matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                self.sessions.forget(endpoint);
             }
-            if let Some(from) = from {
-                request = request.header(RANGE, format!("bytes={from}-"));
-            }
-            let response = self.send(request, &url).await?;
-            if response.status() == StatusCode::UNAUTHORIZED
-                && !renewed
-                && let Some(challenge) = auth::challenge(response.headers())
-            {
-                token = Some(self.fetch_token(registry, repository, &challenge).await?);
-                renewed = true;
-                continue;
-            }
-            return self.accept(response, &url, reference).await;
-        }
-    }
-
-    async fn send(&self, request: reqwest::RequestBuilder, url: &Url) -> Result<Response, Failure> {
-        let wait = self.settings.connect_timeout + self.settings.idle_timeout;
-        match tokio::time::timeout(wait, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Failure::broken(format!("{}: {}", place(url), chain(&error)))),
-            Err(_) => Err(Failure::broken(format!("{}: no answer for {wait:?}", place(url)))),
+            return self.accept(response, &url, reference, trouble.as_deref()).await;
         }
     }
 
@@ -232,72 +266,32 @@ impl Registry {
         response: Response,
         url: &Url,
         reference: &Reference,
+        trouble: Option<&str>,
     ) -> Result<Response, Failure> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        let after = response.headers().get(RETRY_AFTER);
-        let after = after.and_then(|text| text.to_str().ok()?.parse().ok()).map(Duration::from_secs);
-        let said = self.body(response, ERROR_BYTES).await.map(|bytes| said(&bytes)).unwrap_or_default();
-        let message = format!("{}: {status}{said}", place(url));
+        let headers = response.headers().clone();
+        let said = self.transport.body(response, ERROR_BYTES).await.map(|bytes| said(&bytes));
+        let message = format!("{}: {status}{}", place(url), said.unwrap_or_default());
         Err(match status {
             StatusCode::NOT_FOUND => {
                 ImageError::not_found(format!("{reference} is not in the registry ({message})")).into()
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                ImageError::unauthorized(format!("{message}; the image is private or does not exist")).into()
+                let message =
+                    format!("{message}; the image does not exist, or is private: is it in the auth file?");
+                ImageError::unauthorized(message).because(trouble).into()
             }
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::REQUEST_TIMEOUT
-            | StatusCode::RANGE_NOT_SATISFIABLE => {
-                Failure { error: ImageError::unavailable(message), retry: Some(after) }
+            StatusCode::RANGE_NOT_SATISFIABLE => Failure { no_range: true, ..Failure::broken(message) },
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                Failure::asked_to_wait(message, &headers)
             }
-            _ if status.is_server_error() => {
-                Failure { error: ImageError::unavailable(message), retry: Some(after) }
-            }
+            _ if status.is_server_error() => Failure::asked_to_wait(message, &headers),
             _ => ImageError::unavailable(message).into(),
         })
     }
-
-    /// At most the first `limit` bytes of a body.
-    async fn body(&self, response: Response, limit: u64) -> Result<Vec<u8>, Failure> {
-        let place = place(response.url());
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let mut stream = response.bytes_stream();
-        let mut body = Vec::new();
-        while body.len() < limit {
-            match tokio::time::timeout(self.settings.idle_timeout, stream.next()).await {
-                Ok(Some(Ok(chunk))) => body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]),
-                Ok(Some(Err(error))) => return Err(Failure::broken(format!("{place}: {}", chain(&error)))),
-                Ok(None) => break,
-                Err(_) => return Err(self.stalled(&place)),
-            }
-        }
-        Ok(body)
-    }
-
-    fn stalled(&self, place: &str) -> Failure {
-        Failure::broken(format!("{place}: not a byte for {:?}", self.settings.idle_timeout))
-    }
-
-    fn is_plain(&self, registry: &str) -> bool {
-        // Only its host and port matter.
-        format!("http://{registry}/").parse().is_ok_and(|url| is_plain(&self.settings.plain_http, &url))
-    }
-}
-
-/// Whether this host may be asked in plain HTTP: it is this machine, or configured so.
-fn is_plain(configured: &[String], url: &Url) -> bool {
-    let Some(host) = url.host_str() else { return false };
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    let named = match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    };
-    host == "localhost"
-        || address.is_ok_and(|address| address.is_loopback())
-        || configured.iter().any(|entry| *entry == named || entry == host)
 }
 
 /// A URL as it may be shown: without a query, which can hold a signature.
@@ -309,6 +303,8 @@ fn place(url: &Url) -> String {
 fn chain(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() {
         "timed out".to_owned()
+    } else if error.is_builder() {
+        "cannot be used".to_owned()
     } else if error.is_connect() {
         "cannot connect".to_owned()
     } else {
@@ -338,26 +334,6 @@ fn said(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn plain_http_is_for_this_machine_and_where_configured() {
-        let configured = ["registry.lan:5000".to_owned(), "10.0.0.9".to_owned()];
-        let plain = |url: &str| is_plain(&configured, &url.parse().unwrap());
-        for url in
-            ["http://localhost:5000/", "http://127.9.9.9/", "http://[::1]:5000/", "http://registry.lan:5000/"]
-        {
-            assert!(plain(url), "{url}");
-        }
-        assert!(plain("http://10.0.0.9:5000/"), "without a port, any port is meant");
-        for url in [
-            "http://registry.lan/",
-            "http://registry.lan:5001/",
-            "http://localhost.evil.example/",
-            "http://10.0.0.8/",
-        ] {
-            assert!(!plain(url), "{url}");
-        }
-    }
 
     #[test]
     fn errors_quote_the_registry_briefly() {

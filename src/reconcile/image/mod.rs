@@ -12,12 +12,13 @@ use async_trait::async_trait;
 
 use self::plan::{Failure, Observed, Plan, Step, plan, status};
 use super::backoff::Backoff;
+use super::present::present;
 use super::pulls::Share;
 use super::step::StepError;
 use super::task::{Outcome, Reconciler, Wake};
 use super::track::{Activity, Track};
 use super::world::World;
-use crate::image::Source;
+use crate::image::{ImageError, Source};
 use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
 use crate::store::{DiskState, ImageRecord, ImageUpdate, PinnedImage, RemoveImageError, Severity};
 use crate::timeline::Phase;
@@ -91,10 +92,18 @@ impl ImageTask {
         let Some(resolved) = wake.unless_woken(images.resolve(source)).await else {
             return Ok(());
         };
-        let digest = resolved?;
+        self.pin(record, PinnedImage { source: source.clone(), digest: resolved? }).await
+    }
+
+    async fn find(&mut self, record: &ImageRecord, source: &Source) -> Result<(), StepError> {
+        let found = present(&self.world.store, source).ok_or_else(|| ImageError::not_present(source))?;
+        self.pin(record, found).await
+    }
+
+    async fn pin(&mut self, record: &ImageRecord, pin: PinnedImage) -> Result<(), StepError> {
         let update = ImageUpdate {
             generation: Some(record.object.metadata.generation),
-            image: Some(Some(PinnedImage { source: source.clone(), digest })),
+            image: Some(Some(pin)),
             status: None,
         };
         self.world.store.publish_image(&self.key, self.uid, update).await?;
@@ -163,6 +172,7 @@ impl Reconciler for ImageTask {
         let done = match plan.step {
             Step::Wait(until) => return Outcome::Wait(until),
             Step::Resolve(ref source) => self.resolve(&record, source, wake).await,
+            Step::Find(ref source) => self.find(&record, source).await,
             Step::Pull(ref pin) => {
                 self.share = Some(self.world.pulls.join(&pin.source, &pin.digest));
                 Ok(())
@@ -226,6 +236,7 @@ fn step_name(step: &Step) -> Option<&'static str> {
     match step {
         Step::Wait(_) => None,
         Step::Resolve(_) => Some("resolve"),
+        Step::Find(_) => Some("find"),
         Step::Pull(_) => Some("pull"),
         Step::Remove => Some("remove"),
     }

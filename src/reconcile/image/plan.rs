@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::image::Source;
-use crate::object::{DiskStatus, ImageStatus};
+use crate::object::{DiskStatus, ImageStatus, PullPolicy};
 use crate::reconcile::conditions::Conditions;
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step::{self, Steps};
@@ -34,6 +34,8 @@ pub(in crate::reconcile) enum Step {
     Wait(Option<Timestamp>),
     /// Find the source's digest.
     Resolve(Source),
+    /// Find the source's digest among what is on the host.
+    Find(Source),
     /// Take a share in the digest's pull.
     Pull(PinnedImage),
     /// Remove the record unless a VM uses the image.
@@ -61,7 +63,13 @@ pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan 
     let Some(source) = record.object.spec.source.chosen() else {
         return told(Step::Wait(None), "Failed", "InvalidSpec", "spec.source names nothing".to_owned());
     };
-    let Some(pin) = record.image.as_ref().filter(|pin| pin.source == source) else {
+    let never = record.object.spec.pull_policy() == PullPolicy::Never;
+    let pin = record.image.as_ref().filter(|pin| pin.source == source);
+    if never && (pin.is_none() || seen.disk.is_none()) {
+        let message = format!("looking for {source} on this host");
+        return told(Step::Find(source), "Pending", "Resolving", message);
+    }
+    let Some(pin) = pin else {
         let message = source.resolving();
         return told(Step::Resolve(source), "Pending", "Resolving", message);
     };

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::plan::{Failure, Observed, Step, plan, status};
 use crate::image::Source;
-use crate::object::{DiskStatus, PullProgress, Quantity};
+use crate::object::{DiskStatus, PullPolicy, PullProgress, Quantity};
 use crate::reconcile::pulls::PullState;
 use crate::store::{ImageRecord, Origin, PinnedImage};
 
@@ -44,6 +44,22 @@ fn an_image_is_resolved_pulled_and_ready() {
     assert_eq!(plan(&pinned, &seen(Some(PullState::Queued))).step, Step::Wait(None));
     let disk = Some(DiskStatus { path: "/d".to_owned(), size: Quantity::bytes(1) });
     assert_eq!(plan(&pinned, &Observed { disk, ..seen(None) }).phase, "Ready");
+}
+
+#[test]
+fn an_image_that_is_never_pulled_is_looked_for() {
+    let never = |image| {
+        let mut record = record(image);
+        let oci = record.object.spec.source.oci.as_mut().unwrap();
+        oci.pull_policy = PullPolicy::Never;
+        record
+    };
+    let find = Step::Find(Source::Oci(REFERENCE.to_owned()));
+    assert_eq!(plan(&never(None), &seen(None)).step, find);
+    assert_eq!(plan(&never(Some(pin("other:1"))), &seen(None)).step, find);
+    assert_eq!(plan(&never(Some(pin(REFERENCE))), &seen(None)).step, find);
+    let disk = Some(DiskStatus { path: "/d".to_owned(), size: Quantity::bytes(1) });
+    assert_eq!(plan(&never(Some(pin(REFERENCE))), &Observed { disk, ..seen(None) }).phase, "Ready");
 }
 
 #[test]

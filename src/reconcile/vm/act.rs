@@ -14,8 +14,9 @@ use super::state::{Failure, Observed};
 use super::{InLine, VmTask, exit};
 use crate::agent::AgentError;
 use crate::hypervisor::Launch;
-use crate::image::Source;
+use crate::image::{ImageError, Source};
 use crate::object::NetworkMode;
+use crate::reconcile::present::present;
 use crate::reconcile::step::StepError;
 use crate::reconcile::task::Wake;
 use crate::store::{
@@ -62,6 +63,7 @@ impl VmTask {
         match step {
             Step::Wait(_) => Ok(()),
             Step::Resolve(source) => self.resolve(record, &source, wake).await,
+            Step::Find(source) => self.find(record, &source).await,
             Step::Pin(pin) => self.pin(record, pin).await,
             Step::Pull(pin) => {
                 self.share = Some(self.world.pulls.join(&pin.source, &pin.digest));
@@ -90,7 +92,19 @@ impl VmTask {
         let Some(resolved) = wake.unless_woken(images.resolve(source)).await else {
             return Ok(());
         };
-        self.pin(record, PinnedImage { source: source.clone(), digest: resolved? }).await
+        let pin = PinnedImage { source: source.clone(), digest: resolved? };
+        self.registry_asked = true;
+        // What was asked again before a start says nothing of how the last run ended.
+        if record.image.as_ref() == Some(&pin) {
+            self.succeed();
+            return Ok(());
+        }
+        self.pin(record, pin).await
+    }
+
+    async fn find(&mut self, record: &VmRecord, source: &Source) -> Result<(), StepError> {
+        let found = present(&self.world.store, source).ok_or_else(|| ImageError::not_present(source))?;
+        self.pin(record, found).await
     }
 
     async fn pin(&mut self, record: &VmRecord, pin: PinnedImage) -> Result<(), StepError> {

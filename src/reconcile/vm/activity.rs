@@ -39,7 +39,7 @@ fn phase(record: &VmRecord, seen: &Observed, plan: &Plan) -> Option<Phase> {
         _ if plan.phase == "Waiting" => Some(Phase::Blocked),
         // A new image is fetched while the VM runs.
         _ if up && plan.phase == "Running" => running(seen),
-        Step::Resolve(_) | Step::Pin(_) => Some(Phase::Resolve),
+        Step::Resolve(_) | Step::Find(_) | Step::Pin(_) => Some(Phase::Resolve),
         Step::Pull(_) => Some(Phase::ImageWait),
         Step::Reserve { .. } => Some(Phase::Reserve),
         Step::Queue => Some(Phase::BootWait),
@@ -70,6 +70,7 @@ pub(in crate::reconcile) fn name(step: &Step) -> &'static str {
     match step {
         Step::Wait(_) => "wait",
         Step::Resolve(_) => "resolve",
+        Step::Find(_) => "find",
         Step::Pin(_) => "pin",
         Step::Pull(_) => "pull",
         Step::Reserve { .. } => "reserve",

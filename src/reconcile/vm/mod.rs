@@ -37,7 +37,8 @@ use super::track::{Activity, Track};
 use super::world::World;
 use crate::agent::LogSink;
 use crate::hypervisor::VmmExit;
-use crate::object::{Condition, Kind, ObjectKey, ObjectMeta, Uid, set_condition};
+use crate::image::Source;
+use crate::object::{Condition, ImageRef, Kind, ObjectKey, ObjectMeta, PullPolicy, Uid, set_condition};
 use crate::store::{DiskState, PinnedImage, Run, Severity, Standing, VmRecord, VmUpdate};
 use crate::timeline::Phase;
 
@@ -66,6 +67,8 @@ pub(super) struct VmTask {
     process: Option<Process>,
     asked: bool,
     ready: bool,
+    /// Whether the registry was asked what the image is, since the VM ran last.
+    registry_asked: bool,
     /// Whether this task started the process that is recorded.
     launched: bool,
     track: Track,
@@ -116,6 +119,7 @@ impl VmTask {
             process: None,
             asked: false,
             ready: status::was_ready(&status),
+            registry_asked: false,
             launched: false,
             stopwatch: Stopwatch::new(status.timings),
         }
@@ -124,6 +128,7 @@ impl VmTask {
     /// Looks at everything that the decision depends on.
     fn observe(&mut self, record: &VmRecord, now: Timestamp) -> Observed {
         self.watch_process(record);
+        self.registry_asked &= !matches!(record.run, Run::Up { .. });
         let image = self.image(record);
         let (guest, last) = self.guest(now);
         Observed {
@@ -245,13 +250,14 @@ impl VmTask {
 
     fn image(&mut self, record: &VmRecord) -> ImageView {
         let spec = &record.object.spec.image;
-        let (pin, direct) = match (spec.direct(), &spec.name) {
-            (Some(source), _) => match record.image.as_ref().filter(|pin| pin.source == source) {
-                Some(pin) => (pin.clone(), true),
-                None => return ImageView::Unresolved { source },
+        let own = spec.direct().map(|source| (source, spec.pull_policy));
+        let (pin, policy, direct) = match (own.or_else(|| self.always(spec)), &spec.name) {
+            (Some((source, policy)), _) => match record.image.as_ref().filter(|pin| pin.source == source) {
+                Some(pin) => (pin.clone(), policy, true),
+                None => return ImageView::Unresolved { source, policy },
             },
             (None, Some(name)) => match self.named_image(name) {
-                Ok(pin) => (pin, false),
+                Ok(pin) => (pin, PullPolicy::default(), false),
                 Err((reason, message)) => return ImageView::Waiting { reason, message },
             },
             (None, None) => {
@@ -266,7 +272,18 @@ impl VmTask {
         if disk.is_some() || self.share.as_ref().is_some_and(|share| *share.digest() != pin.digest) {
             self.share = None;
         }
-        ImageView::Known { disk, pull: self.share.as_ref().map(Share::state), pin, direct }
+        let pull = self.share.as_ref().map(Share::state);
+        ImageView::Known { disk, pull, pin, policy, asked: self.registry_asked, direct }
+    }
+
+    /// The source of a named image that is asked for again before each start: the VM does so itself, and
+    /// others on the same image stay as they are.
+    fn always(&self, spec: &ImageRef) -> Option<(Source, PullPolicy)> {
+        let key = ObjectKey::new(Kind::Image, &self.key.namespace, spec.name.as_ref()?);
+        let image = self.world.store.image(&key)?.object.clone();
+        let policy = image.spec.pull_policy();
+        let asks = policy == PullPolicy::Always && image.metadata.deletion_timestamp.is_none();
+        asks.then(|| image.spec.source.chosen().map(|source| (source, policy)))?
     }
 
     /// The digest of an `Image` object whose disk is ready, or why there is none.

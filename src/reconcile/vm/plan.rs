@@ -19,7 +19,7 @@ use vmlet_wire::GuestState;
 use super::rules::{due_stop, reruns};
 use super::state::{Guest, ImageView, LineView, Observed};
 use crate::image::Source;
-use crate::object::{NetworkMode, RunPolicy, VmSpec};
+use crate::object::{NetworkMode, PullPolicy, RunPolicy, VmSpec};
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step::{self, Steps};
 use crate::store::{PinnedImage, Reservation, Run, VmRecord};
@@ -41,6 +41,8 @@ pub(in crate::reconcile) enum Step {
     Wait(Option<Timestamp>),
     /// Ask the registry for the digest of the spec's reference.
     Resolve(Source),
+    /// Find the digest of the spec's reference among what is on the host.
+    Find(Source),
     /// Record the digest that the VM is to run. It keeps the base disk from now on.
     Pin(PinnedImage),
     /// Take a share in the digest's pull.
@@ -190,7 +192,18 @@ fn reserving(
 /// The pinned image when its disk is ready, else the plan to get it.
 fn image(record: &VmRecord, seen: &Observed) -> Result<PinnedImage, Plan> {
     match &seen.image {
-        ImageView::Unresolved { source } => {
+        ImageView::Unresolved { source, policy: PullPolicy::Never } => Err(find(source)),
+        ImageView::Known { pin, policy: PullPolicy::Never, disk: None, direct: true, .. } => {
+            Err(find(&pin.source))
+        }
+        // A VM that runs is left alone: the next start asks.
+        ImageView::Known { pin, policy: PullPolicy::Always, asked: false, direct: true, .. }
+            if !matches!(record.run, Run::Up { .. }) =>
+        {
+            let source = &pin.source;
+            Err(Plan::new(Step::Resolve(source.clone())).told("Pending", "Resolving", &source.resolving()))
+        }
+        ImageView::Unresolved { source, .. } => {
             Err(Plan::new(Step::Resolve(source.clone())).told("Pending", "Resolving", &source.resolving()))
         }
         ImageView::Waiting { reason, message } => {
@@ -202,7 +215,7 @@ fn image(record: &VmRecord, seen: &Observed) -> Result<PinnedImage, Plan> {
         }
         ImageView::Known { pin, disk: Some(_), .. } => Ok(pin.clone()),
         ImageView::Known { pin, disk: None, pull: Some(PullState::Done), .. }
-        | ImageView::Known { pin, disk: None, pull: None, direct: true } => Err(Plan::new(Step::Pull(
+        | ImageView::Known { pin, disk: None, pull: None, direct: true, .. } => Err(Plan::new(Step::Pull(
             pin.clone(),
         ))
         .told("Pulling", "Pulling", "the image is about to be pulled")),
@@ -212,6 +225,11 @@ fn image(record: &VmRecord, seen: &Observed) -> Result<PinnedImage, Plan> {
         }
         ImageView::Known { pin, pull: Some(pull), .. } => Err(pulling(pin, pull)),
     }
+}
+
+fn find(source: &Source) -> Plan {
+    let message = format!("looking for {source} on this host");
+    Plan::new(Step::Find(source.clone())).told("Pending", "Resolving", &message)
 }
 
 fn pulling(pin: &PinnedImage, pull: &PullState) -> Plan {

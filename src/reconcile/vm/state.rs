@@ -6,7 +6,7 @@ use vmlet_wire::GuestState;
 use super::plan::Step;
 use crate::hypervisor::VmmExit;
 use crate::image::{ImageConfig, Source};
-use crate::object::NetworkMode;
+use crate::object::{NetworkMode, PullPolicy};
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step;
 use crate::store::{PinnedImage, Standing};
@@ -76,17 +76,20 @@ pub(in crate::reconcile) enum Guest {
 #[allow(clippy::large_enum_variant, reason = "one exists at a time, for one decision")]
 pub(in crate::reconcile) enum ImageView {
     /// The spec's own source has no digest yet.
-    Unresolved { source: Source },
+    Unresolved { source: Source, policy: PullPolicy },
     /// The named `Image` object is not there or not ready.
     Waiting { reason: String, message: String },
     /// The digest is known.
     Known {
         pin: PinnedImage,
+        policy: PullPolicy,
+        /// Whether the registry was asked since the VM ran last.
+        asked: bool,
         /// The image's config, when the base disk is ready.
         disk: Option<ImageConfig>,
         /// The pull that this VM shares in.
         pull: Option<PullState>,
-        /// Whether this VM pulls by itself: its spec has a reference, not an `Image`'s name.
+        /// Whether this VM pulls by itself, not its `Image` object.
         direct: bool,
     },
 }

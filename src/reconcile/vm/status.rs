@@ -150,7 +150,7 @@ fn image(record: &VmRecord, seen: &Observed) -> Option<VmImageStatus> {
         |source: &Source, digest: Option<String>| VmImageStatus { reference: source.to_string(), digest };
     match &seen.image {
         ImageView::Known { pin, .. } => Some(status(&pin.source, Some(pin.digest.to_string()))),
-        ImageView::Unresolved { source } => Some(status(source, None)),
+        ImageView::Unresolved { source, .. } => Some(status(source, None)),
         ImageView::Waiting { .. } => {
             record.image.as_ref().map(|pin| status(&pin.source, Some(pin.digest.to_string())))
         }

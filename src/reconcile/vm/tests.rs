@@ -13,7 +13,7 @@ use super::state::{Failure, Guest, ImageView, LineView, Observed};
 use crate::hypervisor::{ProcessIdentity, VmmExit};
 use crate::image::{ImageConfig, Source};
 use crate::object::{
-    AnyObject, Kind, LastExit, NetworkMode, ObjectKey, Quantity, RunPolicy, Uid, Vm, VmSpec,
+    AnyObject, Kind, LastExit, NetworkMode, ObjectKey, PullPolicy, Quantity, RunPolicy, Uid, Vm, VmSpec,
 };
 use crate::reconcile::pulls::PullState;
 use crate::store::{
@@ -96,7 +96,11 @@ fn edited(mut record: VmRecord, edit: impl FnOnce(&mut VmSpec)) -> VmRecord {
 }
 
 fn known(pin: PinnedImage) -> ImageView {
-    ImageView::Known { pin, disk: Some(ImageConfig::default()), pull: None, direct: true }
+    image(pin, Some(ImageConfig::default()), None)
+}
+
+fn image(pin: PinnedImage, disk: Option<ImageConfig>, pull: Option<PullState>) -> ImageView {
+    ImageView::Known { pin, policy: PullPolicy::default(), asked: false, disk, pull, direct: true }
 }
 
 fn seen() -> Observed {
@@ -132,11 +136,31 @@ fn decide(record: &VmRecord, seen: &Observed) -> Plan {
 }
 
 #[test]
+fn policies_say_when_the_registry_is_asked() {
+    let source = pin('a').source;
+    let look = |policy, asked, disk: Option<ImageConfig>| {
+        let image = ImageView::Known { pin: pin('a'), policy, asked, disk, pull: None, direct: true };
+        Observed { image, ..seen() }
+    };
+    let here = || Some(ImageConfig::default());
+    let always = look(PullPolicy::Always, false, here());
+    assert_eq!(decide(&reserved(), &always).step, Step::Resolve(source.clone()));
+    assert_eq!(decide(&reserved(), &look(PullPolicy::Always, true, here())).step, Step::Queue);
+    assert!(matches!(decide(&up(), &always).step, Step::Wait(_)), "a VM that runs is left alone");
+    assert_eq!(decide(&reserved(), &look(PullPolicy::IfNotPresent, false, here())).step, Step::Queue);
+    assert_eq!(decide(&reserved(), &look(PullPolicy::Never, false, here())).step, Step::Queue);
+    assert_eq!(decide(&reserved(), &look(PullPolicy::Never, false, None)).step, Step::Find(source.clone()));
+    let unknown = ImageView::Unresolved { source: source.clone(), policy: PullPolicy::Never };
+    assert_eq!(decide(&record(), &Observed { image: unknown, ..seen() }).step, Step::Find(source));
+}
+
+#[test]
 fn a_vm_is_brought_up_step_by_step() {
-    let unresolved = ImageView::Unresolved { source: Source::Oci("r".to_owned()) };
-    let missing = ImageView::Known { pin: pin('a'), disk: None, pull: None, direct: true };
+    let unresolved =
+        ImageView::Unresolved { source: Source::Oci("r".to_owned()), policy: PullPolicy::default() };
+    let missing = image(pin('a'), None, None);
     let pulled = Some(PullState::Queued);
-    let queued = ImageView::Known { pin: pin('a'), disk: None, pull: pulled, direct: true };
+    let queued = image(pin('a'), None, pulled);
     let mut pinned = record();
     pinned.image = Some(pin('a'));
     let look = |image: ImageView| Observed { image, ..seen() };
@@ -243,7 +267,7 @@ fn deletion_goes_one_way_stop_tear_down_remove() {
 #[test]
 fn a_new_image_is_ready_before_the_vm_stops_for_it() {
     let mut record = up();
-    let missing = ImageView::Known { pin: pin('b'), disk: None, pull: None, direct: true };
+    let missing = image(pin('b'), None, None);
     let look = |image| Observed { image, ..ready() };
     assert_eq!(decide(&record, &look(known(pin('b')))).step, Step::Pin(pin('b')));
     record.image = Some(pin('b'));
@@ -435,9 +459,9 @@ fn any_sight() -> impl Strategy<Value = Observed> {
         Guest::Connected { state: GuestState::Exited { code: 1 }, since: at(0) },
     ];
     let images = [
-        ImageView::Unresolved { source: Source::Oci("r".to_owned()) },
+        ImageView::Unresolved { source: Source::Oci("r".to_owned()), policy: PullPolicy::default() },
         ImageView::Waiting { reason: "ImageNotFound".to_owned(), message: String::new() },
-        ImageView::Known { pin: pin('a'), disk: None, pull: None, direct: true },
+        image(pin('a'), None, None),
         known(pin('a')),
         known(pin('b')),
     ];
@@ -496,7 +520,7 @@ proptest! {
             Step::Stop { .. } | Step::Ask | Step::Kill { .. } | Step::RecordExit { .. } => prop_assert!(is_up),
             Step::Wait(Some(until)) => prop_assert!(until > now, "a wait that is over spins"),
             Step::Relinquish => prop_assert!(!is_up),
-            Step::Wait(None) | Step::Resolve(_) | Step::Pin(_) | Step::Pull(_) => {}
+            Step::Wait(None) | Step::Resolve(_) | Step::Find(_) | Step::Pin(_) | Step::Pull(_) => {}
         }
     }
 

@@ -47,6 +47,10 @@ impl Room for ScriptedRoom {
         SIZE
     }
 
+    fn blobs(&self) -> u64 {
+        0
+    }
+
     fn staging(&self) -> (usize, u64) {
         let staged = self.0.lock().staged.len();
         (staged, SIZE * staged as u64)
