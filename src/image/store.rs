@@ -120,7 +120,11 @@ impl Images for ImageStore {
             staged.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not pulled within {limit:?}"))));
         let blobs = self.blobs.clone();
         let full = staged.as_ref().is_err_and(|error| error.reason == "NoSpace");
-        blocking("removing layers", move || Ok(blobs.tidy(full))).await?;
+        let tidy = move || {
+            blobs.tidy(full);
+            Ok(())
+        };
+        blocking("removing layers", tidy).await?;
         staged.map_err(|error| error.at(source))
     }
 

@@ -36,7 +36,8 @@ async fn what_mirrors_fail_at_the_registry_does() {
     let (image, blob) = image();
     let other = Image::new(Vec::new());
     let wanted = blob.clone();
-    let faults: [Box<dyn Fn(&str, usize) -> Reply + Send + Sync>; 5] = [
+    type Fault = Box<dyn Fn(&str, usize) -> Reply + Send + Sync>;
+    let faults: [Fault; 5] = [
         Box::new(|_, _| Reply::Status(500)),
         Box::new(|_, _| Reply::Status(401)),
         Box::new(|_, _| Reply::Throttle(3600)),

@@ -22,7 +22,7 @@ impl Registry {
         let mut outcome = Ok(());
         for endpoint in &endpoints {
             let before = download.received;
-            outcome = self.from_endpoint(endpoint, reference, &mut download, &arrived).await;
+            outcome = self.attempts(endpoint, reference, &mut download, &arrived).await;
             if download.received > before {
                 senders.push(endpoint);
             }
@@ -44,7 +44,7 @@ impl Registry {
     }
 
     /// Attempts, until the blob is complete or nothing comes from this endpoint any more.
-    async fn from_endpoint(
+    async fn attempts(
         &self,
         endpoint: &Endpoint,
         reference: &Reference,
