@@ -212,9 +212,13 @@ impl Request {
             return self.finish(digest, true).await;
         }
         let share = world.pulls.join(&self.source, &digest);
-        // Whoever waits after a failure is helped, too: the next attempt is made now.
-        let told = matches!(share.state(), PullState::Failed { .. }).then(|| share.state());
-        share.hurry();
+        // Of one that waits after a failure the next attempt is made now, which helps all who wait for it.
+        let state = share.state();
+        let waits = matches!(state, PullState::Failed { retry: Some(_), .. });
+        if waits {
+            share.hurry();
+        }
+        let told = waits.then_some(state);
         self.stage = Stage::Sharing { share, told };
         PullUpdate::Queued { digest }
     }

@@ -37,6 +37,8 @@ mod life;
 mod network;
 mod options;
 mod oracle;
+#[cfg(test)]
+mod rig;
 mod scenario;
 mod simulation;
 mod timeline;
@@ -46,10 +48,12 @@ mod world;
 pub use images::{FakeImages, ImageScript};
 pub use network::FakeNetwork;
 pub use options::{Options, Unflushed};
+#[cfg(test)]
+pub(crate) use rig::Rig;
 pub use scenario::{Outcome, Scenario, reference};
 pub use simulation::Simulation;
 pub use timeline::{Entry, Teller};
-pub use trouble::{Action, Trouble, VmScript, WorkloadExit};
+pub use trouble::{Action, EffectScript, Trouble, VmScript, WorkloadExit};
 
 /// The folder that a simulation's manifests are in, in messages.
 pub const MANIFESTS: &str = "/simulated/manifests";

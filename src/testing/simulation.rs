@@ -12,7 +12,7 @@ use super::life::{Life, Paused, Remains, calendar};
 use super::options::{Options, Unflushed};
 use super::oracle;
 use super::timeline::{Entry, Teller};
-use super::trouble::{Action, Trouble, VmScript};
+use super::trouble::{Action, EffectScript, Trouble, VmScript};
 use super::world::World;
 use crate::manifest::{FileState, Snapshot};
 use crate::object::{Kind, ObjectKey};
@@ -101,6 +101,12 @@ impl Simulation {
     /// base disks take of it, in bytes. There is plenty without.
     pub fn script_room(&mut self, total: u64, taken: u64) {
         self.world.lock().room = (total, taken);
+    }
+
+    /// Sets how the effects of a name go from now on: `spawn`, or `spawn of vm/web` for one object's. The
+    /// timeline names them, see [`Options::tell_effects`].
+    pub fn script_effect(&mut self, name: &str, script: EffectScript) {
+        self.world.lock().effect_scripts.insert(name.to_owned(), script);
     }
 
     /// Gives a file of the manifests folder this text.

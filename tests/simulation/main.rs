@@ -14,5 +14,6 @@ mod foretold;
 mod model;
 mod policies;
 mod retention;
+mod rules;
 mod schedule;
 mod threads;
