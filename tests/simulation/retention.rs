@@ -25,8 +25,8 @@ fn vm(name: &str, reference: &str) -> String {
 /// How often, and when last, an effect took place.
 fn effects(sim: &Simulation, name: &str) -> (usize, Duration) {
     let timeline = sim.timeline();
-    let told = timeline.iter().filter(|entry| entry.teller == Teller::World && entry.text == name);
-    (told.clone().count(), told.last().map(|entry| entry.at).unwrap_or_default())
+    let mut told = timeline.iter().filter(|entry| entry.teller == Teller::World && entry.text == name);
+    (told.clone().count(), told.next_back().map(|entry| entry.at).unwrap_or_default())
 }
 
 fn converge(sim: &mut Simulation) {
