@@ -214,7 +214,10 @@ fn image_settings(settings: &Settings) -> Result<image::Settings> {
         })?,
         None => image::Registries::default(),
     };
+    let mut limits = image::Limits::default();
+    settings.image_limit.iter().for_each(|limit| limit.apply(&mut limits));
     Ok(image::Settings {
+        limits,
         plain_http: settings.insecure_registry.clone(),
         registries,
         auth_files: settings.auth_files(),
