@@ -6,9 +6,11 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
+use jiff::SignedDuration;
 
 use crate::image::Limits;
 use crate::object::Quantity;
@@ -84,6 +86,22 @@ pub struct Settings {
     /// is: most VMs write little of theirs.
     #[arg(long, value_name = "QUANTITY", env = "VMLET_DISK_CAPACITY")]
     pub disk_capacity: Option<Quantity>,
+
+    /// How long base disks are kept that no image and no VM refers to any more: 90s, 10m, 24h; 0 removes
+    /// them at once.
+    #[arg(long, value_name = "TIME", env = "VMLET_IMAGE_GRACE", default_value = "10m", value_parser = grace)]
+    pub image_grace: Duration,
+
+    /// When less than this share of the state folder's file system is free, in percent, base disks that
+    /// nothing refers to go before their time, the longest unused first. 0 never asks for room.
+    #[arg(long, value_name = "PERCENT", env = "VMLET_DISK_LOW", default_value = "10",
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub disk_low: u8,
+
+    /// Until this share is free, in percent.
+    #[arg(long, value_name = "PERCENT", env = "VMLET_DISK_HIGH", default_value = "15",
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub disk_high: u8,
 
     /// How long smaller VMs may pass one that waits for memory, processors or disk space; in seconds.
     /// From then on none of lower rank is started before it, so that it cannot wait for ever.
@@ -226,6 +244,14 @@ fn interface_name(text: &str) -> Result<String, String> {
     }
 }
 
+fn grace(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let time = text.parse::<SignedDuration>().ok().and_then(|time| Duration::try_from(time).ok());
+    time.ok_or_else(|| "write a length of time, for example 90s, 10m or 24h".to_owned())
+}
+
 fn subnet(text: &str) -> Result<Ipv4Net, String> {
     let net: Ipv4Net = text.parse().map_err(|_| "write for example 10.63.0.0/24".to_owned())?;
     if net != net.trunc() {
@@ -318,6 +344,16 @@ mod tests {
         assert!(interface_name("vmlet0").is_ok());
         for bad in ["", "..", "a/b", "has space", "sixteen-bytes-xx"] {
             assert!(interface_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_grace_is_a_length_of_time() {
+        assert_eq!(grace("0"), Ok(Duration::ZERO));
+        assert_eq!(grace("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(grace("1h30m"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "10", "-5m", "soon"] {
+            assert!(grace(bad).is_err(), "{bad:?}");
         }
     }
 

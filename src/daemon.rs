@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::metrics::process::Process;
 use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
 use crate::object::{Kind, Quantity, Uid};
-use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Entropy, Parts};
+use crate::reconcile::{self, BackoffPolicy, Clock, Engine, Entropy, HostRoom, Parts, Retention, Room};
 use crate::store::{Capacity, Record, Store, StoreSettings, sync_dir};
 
 /// How long a boot may take until the guest is heard of: generous, since an emulated guest among
@@ -57,13 +57,14 @@ fn raise_open_files() {
 /// Whatever keeps it from starting, or the engine from accounting for what is there.
 pub async fn run(settings: Settings) -> Result<()> {
     raise_open_files();
+    let retention = retention(&settings)?;
     let folders = Folders::make(&settings.state)?;
     let store_dir = folders.store.clone();
     let store =
         tokio::task::spawn_blocking(move || Store::open(&store_dir, StoreSettings::default())).await??;
     let listener = api::bind(&settings.socket).await?;
     let host = host_network(&settings).await?;
-    let engine = engine(&settings, &folders, &store, host.clone()).await?;
+    let engine = engine(&settings, retention, &folders, &store, host.clone()).await?;
     let cancel = CancellationToken::new();
     let tasks = TaskTracker::new();
     let readiness = watch_manifests(&settings, &store, &tasks, &cancel);
@@ -151,8 +152,18 @@ async fn host_network(settings: &Settings) -> Result<Option<Arc<HostNetwork>>> {
     Ok(Some(Arc::new(network)))
 }
 
+/// How long base disks are kept that nothing refers to.
+fn retention(settings: &Settings) -> Result<Retention> {
+    let Settings { image_grace: grace, disk_low: low, disk_high: high, .. } = *settings;
+    if high < low {
+        bail!("--disk-high ({high}) is below --disk-low ({low}): name the higher share with --disk-high");
+    }
+    Ok(Retention { grace, low, high })
+}
+
 async fn engine(
     settings: &Settings,
+    retention: Retention,
     folders: &Folders,
     store: &Store,
     host: Option<Arc<HostNetwork>>,
@@ -181,6 +192,7 @@ async fn engine(
         patience: Duration::from_secs(settings.patience.into()),
         boot_timeout: BOOT_TIMEOUT,
         backoff: BACKOFF,
+        retention,
         log_limit: Some(LOG_LIMIT),
     };
     let parts = Parts {
@@ -189,6 +201,7 @@ async fn engine(
         network,
         clock: Clock::Host,
         entropy: Entropy::Host,
+        room: Arc::new(HostRoom { state: folders.state.clone() }),
     };
     Ok(Engine::new(store.clone(), parts, behaviour))
 }
@@ -243,8 +256,8 @@ fn capacity(settings: &Settings, state: &Path) -> Result<Capacity> {
         Ok(total.context("/proc/meminfo has no MemTotal")?.parse::<u64>()? * 1024)
     };
     let free = || -> Result<u64> {
-        let disk = rustix::fs::statvfs(state)?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        let room = HostRoom { state: state.to_owned() };
+        Ok(room.space().context("the state folder's file system does not say what is free")?.free)
     };
     let memory =
         settings.memory_capacity.map_or_else(|| host().map(|all| Quantity::bytes(all / 10 * 9)), Ok)?;
@@ -283,6 +296,7 @@ fn sources(store: &Store, engine: &Engine, readiness: watch::Receiver<Readiness>
             Box::new(engine.clone()) as _,
         ]),
         readiness,
+        storage: Arc::new(engine.clone()),
     }
 }
 

@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod network;
 pub mod object;
 pub mod reconcile;
+pub mod storage;
 pub mod store;
 pub mod testing;
 pub mod timeline;

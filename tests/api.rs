@@ -1,6 +1,9 @@
 //! The API over a real unix socket, with a store in memory and scripted guests.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "common/storage.rs"]
+mod storage;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -9,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
@@ -93,6 +96,7 @@ impl Server {
             recorder: recorder.clone(),
             metrics: Metrics::new([Box::new(store.clone()) as _]),
             readiness: read,
+            storage: Arc::new(storage::Scripted::default()),
         };
         tokio::spawn(serve_within(limits, listener, sources, cancel.clone()));
         Server { dir, socket, store, guests, recorder, readiness, _stop: cancel.drop_guard() }
@@ -129,12 +133,16 @@ impl Server {
     }
 
     async fn send(&self, method: Method, path: &str, accept: &str) -> Response<Incoming> {
+        self.order(method, path, accept, "").await
+    }
+
+    async fn order(&self, method: Method, path: &str, accept: &str, body: &str) -> Response<Incoming> {
         let stream = UnixStream::connect(&self.socket).await.unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         let request = Request::builder().method(method).uri(path).header("host", "vmlet");
-        let request = request.header("accept", accept).body(Empty::<Bytes>::new()).unwrap();
+        let request = request.header("accept", accept).body(Full::<Bytes>::from(body.to_owned())).unwrap();
         timeout(LIMIT, sender.send_request(request)).await.unwrap().unwrap()
     }
 
@@ -552,6 +560,57 @@ async fn commands_run_over_a_websocket() {
     guest.power_off();
     let Frame::Ended(status) = frame(&mut lost).await else { panic!("the end was due") };
     assert_eq!(status.reason, "InternalError");
+}
+
+async fn answer(response: Response<Incoming>) -> (u16, String) {
+    let code = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (code, String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn disk_space_is_told_and_given_back() {
+    let server = Server::start().await;
+    let report = server.get("/storage").await;
+    assert_eq!(
+        (&report["disks"][1]["keptUntil"], &report["filesystem"]["free"]),
+        (&json!("2026-01-01T00:06:00Z"), &json!(61_u64 << 30))
+    );
+    let remove = async |digest: &str| {
+        answer(server.send(Method::DELETE, &format!("/storage/disks/{digest}"), "*/*").await).await
+    };
+    let (code, body) = remove(&storage::digest('a').to_string()).await;
+    let status: Status = serde_json::from_str(&body).unwrap();
+    assert_eq!((code, status.reason.as_str()), (409, "InUse"));
+    assert_eq!(status.causes("UsedBy").collect::<Vec<_>>(), ["image/debian", "vm/web"]);
+    let (code, body) = remove(&storage::digest('b').to_string()).await;
+    assert_eq!(
+        (code, serde_json::from_str::<Value>(&body).unwrap()["allocated"].as_u64()),
+        (200, Some(7 << 20))
+    );
+    assert_eq!(remove(&storage::digest('b').to_string()).await.0, 404);
+    assert_eq!(remove("sha256:no").await.0, 400);
+    let prune =
+        async |body: &str| answer(server.order(Method::POST, "/storage/prune", "*/*", body).await).await;
+    assert_eq!(prune("").await, (200, r#"{"disks":[],"blobs":0,"allocated":0}"#.to_owned()));
+    assert_eq!(prune(r#"{"dryRun": 7}"#).await.0, 400);
+    assert_eq!(prune(&" ".repeat(1 << 20)).await.0, 400, "bodies are bounded");
+}
+
+#[tokio::test]
+async fn a_pull_on_demand_is_lines_of_updates() {
+    let server = Server::start().await;
+    let pull = async |source: &str| {
+        let body = json!({"source": source}).to_string();
+        answer(server.order(Method::POST, "/storage/pull", "*/*", &body).await).await
+    };
+    let (code, body) = pull("debian:13").await;
+    let types: Vec<Value> =
+        body.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].clone()).collect();
+    assert_eq!(code, 200);
+    assert_eq!(types, ["resolving", "queued", "pulling", "pulling", "pulling", "done"]);
+    let (code, body) = pull("Not A Reference").await;
+    assert!(code == 400 && body.contains("is not an OCI reference"), "{body}");
 }
 
 #[tokio::test]

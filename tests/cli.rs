@@ -1,8 +1,12 @@
 //! The command line as its users meet it: the real binary against a real socket.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "cli/image.rs"]
+mod image;
 #[path = "cli/simulate.rs"]
 mod simulate;
+#[path = "common/storage.rs"]
+mod storage;
 #[path = "cli/store.rs"]
 mod store;
 
@@ -103,7 +107,9 @@ impl Daemon {
             let guests = Arc::new(OneGuest { agent, dir: dir.path().to_owned() });
             let listener = bind(&dir.path().join("vmlet.sock")).await.unwrap();
             let (store, recorder) = (store.clone(), recorder.clone());
-            let sources = Sources { store, guests, recorder, metrics: Metrics::default(), readiness: read };
+            let storage = Arc::new(storage::Scripted::default());
+            let metrics = Metrics::default();
+            let sources = Sources { store, guests, recorder, metrics, readiness: read, storage };
             tokio::spawn(serve(listener, sources, CancellationToken::new()));
         });
         Daemon { dir, runtime, store, recorder, readiness, _guest: guest }
@@ -255,9 +261,10 @@ fn steady(text: &str) -> String {
 
 #[test]
 fn help() {
-    for verb in
-        ["", "get", "wait", "exec", "logs", "timeline", "validate", "diff", "simulate", "why", "store"]
-    {
+    for verb in [
+        "", "get", "wait", "exec", "logs", "timeline", "validate", "diff", "simulate", "why", "store",
+        "image",
+    ] {
         let words: Vec<&str> = [verb, "-h"].into_iter().filter(|word| !word.is_empty()).collect();
         let (code, stdout, _) = outcome(&vmlet(&words).output().unwrap());
         assert_eq!(code, 0);

@@ -15,7 +15,7 @@ use vmlet::agent::{FakeGuest, FakeScript, GuestState};
 use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
 use vmlet::manifest::{self, DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
 use vmlet::object::{Kind, ObjectKey, Quantity};
-use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
+use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, HostRoom, Parts, Retention, Settings};
 use vmlet::store::{Capacity, Record, Store, StoreSettings};
 use vmlet::testing::{FakeImages, FakeNetwork};
 
@@ -81,6 +81,7 @@ impl Plane {
             network: Arc::new(FakeNetwork::default()),
             clock: Clock::Host,
             entropy: Entropy::default(),
+            room: Arc::new(HostRoom { state: dir.path().to_owned() }),
         };
         let engine = Engine::new(store.clone(), parts, settings(dir.path(), setup.max_boots));
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -180,6 +181,7 @@ fn settings(dir: &Path, max_boots: usize) -> Settings {
         patience: Duration::from_secs(120),
         boot_timeout: Duration::from_secs(300),
         backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
+        retention: Retention { grace: Duration::ZERO, low: 0, high: 0 },
         log_limit: None,
     }
 }

@@ -91,6 +91,25 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "Conflict", message).about(key)
     }
 
+    /// No such base disk.
+    pub(super) fn no_such_disk(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message)
+            .hints(&["`vmlet image ls` shows what there is".to_owned()])
+    }
+
+    /// A base disk is on its way into its place.
+    pub(super) fn disk_installing(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "Installing", message).hints(&["try again in a moment".to_owned()])
+    }
+
+    /// Something keeps a base disk; the causes say what.
+    pub(super) fn disk_in_use(message: impl Into<String>, users: impl IntoIterator<Item = String>) -> Self {
+        let mut error = Self::new(StatusCode::CONFLICT, "InUse", message);
+        let users = users.into_iter().map(|user| StatusCause { reason: "UsedBy".to_owned(), message: user });
+        error.0.details.get_or_insert_default().causes.extend(users);
+        error.hints(&["it can go when nothing refers to it: remove or edit those manifests first".to_owned()])
+    }
+
     /// Something behind the API failed.
     pub(super) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)

@@ -21,6 +21,7 @@ mod server;
 mod session;
 mod socket;
 mod stall;
+mod storage;
 pub mod types;
 mod watch;
 mod why;
@@ -29,6 +30,7 @@ mod why;
 mod tests;
 
 pub use age::age;
+pub(crate) use age::human;
 pub(crate) use render::phase;
 pub use render::{DECLARED_IN, PROBLEM};
 pub use server::{Limits, serve, serve_within};
@@ -51,6 +53,7 @@ use crate::hypervisor::GuestStream;
 use crate::manifest::Readiness;
 use crate::metrics::Metrics;
 use crate::object::{API_VERSION, GROUP, Kind, Uid};
+use crate::storage::Storage;
 use crate::store::{Record, Store};
 use crate::timeline::Recorder;
 use error::ApiError;
@@ -96,6 +99,8 @@ pub struct Sources {
     pub metrics: Metrics,
     /// How far the manifests have been read.
     pub readiness: Receiver<Readiness>,
+    /// What takes disk space.
+    pub storage: Arc<dyn Storage>,
 }
 
 /// What the handlers of objects work with.
@@ -140,5 +145,6 @@ fn router(sources: Sources, cancel: CancellationToken) -> Router {
         .fallback(async |uri: Uri| ApiError::no_such_path(uri.path()))
         .method_not_allowed_fallback(async |method: Method| ApiError::method_not_allowed(method.as_str()))
         .with_state(api)
+        .merge(storage::router(sources.storage.clone()))
         .merge(introspect::router(sources))
 }

@@ -4,11 +4,12 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error as WsError;
@@ -52,11 +53,7 @@ impl Client {
     /// # Errors
     /// When no daemon answers, or it refuses: then in its words.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str, accept: &str) -> Result<T, CliError> {
-        let body = read_all(self.request(Method::GET, path, accept).await?).await?;
-        serde_json::from_slice(&body).map_err(|error| {
-            CliError::new(format!("the daemon's answer to {path} is not understood: {error}"))
-                .hint("compare `vmlet version` of daemon and command line")
-        })
+        understood(path, &read_all(self.request(Method::GET, path, accept).await?).await?)
     }
 
     /// Gets a document as it is.
@@ -84,12 +81,37 @@ impl Client {
         read_all(self.request(Method::DELETE, path, JSON).await?).await.map(drop)
     }
 
+    /// Has something done, and gets the answer.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, order: &Value) -> Result<T, CliError> {
+        understood(path, &read_all(self.ask(Method::POST, path, JSON, order.to_string()).await?).await?)
+    }
+
+    /// Has something removed, and gets the answer.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(super) async fn remove<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        understood(path, &read_all(self.request(Method::DELETE, path, JSON).await?).await?)
+    }
+
     /// Gets an answer that goes on.
     ///
     /// # Errors
     /// As [`Client::get`].
     pub(super) async fn stream(&self, path: &str, accept: &str) -> Result<Stream, CliError> {
         let body = self.request(Method::GET, path, accept).await?.into_body();
+        Ok(Stream { body, rest: BytesMut::new() })
+    }
+
+    /// Has something done, and gets an answer that goes on.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(super) async fn post_stream(&self, path: &str, order: &Value) -> Result<Stream, CliError> {
+        let body = self.ask(Method::POST, path, JSON, order.to_string()).await?.into_body();
         Ok(Stream { body, rest: BytesMut::new() })
     }
 
@@ -118,7 +140,7 @@ impl Client {
     /// # Errors
     /// When no daemon answers.
     pub(super) async fn ready(&self) -> Result<Result<(), String>, CliError> {
-        let response = self.send(Method::GET, "/readyz", JSON).await?;
+        let response = self.send(Method::GET, "/readyz", JSON, String::new()).await?;
         let code = response.status();
         let body = read_all(response).await?;
         match code {
@@ -134,7 +156,17 @@ impl Client {
         path: &str,
         accept: &str,
     ) -> Result<Response<Incoming>, CliError> {
-        let response = self.send(method, path, accept).await?;
+        self.ask(method, path, accept, String::new()).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: String,
+    ) -> Result<Response<Incoming>, CliError> {
+        let response = self.send(method, path, accept, body).await?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -142,7 +174,13 @@ impl Client {
         Err(refusal(code, &read_all(response).await?))
     }
 
-    async fn send(&self, method: Method, path: &str, accept: &str) -> Result<Response<Incoming>, CliError> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: String,
+    ) -> Result<Response<Incoming>, CliError> {
         let lost = |error: hyper::Error| CliError::new(format!("the daemon hung up: {error}"));
         let stream = TokioIo::new(self.connect().await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(lost)?;
@@ -153,7 +191,7 @@ impl Client {
             .uri(path)
             .header(header::HOST, "vmlet")
             .header(header::ACCEPT, accept)
-            .body(Empty::<Bytes>::new())
+            .body(Full::<Bytes>::from(body))
             .map_err(|error| CliError::new(format!("{path} cannot be asked for: {error}")))?;
         sender.send_request(request).await.map_err(lost)
     }
@@ -218,6 +256,13 @@ impl Stream {
             }
         }
     }
+}
+
+fn understood<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T, CliError> {
+    serde_json::from_slice(body).map_err(|error| {
+        CliError::new(format!("the daemon's answer to {path} is not understood: {error}"))
+            .hint("compare `vmlet version` of daemon and command line")
+    })
 }
 
 async fn read_all(response: Response<Incoming>) -> Result<Bytes, CliError> {

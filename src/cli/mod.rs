@@ -16,6 +16,7 @@ mod events;
 mod exec;
 mod feed;
 mod get;
+mod image;
 mod live;
 mod logs;
 mod output;
@@ -79,6 +80,7 @@ enum Verb {
     Timeline(timeline::Draw),
     Wait(wait::Wait),
     Delete(delete::Delete),
+    Image(image::Image),
     Validate(validate::Validate),
     Diff(diff::Diff),
     Simulate(simulate::Simulate),
@@ -136,6 +138,7 @@ async fn dispatch(verb: Verb, client: &Client) -> Outcome {
         Verb::Timeline(verb) => verb.run(client).await,
         Verb::Wait(verb) => verb.run(client).await,
         Verb::Delete(verb) => verb.run(client).await,
+        Verb::Image(verb) => verb.run(client).await,
         Verb::Validate(verb) => verb.run(),
         Verb::Diff(verb) => verb.run(client).await,
         Verb::Simulate(verb) => verb.run(),

@@ -20,6 +20,9 @@ impl From<ReferenceError> for ImageError {
 }
 
 impl ImageError {
+    /// The reason of an error for want of room on the host.
+    pub const NO_SPACE: &str = "NoSpace";
+
     /// The registry does not have it. A later push can change that.
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         ImageError { reason: "NotFound", message: message.into(), transient: true }
@@ -88,7 +91,7 @@ impl ImageError {
     /// There is no room, or will not be.
     pub(crate) fn no_space(message: impl Display) -> Self {
         let message = format!("{message}; free space in the state directory");
-        ImageError { reason: "NoSpace", message, transient: true }
+        ImageError { reason: Self::NO_SPACE, message, transient: true }
     }
 
     /// The host failed at `what`.

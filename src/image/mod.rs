@@ -89,6 +89,18 @@ pub trait Images: Send + Sync + 'static {
 
     /// The digests that have an installed disk, for the sweep at start-up.
     async fn installed(&self) -> Result<Vec<Digest>, ImageError>;
+
+    /// The compressed layers that are kept to save later pulls a download, in no order.
+    async fn blobs(&self) -> Result<Vec<CachedBlob>, ImageError> {
+        Ok(Vec::new())
+    }
+
+    /// Removes the least recently used of them until no more than this many bytes are left; running pulls
+    /// lose none. Returns the bytes removed.
+    async fn prune_blobs(&self, down_to: u64) -> Result<u64, ImageError> {
+        let _ = down_to;
+        Ok(0)
+    }
 }
 
 /// A root that becomes a base disk as one layer.
@@ -185,17 +197,6 @@ pub struct Progress {
     pub bytes: u64,
     /// Compressed bytes downloaded.
     pub bytes_done: u64,
-}
-
-/// `layer 3 of 4, 61 %`
-impl std::fmt::Display for Progress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.layers == 0 {
-            return f.write_str("reading the manifest");
-        }
-        let percent = (self.bytes_done * 100).checked_div(self.bytes).unwrap_or(100);
-        write!(f, "layer {} of {}, {percent} %", (self.layers_done + 1).min(self.layers), self.layers)
-    }
 }
 
 /// Why an image could not be had.

@@ -68,29 +68,6 @@ impl ImageStore {
         Ok(ImageStore { folders, registry, blobs, space: Space::new(state.to_owned()), settings })
     }
 
-    /// The compressed layers that are kept, in no order.
-    ///
-    /// # Errors
-    ///
-    /// If their folder cannot be read.
-    pub async fn blobs(&self) -> Result<Vec<CachedBlob>, ImageError> {
-        let blobs = self.blobs.clone();
-        let what = "listing layers";
-        blocking(what, move || blobs.list().map_err(|error| ImageError::host(what, &error))).await
-    }
-
-    /// Removes the least recently used layers until no more than this many bytes are left; running
-    /// pulls lose none. Returns the bytes removed.
-    ///
-    /// # Errors
-    ///
-    /// If one cannot be removed.
-    pub async fn prune_blobs(&self, down_to: u64) -> Result<u64, ImageError> {
-        let blobs = self.blobs.clone();
-        let what = "removing layers";
-        blocking(what, move || blobs.prune(down_to).map_err(|error| ImageError::host(what, &error))).await
-    }
-
     /// What `fill` makes in a staging folder within the time for it.
     async fn staged<F>(
         &self,
@@ -124,7 +101,7 @@ impl ImageStore {
         let staged =
             staged.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not there within {limit:?}"))));
         let blobs = self.blobs.clone();
-        let full = staged.as_ref().is_err_and(|error| error.reason == "NoSpace");
+        let full = staged.as_ref().is_err_and(|error| error.reason == ImageError::NO_SPACE);
         let tidy = move || {
             blobs.tidy(full);
             Ok(())
@@ -287,6 +264,18 @@ impl Images for ImageStore {
     async fn installed(&self) -> Result<Vec<Digest>, ImageError> {
         let folders = self.folders.clone();
         blocking("listing images", move || folders.installed().map_err(at(&folders.images))).await
+    }
+
+    async fn blobs(&self) -> Result<Vec<CachedBlob>, ImageError> {
+        let blobs = self.blobs.clone();
+        let what = "listing layers";
+        blocking(what, move || blobs.list().map_err(|error| ImageError::host(what, &error))).await
+    }
+
+    async fn prune_blobs(&self, down_to: u64) -> Result<u64, ImageError> {
+        let blobs = self.blobs.clone();
+        let what = "removing layers";
+        blocking(what, move || blobs.prune(down_to).map_err(|error| ImageError::host(what, &error))).await
     }
 }
 

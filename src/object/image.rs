@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::source::{ImageSource, PullPolicy};
-use super::{Condition, Effect, Object, Quantity, Violation};
+use super::{Condition, Effect, Object, PullProgress, Quantity, Violation};
 
 /// An image, fetched and made into a read-only base disk that VMs share.
 pub type Image = Object<ImageSpec, ImageStatus>;
@@ -53,6 +53,9 @@ pub struct ImageStatus {
     /// How far the current pull is, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
+    /// The same in numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
     /// When a failed pull is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -82,6 +85,7 @@ impl Default for ImageStatus {
             digest: None,
             disk: None,
             progress: None,
+            pull: None,
             next_retry_time: None,
         }
     }

@@ -10,6 +10,7 @@ mod effect;
 mod image;
 mod meta;
 mod period;
+mod pull;
 mod quantity;
 mod source;
 mod vm;
@@ -24,6 +25,7 @@ pub use effect::{Effect, effect_of};
 pub use image::{DiskStatus, Image, ImageSpec, ImageStatus};
 pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};
 pub use period::Period;
+pub use pull::{Bytes, PullProgress};
 pub use quantity::Quantity;
 pub use source::{BundleSource, FilesSource, ImageSource, OciLayoutSource, OciSource, PullPolicy};
 pub use vm::{

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image::never_observed;
 use super::source::{PullPolicy, check_reference};
-use super::{Condition, Effect, Object, Quantity, Violation, validate_name};
+use super::{Condition, Effect, Object, PullProgress, Quantity, Violation, validate_name};
 use crate::image::Source;
 
 /// A virtual machine.
@@ -358,6 +358,9 @@ pub struct VmStatus {
     /// The image that runs, or is being fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<VmImageStatus>,
+    /// How far the pull of the image is that the VM waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
     /// How often the VM was started again after its first start.
     #[serde(default)]
     pub restarts: u32,
@@ -388,6 +391,7 @@ impl Default for VmStatus {
             driver: None,
             pid: None,
             image: None,
+            pull: None,
             restarts: 0,
             last_exit: None,
             next_retry_time: None,

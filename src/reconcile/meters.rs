@@ -7,7 +7,7 @@ use super::Engine;
 use super::world::World;
 use crate::metrics::{Counts, Page, Report};
 use crate::object::Kind;
-use crate::store::Record;
+use crate::store::{DiskState, Record};
 
 /// What the engine counts. All labels are words of the code.
 #[derive(Debug, Default)]
@@ -17,6 +17,7 @@ pub(super) struct Meters {
     pulls: Counts<1>,
     pulled: Counts<0>,
     restarts: Counts<0>,
+    collections: Counts<1>,
 }
 
 impl Meters {
@@ -40,6 +41,11 @@ impl Meters {
         self.pulled.add([], bytes);
     }
 
+    /// A base disk was removed, and why.
+    pub(super) fn collection(&self, reason: &str) {
+        self.collections.add([reason], 1);
+    }
+
     /// A VM was started that had been started before.
     pub(super) fn restart(&self) {
         self.restarts.add([], 1);
@@ -60,6 +66,9 @@ impl Report for Engine {
         page.counts("vmlet_pulls", "Attempts to pull that ended", ["outcome"], &meters.pulls)?;
         let help = "Compressed bytes of layers that were downloaded";
         page.counts("vmlet_pulled_bytes", help, [], &meters.pulled)?;
+        disks(world, page)?;
+        let help = "Base disks that were removed, and why";
+        page.counts("vmlet_collections", help, ["reason"], &meters.collections)?;
         page.counts("vmlet_vm_restarts", "Starts of VMs after their first", [], &meters.restarts)
     }
 }
@@ -69,6 +78,7 @@ fn guards(world: &World, page: &mut Page<'_>) -> fmt::Result {
         ([("guard", "store")], world.store.guard_times()),
         ([("guard", "pulls")], world.pulls.guard_times()),
         ([("guard", "agents")], world.agents.held()),
+        ([("guard", "collector")], world.collector.guard_times()),
         ([("guard", "timeline")], world.recorder.guard_times()),
     ];
     let guards: Vec<_> = guards.iter().map(|(label, held)| (&label[..], *held)).collect();
@@ -82,6 +92,32 @@ fn permits(world: &World, page: &mut Page<'_>) -> fmt::Result {
     ];
     let free: Vec<_> = free.iter().map(|(label, free)| (&label[..], *free)).collect();
     page.gauges("vmlet_permits_free", "Permits that nobody holds", &free)
+}
+
+/// Base disks by state, what they take, and the room that is left.
+fn disks(world: &World, page: &mut Page<'_>) -> fmt::Result {
+    let mut count = [("used", 0.0), ("unused", 0.0), ("installing", 0.0), ("removing", 0.0)];
+    let mut bytes = 0.0;
+    for disk in world.store.disks() {
+        let state = match disk.state {
+            DiskState::Ready { .. } => usize::from(disk.unused.is_some()),
+            DiskState::Installing { .. } => 2,
+            DiskState::Removing => 3,
+        };
+        count[state].1 += 1.0;
+        bytes += disk.path().map_or(0, |path| world.room.taken(path)) as f64;
+    }
+    let count = count.map(|(state, count)| ([("state", state)], count));
+    let count: Vec<_> = count.iter().map(|(label, count)| (&label[..], *count)).collect();
+    page.gauges("vmlet_disks", "Base disks by whether anything refers to them", &count)?;
+    page.gauge("vmlet_disk_bytes", "Bytes that base disks take in the state folder", bytes)?;
+    let help = "Bytes that the layers take which are kept for later pulls";
+    page.gauge("vmlet_blob_cache_bytes", help, world.room.blobs() as f64)?;
+    let Some(space) = world.room.space() else { return Ok(()) };
+    let help = "Bytes that are free on the state folder's file system";
+    page.gauge("vmlet_filesystem_free_bytes", help, space.free as f64)?;
+    let help = "Bytes of the state folder's file system";
+    page.gauge("vmlet_filesystem_bytes", help, space.total as f64)
 }
 
 /// Objects by kind, phase, and whether they are ready.

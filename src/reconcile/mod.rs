@@ -20,11 +20,14 @@ mod dependents;
 mod entropy;
 mod image;
 mod meters;
+mod pace;
 mod present;
 mod promotion;
 mod pulls;
 mod recovery;
+mod room;
 mod step;
+mod storage;
 mod supervisor;
 mod task;
 mod track;
@@ -38,8 +41,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::backoff::BackoffPolicy;
 pub use self::clock::Clock;
+pub use self::collector::Retention;
 pub use self::entropy::Entropy;
 pub use self::recovery::RecoveryError;
+pub use self::room::{HostRoom, Room, Space};
 pub use self::vm::{due_stop, reruns, restarting};
 pub use self::world::{Parts, Settings};
 

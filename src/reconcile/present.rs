@@ -1,4 +1,4 @@
-//! Images that are on the host by another object's doing.
+//! Images that are on the host by another object's doing, or because somebody pulled them ahead.
 
 use crate::image::Source;
 use crate::object::Kind;
@@ -16,5 +16,15 @@ pub(super) fn present(store: &Store, source: &Source) -> Option<PinnedImage> {
     let is_here = |pin: &PinnedImage| {
         pin.source == *source && store.disk(&pin.digest).is_some_and(|disk| disk.is_ready())
     };
-    pins(Kind::Image).chain(pins(Kind::Vm)).find(is_here)
+    pins(Kind::Image).chain(pins(Kind::Vm)).find(is_here).or_else(|| unused(store, source))
+}
+
+/// A registry's image whose base disk nothing refers to at present.
+fn unused(store: &Store, source: &Source) -> Option<PinnedImage> {
+    let Source::Oci(reference) = source else { return None };
+    let disks = store.disks().into_iter().filter(|disk| disk.is_ready());
+    let mut wanted = disks.filter(|disk| {
+        disk.unused.as_ref().is_some_and(|unused| unused.source.as_deref() == Some(reference))
+    });
+    wanted.next().map(|disk| PinnedImage { source: source.clone(), digest: disk.digest })
 }

@@ -17,18 +17,21 @@ use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
+use super::collector::Bell;
 use super::entropy::Entropy;
 use super::meters::Meters;
+use super::pace::Pace;
 use super::promotion::Promoter;
 use super::task::message_of;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Source, StagedDisk};
 use crate::latest;
 use crate::metrics::{Guarded, Histogram};
-use crate::object::{Kind, ObjectKey, Quantity};
+use crate::object::{Kind, ObjectKey, PullProgress, Quantity};
 use crate::store::{DiskClaim, PublishError, Store, StoreError};
 use crate::timeline::{OpenSpan, Outcome, Phase, Recorder, Subject};
 
@@ -43,7 +46,7 @@ pub(super) enum PullState {
     /// It waits for one of the permits.
     Queued,
     /// It runs.
-    Running(Progress),
+    Running(PullProgress),
     /// It failed; it is tried again at the time given, if trying can help.
     Failed { reason: &'static str, message: String, attempt: u32, retry: Option<Timestamp> },
     /// The base disk is there.
@@ -67,14 +70,17 @@ pub(super) struct Shop {
     pub(super) backoff: BackoffPolicy,
     pub(super) clock: Clock,
     pub(super) entropy: Entropy,
-    /// Told after each install: a disk that nobody refers to any more is to go.
-    pub(super) collector: Arc<Notify>,
+    /// Told after each install, because a disk may be nobody's by now, and when there was no room for one.
+    pub(super) collector: Arc<Bell>,
     pub(super) recorder: Recorder,
     pub(super) meters: Arc<Meters>,
 }
 
 struct Pull {
+    source: Source,
     state: latest::Receiver<PullState>,
+    /// Ends the wait after a failed attempt.
+    hurry: Arc<Notify>,
     task: AbortHandle,
 }
 
@@ -88,7 +94,7 @@ impl Drop for Pull {
 pub(super) struct Share {
     digest: Digest,
     state: latest::Receiver<PullState>,
-    _pull: Arc<Pull>,
+    pull: Arc<Pull>,
 }
 
 impl Share {
@@ -98,6 +104,11 @@ impl Share {
 
     pub(super) fn state(&self) -> PullState {
         self.state.borrow().clone()
+    }
+
+    /// Ends the wait for the next attempt, if there is one: somebody asks for it now.
+    pub(super) fn hurry(&self) {
+        self.pull.hurry.notify_one();
     }
 
     /// Resolves when the state changed. Cancel-safe.
@@ -126,7 +137,24 @@ impl Pulls {
                 pull
             })
         });
-        Share { digest: digest.clone(), state: pull.state.clone(), _pull: pull }
+        Share { digest: digest.clone(), state: pull.state.clone(), pull }
+    }
+
+    /// The pulls under way, by digest: what each was first wanted as, and how far it is.
+    pub(super) fn running(&self) -> Vec<(Digest, Source, PullState)> {
+        let pulls: Vec<(Digest, Arc<Pull>)> = self.under_way.with(|under_way| {
+            let alive = under_way.iter().filter_map(|(digest, pull)| Some((digest.clone(), pull.upgrade()?)));
+            alive.collect()
+        });
+        let state = |pull: &Pull| (pull.source.clone(), pull.state.borrow().clone());
+        let mut running: Vec<_> = pulls
+            .iter()
+            .map(|(digest, pull)| (digest.clone(), state(pull)))
+            .filter(|(_, (_, state))| *state != PullState::Done)
+            .map(|(digest, (source, state))| (digest, source, state))
+            .collect();
+        running.sort_by(|a, b| a.0.cmp(&b.0));
+        running
     }
 
     /// How long the map's guard was held, each time.
@@ -143,12 +171,20 @@ impl Pulls {
 impl Shop {
     fn start(self: Arc<Self>, source: Source, digest: Digest) -> Pull {
         let (sender, state) = latest::channel(PullState::Queued);
-        let task = tokio::spawn(async move { self.pull(&source, &digest, &sender).await });
-        Pull { state, task: task.abort_handle() }
+        let hurry = Arc::<Notify>::default();
+        let (wanted, called) = (source.clone(), hurry.clone());
+        let task = tokio::spawn(async move { self.pull(&wanted, &digest, &sender, &called).await });
+        Pull { source, state, hurry, task: task.abort_handle() }
     }
 
     /// Tries until it is done, or cannot be.
-    async fn pull(&self, source: &Source, digest: &Digest, state: &latest::Sender<PullState>) {
+    async fn pull(
+        &self,
+        source: &Source,
+        digest: &Digest,
+        state: &latest::Sender<PullState>,
+        hurry: &Notify,
+    ) {
         let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
         loop {
             let error = match self.attempt(source, digest, state).await {
@@ -161,6 +197,9 @@ impl Shop {
             };
             self.meters.pull("failed");
             self.meters.failure("pull", error.reason());
+            if error.reason() == ImageError::NO_SPACE {
+                self.collector.starve();
+            }
             let now = self.clock.now();
             let retry = error.transient().then(|| backoff.fail(now));
             tracing::warn!(image = %source, %digest, %error, "pull failed");
@@ -173,7 +212,11 @@ impl Shop {
             let Some(retry) = retry else { return };
             let wait = Duration::try_from(retry.duration_since(now)).unwrap_or_default();
             let backing_off = self.span(source, digest, Phase::Backoff);
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                biased;
+                () = hurry.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
             backing_off.end(Outcome::Done);
             state.send_replace(PullState::Queued);
         }
@@ -228,8 +271,9 @@ impl Shop {
         digest: &Digest,
         state: &latest::Sender<PullState>,
     ) -> Result<StagedDisk, ImageError> {
-        let (sender, mut progress) = watch::channel(Progress::default());
-        state.send_replace(PullState::Running(Progress::default()));
+        let (sender, progress) = watch::channel(Progress::default());
+        let (mut pace, mut told) = (Pace::default(), PullProgress::default());
+        state.send_replace(PullState::Running(told.clone()));
         let stage = async {
             match source {
                 Source::Vm(vm) => {
@@ -250,8 +294,10 @@ impl Shop {
                     return staged;
                 }
                 _ = tick.tick() => {
-                    if progress.has_changed().unwrap_or(false) {
-                        state.send_replace(PullState::Running(progress.borrow_and_update().clone()));
+                    let now = pace.observe(Instant::now(), &progress.borrow());
+                    if now != told {
+                        told = now;
+                        state.send_replace(PullState::Running(told.clone()));
                     }
                 }
             }

@@ -108,7 +108,8 @@ pub(super) fn message_of(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-async fn sleep_until(until: Option<Timestamp>, clock: Clock) {
+/// Until this time has come; for ever if there is none.
+pub(super) async fn sleep_until(until: Option<Timestamp>, clock: Clock) {
     match until {
         None => std::future::pending().await,
         Some(until) => {

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::backoff::BackoffPolicy;
 use super::clock::Clock;
+use super::collector::{Bell, Retention};
 use super::entropy::Entropy;
 use super::meters::Meters;
 use super::promotion::Promoter;
 use super::pulls::{Pulls, Shop};
+use super::room::Room;
 use crate::agent::Agent;
 use crate::hypervisor::Driver;
 use crate::image::Images;
@@ -47,6 +49,8 @@ pub struct Settings {
     pub boot_timeout: Duration,
     /// How waits after failures grow.
     pub backoff: BackoffPolicy,
+    /// How long base disks are kept that nothing refers to.
+    pub retention: Retention,
     /// Bytes of a VM's log file before it is rotated; none keeps no logs.
     pub log_limit: Option<u64>,
 }
@@ -63,6 +67,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Where jitter and claims come from.
     pub entropy: Entropy,
+    /// What room there is.
+    pub room: Arc<dyn Room>,
 }
 
 pub(super) struct World {
@@ -72,11 +78,12 @@ pub(super) struct World {
     pub(super) network: Arc<dyn Network>,
     pub(super) clock: Clock,
     pub(super) entropy: Entropy,
+    pub(super) room: Arc<dyn Room>,
     pub(super) settings: Settings,
     pub(super) pulls: Pulls,
     pub(super) boots: Arc<Semaphore>,
     /// Wakes the collector of base disks.
-    pub(super) collector: Arc<Notify>,
+    pub(super) collector: Arc<Bell>,
     /// Guards the map only. The agents of connected guests, for the API.
     pub(super) agents: Guarded<HashMap<Uid, Agent>>,
     pub(super) recorder: Recorder,
@@ -85,8 +92,8 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(store: Store, parts: Parts, settings: Settings) -> Self {
-        let Parts { images, driver, network, clock, entropy } = parts;
-        let collector = Arc::new(Notify::new());
+        let Parts { images, driver, network, clock, entropy, room } = parts;
+        let collector = Arc::<Bell>::default();
         let (recorder, meters) = (Recorder::new(clock), Arc::new(Meters::default()));
         World {
             pulls: Pulls::new(Shop {
@@ -119,6 +126,7 @@ impl World {
             network,
             clock,
             entropy,
+            room,
             settings,
         }
     }

@@ -10,20 +10,22 @@
 //! An install that failed may have put its disk in place all the same: what was claimed is removed, not
 //! forgotten.
 //!
-//! References are pins and reservations in the records of objects; they are looked up, not counted.
-//! A digest is pinned before its disk is claimed, so that no disk is condemned between its
-//! installation and its first use.
+//! References are pins and reservations in the records of objects. The transaction that drops a disk's last
+//! one notes the time (`uses`); one that takes a reference clears it. Whoever condemns a disk says since
+//! when he saw it unused: one that was used meanwhile stays. A digest is pinned before its disk is claimed, so
+//! that no disk is condemned between its installation and its first use.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::Store;
-use super::error::{PublishError, StoreError};
-use super::record::{DiskRecord, DiskState, Record};
+use super::error::{PublishError, RemoveDiskError, StoreError};
+use super::record::{DiskRecord, DiskState};
 use super::request::DiskClaim;
 use super::state::State;
+use super::uses::references;
 use crate::image::{Digest, ImageConfig};
 use crate::object::Quantity;
 
@@ -67,14 +69,35 @@ impl Store {
         self.engine().commit(abandon).await
     }
 
-    /// Marks every disk that nobody refers to as being removed: no VM can reserve it from now on.
-    /// Returns all disks so marked, the earlier ones included: their files are to be removed, then
+    /// Marks disks as being removed that nobody has referred to since the times given: no VM can reserve them
+    /// from now on. Returns those that are so marked: their files are to be removed, then
     /// [forgotten](Store::forget_disk).
     ///
     /// # Errors
     /// The store failed.
-    pub async fn condemn_disks(&self) -> Result<Vec<Digest>, StoreError> {
-        self.engine().commit(|state| Ok(state.condemn_disks())).await
+    pub async fn condemn_disks(&self, unused: &[(Digest, Timestamp)]) -> Result<Vec<Digest>, StoreError> {
+        self.engine().commit(|state| Ok(state.condemn_disks(unused))).await
+    }
+
+    /// Marks a disk as being removed because somebody asks for it. One that is marked already is fine.
+    ///
+    /// # Errors
+    /// Why not, see [`RemoveDiskError`]. Nothing changed then.
+    pub async fn condemn_disk(&self, digest: &Digest) -> Result<(), RemoveDiskError> {
+        self.engine().commit(|state| state.condemn_disk(digest)).await
+    }
+
+    /// Somebody without a reference wants a disk, as `source`: its time without users begins anew. One that
+    /// is not there, or in use, is left alone.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn touch_disk(&self, digest: &Digest, source: &str) -> Result<(), StoreError> {
+        let touch = |state: &mut State| {
+            state.touch_disk(digest, source);
+            Ok(())
+        };
+        self.engine().commit(touch).await
     }
 
     /// Drops the record of a condemned disk whose files are gone. Any other is left alone.
@@ -113,7 +136,7 @@ impl State {
             Some(DiskState::Installing { claim: held }) if *held != claim => DiskClaim::Taken,
             Some(DiskState::Installing { .. }) => DiskClaim::Granted,
             None => {
-                self.put_disk(DiskRecord { digest: digest.clone(), state: DiskState::Installing { claim } });
+                self.put_disk(self.disk_in(digest, DiskState::Installing { claim }));
                 DiskClaim::Granted
             }
         }
@@ -128,30 +151,43 @@ impl State {
         if !self.claimed(digest, claim) {
             return Err(PublishError::Stale);
         }
-        self.put_disk(DiskRecord { digest: digest.clone(), state: ready });
+        self.put_disk(self.disk_in(digest, ready));
         Ok(())
     }
 
     pub(super) fn abandon_disk(&mut self, digest: &Digest, claim: Uuid) {
         if self.claimed(digest, claim) {
-            self.put_disk(DiskRecord { digest: digest.clone(), state: DiskState::Removing });
+            self.put_disk(self.disk_in(digest, DiskState::Removing));
         }
     }
 
-    pub(super) fn condemn_disks(&mut self) -> Vec<Digest> {
-        let ready = self.disks.values().filter(|disk| matches!(disk.state, DiskState::Ready { .. }));
-        let mut unkept: BTreeSet<Digest> = ready.map(|disk| disk.digest.clone()).collect();
-        for digest in self.objects.values().flat_map(references) {
-            if unkept.is_empty() {
-                break;
+    pub(super) fn condemn_disks(&mut self, unused: &[(Digest, Timestamp)]) -> Vec<Digest> {
+        let mut condemned = Vec::new();
+        for (digest, since) in unused {
+            let Some(disk) = self.disks.get(digest) else { continue };
+            let still = disk.unused.as_ref().is_some_and(|unused| unused.since == *since);
+            if disk.is_ready() && still {
+                self.put_disk(DiskRecord { state: DiskState::Removing, ..DiskRecord::clone(disk) });
+                condemned.push(digest.clone());
             }
-            unkept.remove(digest);
         }
-        for digest in unkept {
-            self.put_disk(DiskRecord { digest, state: DiskState::Removing });
+        condemned
+    }
+
+    pub(super) fn condemn_disk(&mut self, digest: &Digest) -> Result<(), RemoveDiskError> {
+        let disk = self.disks.get(digest).ok_or(RemoveDiskError::Unknown)?;
+        match disk.state {
+            DiskState::Removing => return Ok(()),
+            DiskState::Installing { .. } => return Err(RemoveDiskError::Installing),
+            DiskState::Ready { .. } => {}
         }
-        let condemned = self.disks.values().filter(|disk| disk.state == DiskState::Removing);
-        condemned.map(|disk| disk.digest.clone()).collect()
+        if self.uses.any(digest) {
+            let users = self.objects.iter();
+            let users = users.filter(|(_, record)| references(record).contains(&Some(digest)));
+            return Err(RemoveDiskError::InUse { by: users.map(|(key, _)| key.clone()).collect() });
+        }
+        self.put_disk(DiskRecord { state: DiskState::Removing, ..DiskRecord::clone(disk) });
+        Ok(())
     }
 
     pub(super) fn forget_disk(&mut self, digest: &Digest) {
@@ -170,10 +206,4 @@ impl State {
         let installing = DiskState::Installing { claim };
         self.disks.get(digest).is_some_and(|disk| disk.state == installing)
     }
-}
-
-/// The digests that an object keeps.
-fn references(record: &Record) -> impl Iterator<Item = &Digest> {
-    let pinned = record.pinned().map(|pinned| &pinned.digest);
-    pinned.into_iter().chain(record.reservation().map(|held| &held.image))
 }

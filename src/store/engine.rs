@@ -15,6 +15,7 @@ use tokio::sync::broadcast;
 use super::backend::Backend;
 use super::error::StoreError;
 use super::record::Event;
+use super::request::Now;
 use super::state::State;
 use crate::latest;
 use crate::metrics::{Guarded, Histogram};
@@ -27,6 +28,7 @@ pub(super) struct Engine {
     inner: Guarded<Inner>,
     progress: latest::Sender<Progress>,
     events: broadcast::Sender<Arc<Event>>,
+    now: Now,
     flush: OnceLock<FlushBy>,
     stopping: AtomicBool,
     pub(super) flush_times: Histogram,
@@ -61,11 +63,12 @@ pub(super) enum FlushBy {
 }
 
 impl Engine {
-    pub(super) fn new(state: State) -> Engine {
+    pub(super) fn new(state: State, now: Now) -> Engine {
         Engine {
             inner: Guarded::new(Inner { state, filling: 1, refusal: None }),
             progress: latest::Sender::new(Progress::default()),
             events: broadcast::Sender::new(EVENT_BACKLOG),
+            now,
             flush: OnceLock::new(),
             stopping: AtomicBool::new(false),
             flush_times: Histogram::default(),
@@ -96,10 +99,12 @@ impl Engine {
     /// Runs a transaction. Returns its value and the batch that makes it durable, and with it
     /// everything that it saw.
     pub(super) fn transact<T>(&self, run: impl FnOnce(&mut State) -> T) -> Result<(T, u64), StoreError> {
+        let now = (self.now)();
         let (value, batch, pending) = self.locked(|inner| {
             if let Some(refusal) = &inner.refusal {
                 return Err(refusal.clone());
             }
+            inner.state.now = now;
             let value = run(&mut inner.state);
             let pending = inner.state.has_pending();
             let batch = if pending { inner.filling } else { inner.filling - 1 };

@@ -246,6 +246,26 @@ pub enum RemoveImageError {
     Store(#[from] StoreError),
 }
 
+/// Why [`condemn_disk`](super::Store::condemn_disk) refuses.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RemoveDiskError {
+    /// There is no such disk.
+    #[error("there is no such base disk")]
+    Unknown,
+    /// It is on its way into its place.
+    #[error("the base disk is being installed right now")]
+    Installing,
+    /// Objects keep it.
+    #[error("in use by {}", list(.by))]
+    InUse {
+        /// The objects, in order.
+        by: Vec<ObjectKey>,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// The first few names, and how many more.
 fn list(keys: &[ObjectKey]) -> String {
     const SHOWN: usize = 5;

@@ -165,7 +165,7 @@ pub(super) fn start(durable: BTreeMap<Vec<u8>, Vec<u8>>, settings: StoreSettings
     let rows = rows.collect::<Result<Vec<Row>, String>>().expect("rows are read as they were written");
     let disk = Arc::new(Mutex::new(Disk { durable, ..Disk::default() }));
     let backend = MemoryDisk(Arc::clone(&disk));
-    let engine = Engine::new(State::new(rows, &settings));
+    let engine = Engine::new(State::new(rows, &settings), settings.now.clone());
     engine.flush_by(FlushBy::Caller(Mutex::new(Flusher::new(backend))));
     let store = Store::over(engine);
     (store.clone(), MemoryBackend { store, settings, disk })

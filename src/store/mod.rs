@@ -47,12 +47,13 @@ mod sled_backend;
 mod state;
 #[cfg(test)]
 mod tests;
+mod uses;
 mod watch;
 
 pub use crate::metrics::HistogramSnapshot;
 pub use admission::{Resource, Standing};
 pub use error::{
-    DeclareError, Expired, OpenError, PromoteError, PublishError, ReleaseError, RemoveError,
+    DeclareError, Expired, OpenError, PromoteError, PublishError, ReleaseError, RemoveDiskError, RemoveError,
     RemoveImageError, ReserveError, StoreError,
 };
 pub use export::{Counts, Export};
@@ -61,10 +62,10 @@ pub use offline::{ClosedStore, ClosedStoreError, import};
 pub use promote::Promotable;
 pub use record::{
     DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, Problem, Record, Reservation, Run,
-    Severity, Stopping, Subject, VmRecord,
+    Severity, Stopping, Subject, Unused, VmRecord,
 };
 pub use request::{
-    Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, StoreSettings,
+    Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, Now, StoreSettings,
     VmClaim, VmUpdate,
 };
 pub(crate) use sled_backend::sync_dir;

@@ -73,7 +73,7 @@ pub(super) fn open(dir: &Path, settings: &StoreSettings) -> Result<(Arc<Engine>,
     let rows = rows.iter().map(|(key, value)| Row::decode(key, value)).collect::<Result<Vec<_>, _>>();
     let rows = rows.map_err(|why| layout.explain(SledTrouble::Damaged(why)))?;
 
-    let engine = Arc::new(Engine::new(State::new(rows, settings)));
+    let engine = Arc::new(Engine::new(State::new(rows, settings), settings.now.clone()));
     let mut flusher = Flusher::new(backend);
     flusher.flush(&engine);
     if let Some(why) = engine.failed() {

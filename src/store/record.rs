@@ -273,12 +273,32 @@ pub struct DiskRecord {
     pub digest: Digest,
     /// How far it is.
     pub state: DiskState,
+    /// Since when nothing refers to it; none while something does, or before it is ready.
+    #[serde(default)]
+    pub unused: Option<Unused>,
+}
+
+/// A base disk's time without users.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unused {
+    /// When the last reference went, or the disk was last asked for by somebody without one.
+    pub since: Timestamp,
+    /// What it was last wanted as, for people.
+    pub source: Option<String>,
 }
 
 impl DiskRecord {
     /// Whether VMs can run on it.
     pub fn is_ready(&self) -> bool {
         matches!(self.state, DiskState::Ready { .. })
+    }
+
+    /// Where it is, once it is ready.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.state {
+            DiskState::Ready { path, .. } => Some(path),
+            DiskState::Installing { .. } | DiskState::Removing => None,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use jiff::Timestamp;
 
 use super::record::{PinnedImage, Record, Run};
 use crate::image::Digest;
@@ -15,7 +16,10 @@ use crate::object::{FieldChange, ImageStatus, LastExit, ObjectKey, Port, Quantit
 /// Makes uids: random ones, or a simulation's own.
 pub type Minter = Arc<dyn Fn() -> Uid + Send + Sync>;
 
-/// The store's limits.
+/// Tells the time: the host's clock, or a simulation's own.
+pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The store's limits, and what it is given of the world.
 #[derive(Clone)]
 pub struct StoreSettings {
     /// Changes kept for watchers; one that lags further behind is told [`Expired`](super::Expired).
@@ -30,6 +34,8 @@ pub struct StoreSettings {
     pub export_interval: Duration,
     /// Makes uids.
     pub minter: Minter,
+    /// Tells the time of transactions.
+    pub now: Now,
 }
 
 impl Default for StoreSettings {
@@ -41,6 +47,7 @@ impl Default for StoreSettings {
             cache_bytes: 32 << 20,
             export_interval: Duration::from_secs(300),
             minter: Arc::new(Uid::new_v4),
+            now: Arc::new(Timestamp::now),
         }
     }
 }

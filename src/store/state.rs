@@ -1,5 +1,5 @@
-//! The state in memory. Pure: no I/O, no clocks, no locks. The rules of the transactions are beside
-//! it, one file a subject (`declare`, `reserve`, `publish`, `disks`, `events`).
+//! The state in memory. Pure: no I/O, no locks, and the time is told by whoever runs a transaction. The rules of the transactions are beside
+//! it, one file a subject (`declare`, `reserve`, `publish`, `disks`, `uses`, `events`).
 //!
 //! Flow: a transaction checks everything first and then calls [`State::put`] or its siblings, the
 //! only places where anything changes. They keep the derived indices right, give the change its
@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::events::EventLog;
 use super::history::History;
 use super::leases::Leases;
@@ -16,6 +18,7 @@ use super::line::Line;
 use super::record::{DiskRecord, ImageRecord, Record, VmRecord};
 use super::request::{Change, ChangeKind, Minter, StoreSettings};
 use super::row::{Batch, Row, RowKey};
+use super::uses::{Turn, Uses};
 use crate::image::Digest;
 use crate::object::{Kind, ObjectKey, Uid};
 
@@ -28,9 +31,12 @@ pub(super) struct State {
     pub(super) disks: BTreeMap<Digest, Arc<DiskRecord>>,
     pub(super) events: EventLog,
     pub(super) leases: Leases,
+    pub(super) uses: Uses,
     pub(super) line: Line,
     pub(super) history: History,
     pub(super) minter: Minter,
+    /// The present transaction's time.
+    pub(super) now: Timestamp,
     version: u64,
     writes: u64,
     pending: Batch,
@@ -45,21 +51,24 @@ impl State {
             disks: BTreeMap::new(),
             events: EventLog::new(settings),
             leases: Leases::default(),
+            uses: Uses::default(),
             line: Line::default(),
             history: History::new(settings.history),
             minter: settings.minter.clone(),
+            now: (settings.now)(),
             version: 0,
             writes: 0,
             pending: Batch::new(),
         };
         for row in rows {
             match row {
-                Row::Object(record) => state.index(record),
+                Row::Object(record) => _ = state.index(record),
                 Row::Disk(disk) => _ = state.disks.insert(disk.digest.clone(), disk),
                 Row::Event(id, event) => state.events.load(id, event),
                 Row::Version(version) => state.version = version,
             }
         }
+        state.note_all();
         state.version += VERSION_JUMP;
         state.history.start(state.version);
         state.pending.insert(RowKey::Version, Some(Row::Version(state.version)));
@@ -120,7 +129,8 @@ impl State {
     /// Writes an object whose change concerns nobody: its version stays.
     pub(super) fn put_unseen(&mut self, record: Record) {
         self.put_row(RowKey::Object(record.key()), Some(Row::Object(record.clone())));
-        self.index(record);
+        let turns = self.index(record);
+        self.note(turns);
     }
 
     /// Removes an object as one change that watchers see. Absent is fine.
@@ -129,6 +139,8 @@ impl State {
         if let Some(held) = record.reservation() {
             self.leases.remove(held);
         }
+        let turns = self.uses.replace(Some(&record), None);
+        self.note(turns);
         self.version += 1;
         record.set_version(self.version);
         self.put_row(RowKey::Object(key.clone()), None);
@@ -181,7 +193,7 @@ impl State {
         objects.chain(disks).chain(events).chain([Row::Version(self.version)]).collect()
     }
 
-    fn index(&mut self, record: Record) {
+    fn index(&mut self, record: Record) -> Vec<(Digest, Turn)> {
         let key = record.key();
         if let Some(held) = self.objects.get(&key).and_then(Record::reservation) {
             self.leases.remove(held);
@@ -189,6 +201,8 @@ impl State {
         if let Some(held) = record.reservation() {
             self.leases.add(&key, held);
         }
+        let turns = self.uses.replace(self.objects.get(&key), Some(&record));
         self.objects.insert(key, record);
+        turns
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::trouble::Trouble;
 use crate::manifest::MassDeleteSettings;
 use crate::object::Quantity;
-use crate::reconcile::{BackoffPolicy, Settings};
+use crate::reconcile::{BackoffPolicy, Retention, Settings};
 use crate::store::Capacity;
 
 /// The daemon's settings and the world's mood.
@@ -39,7 +39,8 @@ pub enum Unflushed {
 }
 
 impl Default for Options {
-    /// A host with room for everything, a bridge, and no trouble.
+    /// A host with room for everything, a bridge, and no trouble; base disks go at once when nothing refers
+    /// to them.
     fn default() -> Self {
         let subnet = "10.63.0.0/16".parse().expect("a network");
         Options {
@@ -57,6 +58,7 @@ impl Default for Options {
                 },
                 boot_timeout: Duration::from_secs(60),
                 backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
+                retention: Retention { grace: Duration::ZERO, low: 10, high: 15 },
                 log_limit: None,
                 patience: Duration::from_secs(120),
             },

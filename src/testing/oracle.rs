@@ -12,11 +12,12 @@ use vmlet_wire::GuestState;
 
 use super::Simulation;
 use super::images::name;
-use super::life::summary;
+use super::life::{calendar, summary};
 use super::world::State;
 use crate::image::{Digest, Source, VmAt};
 use crate::manifest::FileState;
 use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
+use crate::reconcile::{Retention, Settings};
 use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
 
 /// Everything that is looked at, at one instant.
@@ -28,6 +29,7 @@ struct Sight<'a> {
     /// A file cannot be read: what it held before stays.
     broken: bool,
     capacity: Capacity,
+    retention: Retention,
     store: &'a Store,
 }
 
@@ -43,8 +45,8 @@ fn look<T>(sim: &Simulation, store: &Store, then: impl FnOnce(&Sight<'_>) -> T) 
     let records = Kind::ALL.into_iter().flat_map(|kind| store.list(kind, None).0);
     let records = records.map(|record| (record.key(), record)).collect();
     let world = sim.world.lock();
-    let capacity = sim.options.settings.capacity;
-    then(&Sight { now: world.now(), capacity, world: &world, records, wanted, broken, store })
+    let Settings { capacity, retention, .. } = sim.options.settings;
+    then(&Sight { now: world.now(), capacity, retention, world: &world, records, wanted, broken, store })
 }
 
 /// What is not as the folder says.
@@ -76,6 +78,7 @@ pub(super) fn wrong(sim: &Simulation, store: &Store) -> Vec<String> {
     look(sim, store, |sight| {
         let mut wrong = sight.leases();
         wrong.extend(sight.twins());
+        wrong.extend(sight.misjudged());
         for record in sight.records.values() {
             if let Record::Vm(vm) = record {
                 let uid = vm.object.metadata.uid.unwrap_or_default();
@@ -306,16 +309,24 @@ impl Sight<'_> {
         left
     }
 
-    fn disks_left(&self) -> Vec<String> {
+    /// The digests that something refers to.
+    fn kept(&self) -> BTreeSet<&Digest> {
         let pins = self.records.values().filter_map(|record| record.pinned().map(|pin| &pin.digest));
         let held = self.records.values().filter_map(|record| record.reservation().map(|held| &held.image));
-        let kept: BTreeSet<&Digest> = pins.chain(held).collect();
+        pins.chain(held).collect()
+    }
+
+    fn disks_left(&self) -> Vec<String> {
         let mut left = Vec::new();
         for disk in self.store.disks() {
             if !matches!(disk.state, DiskState::Ready { .. }) {
                 left.push(format!("the record of {} says {:?}", disk.digest, disk.state));
-            } else if !kept.contains(&disk.digest) {
-                left.push(format!("nobody refers to {}", disk.digest));
+            } else if let Some(unused) = &disk.unused {
+                if self.retention.until(unused.since) <= calendar(self.now) {
+                    left.push(format!("nobody refers to {} since {}", disk.digest, unused.since));
+                } else if self.world.space().is_below(self.retention.low) {
+                    left.push(format!("nobody refers to {}, and its room is wanted", disk.digest));
+                }
             }
         }
         let recorded: BTreeSet<Digest> = self.store.disks().into_iter().map(|disk| disk.digest).collect();
@@ -323,6 +334,14 @@ impl Sight<'_> {
             left.push(format!("recorded are {recorded:?}, installed are {:?}", self.world.disks));
         }
         left
+    }
+
+    /// A disk's record says that it is unused if, and only if, nothing refers to it.
+    fn misjudged(&self) -> Vec<String> {
+        let kept = self.kept();
+        let disks = self.store.disks().into_iter().filter(|disk| disk.is_ready());
+        let wrong = disks.filter(|disk| disk.unused.is_some() == kept.contains(&disk.digest));
+        wrong.map(|disk| format!("{} is recorded as {:?}", disk.digest, disk.unused)).collect()
     }
 
     /// Nothing is held twice, and nothing by what is gone.

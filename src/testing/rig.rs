@@ -13,7 +13,7 @@ use super::{EffectScript, Options, Trouble};
 use crate::manifest::FileState;
 use crate::object::ObjectKey;
 use crate::reconcile::{Clock, Entropy, Parts, Settings};
-use crate::store::{Declared, MemoryBackend, Origin, Store};
+use crate::store::{Declared, MemoryBackend, Origin, Store, StoreSettings};
 
 /// Nothing fails in it but what is scripted. For a runtime whose clock is paused.
 pub(crate) struct Rig {
@@ -27,11 +27,13 @@ pub(crate) struct Rig {
 impl Rig {
     pub(crate) fn new() -> Rig {
         let world = Arc::new(World::new(1, Trouble::NONE));
-        let (store, backend) = Store::in_memory();
-        world.begin(backend.durable());
-        world.lock().tells = true;
         let clock = Clock::Tokio { start: calendar(std::time::Duration::ZERO), at: Instant::now() };
-        Rig { world, store, backend, settings: Options::default().settings, clock }
+        let timed = StoreSettings { now: Arc::new(move || clock.now()), ..StoreSettings::default() };
+        let (store, backend) = Store::in_memory_with(timed);
+        let settings = Options::default().settings;
+        world.begin(backend.durable(), settings.retention);
+        world.lock().tells = true;
+        Rig { world, store, backend, settings, clock }
     }
 
     pub(crate) fn parts(&self) -> Parts {

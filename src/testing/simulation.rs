@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::images::{ImageScript, canonical};
-use super::life::{Life, Paused, Remains};
+use super::life::{Life, Paused, Remains, calendar};
 use super::options::{Options, Unflushed};
 use super::oracle;
 use super::timeline::{Entry, Teller};
@@ -57,9 +57,11 @@ impl Simulation {
         world.lock().tells = options.tell_effects;
         let entropy = Entropy::seeded(seed);
         let uids = entropy.clone();
+        let timed = world.clone();
         let settings = StoreSettings {
             history: options.history,
             minter: Arc::new(move || uids.uuid()),
+            now: Arc::new(move || calendar(timed.lock().now())),
             ..StoreSettings::default()
         };
         let (store, backend) = Store::in_memory_with(settings);
@@ -93,6 +95,12 @@ impl Simulation {
     /// Sets how the starts of a VM go from now on.
     pub fn script_vm(&mut self, key: ObjectKey, script: VmScript) {
         self.world.lock().vm_scripts.insert(key, script);
+    }
+
+    /// Sets the room on the state folder's file system from now on: its size, and what things other than
+    /// base disks take of it, in bytes. There is plenty without.
+    pub fn script_room(&mut self, total: u64, taken: u64) {
+        self.world.lock().room = (total, taken);
     }
 
     /// Sets how the effects of a name go from now on: `spawn`, or `spawn of vm/web` for one object's. The

@@ -89,6 +89,8 @@ impl Host {
             .args(["--manifests", &self.text("manifests"), "--state", &self.text("state")])
             .args(["--network", if self.net == Net::Bridge { "bridge" } else { "user" }])
             .args(["--accelerator", self.accelerator])
+            // What is left of a VM is counted.
+            .args(["--image-grace", "0"])
             .args(["--bridge", &self.bridge(), "--subnet", &self.subnet()])
             .args(["--vmm-users", &format!("{}-{}", users.start, users.end)])
             .stderr(log)

@@ -161,7 +161,7 @@ impl Host {
         }
         assert!(!self.path("api.sock").exists(), "the socket was left");
         let files = names(&self.path("state")).into_iter().collect::<Vec<_>>();
-        assert_eq!(files, ["boot", "images", "staging", "store", "vms"]);
+        assert_eq!(files, ["blobs", "boot", "images", "staging", "store", "vms"]);
     }
 
     /// Waits until no trace is left: base disks go right after their last record, and nothing announces it.

@@ -23,7 +23,7 @@ use vmlet::image::{BaseDisk, Digest, ImageError, ImageStore, Images, Progress, R
 use vmlet::manifest::{DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
 use vmlet::network::{HostNetwork, HostSettings, Network, NetworkError, Nic};
 use vmlet::object::Quantity;
-use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
+use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, HostRoom, Parts, Retention, Settings};
 use vmlet::store::{Capacity, ChangeKind, Record, Run, Store, StoreSettings};
 
 use crate::host::{Host, PATIENCE};
@@ -165,6 +165,7 @@ async fn run(order: Order) {
         network: Arc::new(TrappedNetwork { inner: HostNetwork::start(subnet).await.unwrap(), trap }),
         clock: Clock::Host,
         entropy: Entropy::Host,
+        room: Arc::new(HostRoom { state: order.state.clone() }),
     };
     let settings = Settings {
         vms: order.state.join("vms"),
@@ -181,6 +182,8 @@ async fn run(order: Order) {
         patience: PATIENCE,
         boot_timeout: PATIENCE,
         backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
+        // What is left of a daemon is counted.
+        retention: Retention { grace: Duration::ZERO, low: 0, high: 0 },
         log_limit: Some(1 << 20),
     };
     if let Trap::Durable(fact) = order.trap {

@@ -196,7 +196,8 @@ fn a_copy_of_the_running_daemons_store() {
         let listener = bind(&state.0.path().join("socket")).await.unwrap();
         let (guests, (_, readiness)) = (Arc::new(NoGuests), watch::channel(Readiness::default()));
         let (recorder, metrics) = (Recorder::new(Clock::Host), Metrics::default());
-        let sources = Sources { store, guests, recorder, metrics, readiness };
+        let storage = Arc::new(crate::storage::Scripted::default());
+        let sources = Sources { store, guests, recorder, metrics, readiness, storage };
         tokio::spawn(serve(listener, sources, CancellationToken::new()));
     });
     let copy = state.path("copy.json");

@@ -5,6 +5,7 @@ mod admission;
 mod recovery;
 mod rig;
 mod spans;
+mod storage;
 mod turns;
 
 use std::time::Duration;

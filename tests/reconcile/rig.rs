@@ -16,8 +16,8 @@ use vmlet::agent::{FakeGuest, FakeScript, GuestState};
 use vmlet::hypervisor::VmmExit;
 use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
 use vmlet::object::{AnyObject, Condition, Kind, ObjectKey, Quantity};
-use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Parts, Settings};
-use vmlet::store::{Capacity, Declared, Event, ImageRecord, Origin, Record, Store, VmRecord};
+use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, HostRoom, Parts, Retention, Settings};
+use vmlet::store::{Capacity, Declared, Event, ImageRecord, Origin, Record, Store, StoreSettings, VmRecord};
 use vmlet::testing::{FakeImages, FakeNetwork};
 use vmlet::timeline::Recorder;
 
@@ -44,6 +44,11 @@ pub(crate) struct Rig {
 impl Rig {
     /// A world whose VMs boot in a second, and an engine over it.
     pub(crate) fn new() -> Self {
+        Rig::with(Retention { grace: Duration::ZERO, low: 0, high: 0 })
+    }
+
+    /// The same, with another rule for base disks that nothing refers to.
+    pub(crate) fn with(retention: Retention) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let guests = Guests::default();
         let obedient = Arc::new(AtomicBool::new(true));
@@ -62,17 +67,21 @@ impl Rig {
             patience: Duration::from_secs(120),
             boot_timeout: Duration::from_secs(60),
             backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
+            retention,
             log_limit: Some(1 << 20),
         };
+        let clock =
+            Clock::Tokio { start: Timestamp::from_second(1_800_000_000).unwrap(), at: Instant::now() };
+        let store_settings = StoreSettings { now: Arc::new(move || clock.now()), ..StoreSettings::default() };
         let mut rig = Rig {
-            store: Store::in_memory().0,
+            store: Store::in_memory_with(store_settings).0,
             images: Arc::new(FakeImages::new(dir.path()).unwrap()),
             driver: driver(&guests, &obedient),
             network: Arc::default(),
             settings,
             guests,
             obedient,
-            clock: Clock::Tokio { start: Timestamp::from_second(1_800_000_000).unwrap(), at: Instant::now() },
+            clock,
             running: None,
             dir,
         };
@@ -88,6 +97,7 @@ impl Rig {
             network: self.network.clone(),
             clock: self.clock,
             entropy: Entropy::seeded(1),
+            room: Arc::new(HostRoom { state: self.dir.path().to_owned() }),
         };
         let engine = Engine::new(self.store.clone(), parts, self.settings.clone());
         let runs = engine.clone();

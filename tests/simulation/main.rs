@@ -14,6 +14,7 @@ mod foretold;
 mod model;
 mod policies;
 mod promotion;
+mod retention;
 mod rules;
 mod schedule;
 mod sources;

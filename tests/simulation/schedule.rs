@@ -58,6 +58,8 @@ impl Schedule {
             capacity.disk = Quantity::mebibytes(if tight() { 2500 } else { 5000 });
         }
         options.settings.patience = self.time(60);
+        // Not by the dice, so that what failed once is found again.
+        options.settings.retention.grace = Duration::from_secs([0, 0, 20, 300][(seed % 4) as usize]);
         let mut sim = Simulation::new(seed, options);
         self.script_registry(&mut sim);
         if self.dice.random_bool(0.1) {

@@ -122,8 +122,8 @@ pub(in crate::reconcile) fn status(
     conditions.set_if(!ready && !stalled, "Reconciling", &plan.reason, &plan.message);
     conditions.set_if(stalled, "Stalled", &plan.reason, &plan.message);
     conditions.problem(record.problem.as_ref());
-    let progress = match &seen.pull {
-        Some(PullState::Running(progress)) => Some(progress.to_string()),
+    let pull = match &seen.pull {
+        Some(PullState::Running(progress)) if !ready => Some(progress.clone()),
         _ => None,
     };
     let pull_retry = match &seen.pull {
@@ -136,7 +136,8 @@ pub(in crate::reconcile) fn status(
         observed_generation: generation,
         digest: record.image.as_ref().map(|pin| pin.digest.to_string()),
         disk: seen.disk.clone(),
-        progress: progress.filter(|_| !ready),
+        progress: pull.as_ref().map(ToString::to_string),
+        pull,
         next_retry_time: seen.failure.as_ref().and(seen.closed_until).or(pull_retry).filter(|_| !ready),
     }
 }

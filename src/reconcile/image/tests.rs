@@ -6,8 +6,8 @@ use tokio::sync::watch;
 
 use super::ImageTask;
 use super::plan::{Failure, Observed, Step, plan, status};
-use crate::image::{Progress, Source};
-use crate::object::{DiskStatus, PullPolicy, Quantity};
+use crate::image::Source;
+use crate::object::{DiskStatus, PullPolicy, PullProgress, Quantity};
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step::StepError;
 use crate::reconcile::task::Wake;
@@ -94,10 +94,17 @@ fn a_failed_pull_says_why_and_when_it_is_tried_again() {
 #[test]
 fn progress_is_shown_while_it_is_made() {
     let pinned = record(Some(pin(REFERENCE)));
-    let progress = Progress { layers: 4, layers_done: 2, bytes: 100, bytes_done: 61 };
-    let pulling = seen(Some(PullState::Running(progress)));
+    let progress = PullProgress {
+        layers: 4,
+        layers_done: 2,
+        bytes: 100,
+        bytes_done: 61,
+        bytes_per_second: Some(34 << 20),
+    };
+    let pulling = seen(Some(PullState::Running(progress.clone())));
     let status = status(&pinned, &pulling, &plan(&pinned, &pulling), at(5));
-    assert_eq!(status.progress.as_deref(), Some("layer 3 of 4, 61 %"));
+    assert_eq!(status.progress.as_deref(), Some("layer 3 of 4, 61 %, 34 MiB/s"));
+    assert_eq!(status.pull, Some(progress));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use vmlet_wire::GuestState;
 use super::plan::{Plan, Step, links_up};
 use super::state::{Guest, ImageView, Observed};
 use crate::image::Source;
-use crate::object::{PortStatus, Timings, VmImageStatus, VmStatus};
+use crate::object::{PortStatus, PullProgress, Timings, VmImageStatus, VmStatus};
 use crate::reconcile::conditions::Conditions;
 use crate::reconcile::pulls::PullState;
 use crate::store::{Reservation, Run, VmRecord};
@@ -52,6 +52,7 @@ pub(in crate::reconcile) fn status(
         driver: up.map(|_| extras.driver.to_owned()),
         pid: up.map(|(process, ..)| process.pid),
         image: image(record, seen),
+        pull: pull(seen),
         restarts: record.starts.saturating_sub(1),
         last_exit: record.last_exit.clone(),
         next_retry_time: next_retry(seen, connected),
@@ -159,6 +160,15 @@ fn image(record: &VmRecord, seen: &Observed) -> Option<VmImageStatus> {
         ImageView::Waiting { .. } => {
             record.image.as_ref().map(|pin| status(&pin.source, Some(pin.digest.to_string())))
         }
+    }
+}
+
+fn pull(seen: &Observed) -> Option<PullProgress> {
+    match &seen.image {
+        ImageView::Known { disk: None, pull: Some(PullState::Running(progress)), .. } => {
+            Some(progress.clone())
+        }
+        _ => None,
     }
 }
 

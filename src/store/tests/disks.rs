@@ -1,9 +1,10 @@
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::super::*;
 use super::support::*;
 use crate::image::{ImageConfig, Source};
-use crate::object::Quantity;
+use crate::object::{Quantity, Uid};
 
 fn publish(store: &Store, claim: Uuid) -> Result<(), PublishError> {
     now(store.publish_disk(&digest(1), claim, "/d".into(), Quantity::bytes(1), ImageConfig::default()))
@@ -31,7 +32,7 @@ fn exactly_one_install_is_granted() {
 
 #[test]
 fn disks_that_nobody_refers_to_are_condemned_then_forgotten() {
-    let (store, _) = Store::in_memory();
+    let (store, _, clock) = timed();
     for number in 1..=4 {
         install(&store, &digest(number));
     }
@@ -46,10 +47,14 @@ fn disks_that_nobody_refers_to_are_condemned_then_forgotten() {
     let by_reservation = declare(&store, vm("b"));
     now(store.reserve_vm(VmClaim { image: digest(3), ..claim("b", by_reservation) })).unwrap();
 
-    let condemn = || now(store.condemn_disks()).unwrap();
+    let condemn = || {
+        // Whatever is said of them.
+        let all: Vec<_> = store.disks().into_iter().map(|disk| (disk.digest, clock.get())).collect();
+        now(store.condemn_disks(&all)).unwrap()
+    };
     assert_eq!(condemn(), [digest(4)], "not pinned, not reserved, not being installed");
     now(store.release_vm(&key("b"), by_reservation)).unwrap();
-    assert_eq!(condemn(), [digest(3), digest(4)], "those of the last time included");
+    assert_eq!(condemn(), [digest(3)], "and not those of the last time");
     assert_eq!(now(store.claim_disk(&digest(4), Uuid::nil())).unwrap(), DiskClaim::Removing);
     now(store.forget_disk(&digest(4))).unwrap();
     now(store.forget_disk(&digest(1))).expect("a disk in use is left alone");
@@ -57,6 +62,81 @@ fn disks_that_nobody_refers_to_are_condemned_then_forgotten() {
     assert_eq!(known, [digest(1), digest(2), digest(3), digest(5)]);
     assert_eq!(now(store.claim_disk(&digest(4), Uuid::nil())).unwrap(), DiskClaim::Granted);
     assert!(matches!(store.disk(&digest(1)).unwrap().state, DiskState::Ready { .. }));
+}
+
+fn pin(store: &Store, name: &str, uid: Uid, pinned: Option<u8>) {
+    let pin = pinned
+        .map(|number| PinnedImage { source: Source::Oci(format!("r:{number}")), digest: digest(number) });
+    now(store.publish_vm(&key(name), uid, VmUpdate { image: Some(pin), ..VmUpdate::default() })).unwrap();
+}
+
+fn unused(store: &Store, number: u8) -> Option<(Timestamp, Option<String>)> {
+    store.disk(&digest(number)).unwrap().unused.map(|unused| (unused.since, unused.source))
+}
+
+#[test]
+fn a_disk_knows_since_when_nothing_refers_to_it() {
+    let (store, backend, clock) = timed();
+    install(&store, &digest(1));
+    assert_eq!(unused(&store, 1), Some((at(0), None)), "from its installation on");
+    let (a, b) = (declare(&store, vm("a")), declare(&store, vm("b")));
+    clock.set(at(10));
+    pin(&store, "a", a, Some(1));
+    pin(&store, "b", b, Some(1));
+    assert_eq!(unused(&store, 1), None);
+    clock.set(at(20));
+    pin(&store, "a", a, None);
+    assert_eq!(unused(&store, 1), None, "b still does");
+    clock.set(at(30));
+    pin(&store, "b", b, Some(2));
+    let since_30 = Some((at(30), Some("r:1".to_owned())));
+    assert_eq!(unused(&store, 1), since_30);
+    clock.set(at(40));
+    let (store, _) = backend.crash(0);
+    assert_eq!(unused(&store, 1), since_30, "a restart does not begin it anew");
+    now(store.touch_disk(&digest(1), "r:latest")).unwrap();
+    assert_eq!(unused(&store, 1), Some((at(40), Some("r:latest".to_owned()))));
+}
+
+#[test]
+fn the_transaction_that_drops_the_last_reference_notes_it() {
+    let (store, _, clock) = timed();
+    install(&store, &digest(1));
+    install(&store, &digest(2));
+    let (a, b) = (declare(&store, vm("a")), declare(&store, vm("b")));
+    now(store.reserve_vm(claim("a", a))).unwrap();
+    pin(&store, "b", b, Some(2));
+    assert_eq!((unused(&store, 1), unused(&store, 2)), (None, None));
+    clock.set(at(5));
+    now(store.release_vm(&key("a"), a)).unwrap();
+    assert_eq!(unused(&store, 1), Some((at(5), None)), "the reservation's end");
+    clock.set(at(6));
+    now(store.undeclare(&key("b"), "directory:/m", at(6))).unwrap();
+    assert_eq!(unused(&store, 2), None, "one that is being deleted still holds it");
+    now(store.remove_vm(&key("b"), b)).unwrap();
+    assert_eq!(unused(&store, 2), Some((at(6), Some("r:2".to_owned()))), "the record's end");
+}
+
+#[test]
+fn what_was_used_since_it_was_looked_at_is_not_condemned() {
+    let (store, _, clock) = timed();
+    install(&store, &digest(1));
+    let a = declare(&store, vm("a"));
+    clock.set(at(9));
+    pin(&store, "a", a, Some(1));
+    let condemn = |since| now(store.condemn_disks(&[(digest(1), since)])).unwrap();
+    assert_eq!(condemn(at(0)), [], "it is in use");
+    assert!(matches!(
+        now(store.condemn_disk(&digest(1))),
+        Err(RemoveDiskError::InUse { by }) if by == [key("a")]
+    ));
+    pin(&store, "a", a, None);
+    assert_eq!(condemn(at(0)), [], "its time began anew");
+    assert_eq!(condemn(at(9)), [digest(1)]);
+    now(store.condemn_disk(&digest(1))).expect("it is on its way");
+    assert!(matches!(now(store.condemn_disk(&digest(7))), Err(RemoveDiskError::Unknown)));
+    now(store.claim_disk(&digest(8), Uuid::nil())).unwrap();
+    assert!(matches!(now(store.condemn_disk(&digest(8))), Err(RemoveDiskError::Installing)));
 }
 
 #[test]
@@ -71,6 +151,6 @@ fn only_a_disk_that_should_be_there_is_lost() {
     publish(&store, Uuid::nil()).unwrap();
     assert_eq!(lose(), None);
     install(&store, &digest(1));
-    now(store.condemn_disks()).unwrap();
+    now(store.condemn_disk(&digest(1))).unwrap();
     assert_eq!(lose(), Some(DiskState::Removing), "its removal goes on");
 }

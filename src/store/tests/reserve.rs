@@ -59,7 +59,7 @@ fn a_disk_that_is_not_ready_cannot_be_reserved() {
     now(store.abandon_disk(&digest(1), Uid::nil())).unwrap();
     now(store.forget_disk(&digest(1))).unwrap();
     install(&store, &digest(1));
-    now(store.condemn_disks()).unwrap();
+    now(store.condemn_disk(&digest(1))).unwrap();
     assert!(refused(), "being removed");
 }
 

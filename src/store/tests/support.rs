@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -121,4 +122,27 @@ pub(super) fn phase(text: &str) -> Option<crate::object::VmStatus> {
 
 pub(super) fn version(record: &Record) -> u64 {
     record.metadata().resource_version.parse().unwrap()
+}
+
+/// A clock that stands where it is set, from the epoch on.
+#[derive(Clone)]
+pub(super) struct Hands(Arc<Mutex<Timestamp>>);
+
+impl Hands {
+    pub(super) fn set(&self, time: Timestamp) {
+        *self.0.lock().unwrap() = time;
+    }
+
+    pub(super) fn get(&self) -> Timestamp {
+        *self.0.lock().unwrap()
+    }
+}
+
+/// An empty store whose time is told by hand.
+pub(super) fn timed() -> (Store, MemoryBackend, Hands) {
+    let hands = Hands(Arc::new(Mutex::new(at(0))));
+    let read = hands.clone();
+    let settings = StoreSettings { now: Arc::new(move || read.get()), ..StoreSettings::default() };
+    let (store, backend) = Store::in_memory_with(settings);
+    (store, backend, hands)
 }

@@ -13,7 +13,7 @@ use crate::store::DiskState;
 use crate::testing::images::{ImageScript, name};
 
 /// The length of every base disk.
-const SIZE: u64 = 1 << 20;
+pub(super) const SIZE: u64 = 1 << 20;
 /// A pull is heard of so often.
 const LAYERS: usize = 4;
 
@@ -59,6 +59,18 @@ impl State {
 
     fn durable_disk(&self, digest: &Digest) -> Option<DiskState> {
         self.durable()?.disk(digest).map(|disk| disk.state)
+    }
+}
+
+/// How a pull ends, as scripted.
+fn finish_script(state: &mut State, source: &Source) -> Result<(), Refusal> {
+    match state.image_scripts.get_mut(&name(source)) {
+        Some(script) if script.failures > 0 => {
+            script.failures -= 1;
+            let message = format!("{source}: connection reset by peer");
+            Err(Refusal { reason: "RegistryUnavailable", message, transient: true })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -120,13 +132,13 @@ impl Images for ScriptedImages {
             self.0.lock().image_scripts.entry(name(source)).and_modify(|script| script.panics -= 1);
             panic!("a pull panics as scripted");
         }
-        let finish = |state: &mut State| match state.image_scripts.get_mut(&name(source)) {
-            Some(script) if script.failures > 0 => {
-                script.failures -= 1;
-                let message = format!("{source}: connection reset by peer");
-                Err(Refusal { reason: "RegistryUnavailable", message, transient: true })
+        let finish = |state: &mut State| {
+            if state.space().free < SIZE {
+                state.starved += 1;
+                let message = "the disk is full, as scripted".to_owned();
+                return Err(Refusal { reason: ImageError::NO_SPACE, message, transient: true });
             }
-            _ => Ok(()),
+            finish_script(state, source)
         };
         self.0.effect(&of_source("pull", source), finish).await?;
         Ok(StagedDisk {
@@ -197,6 +209,7 @@ impl Images for ScriptedImages {
             if !matches!(state.durable_disk(digest), Some(DiskState::Removing) | None) {
                 state.violation(format!("{digest} is removed while its record says that it stays"));
             }
+            state.audit_removal(digest);
             state.disks.remove(digest);
             Ok(())
         };

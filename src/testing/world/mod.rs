@@ -13,6 +13,7 @@ mod guest;
 mod images;
 mod network;
 mod process;
+mod room;
 
 pub(super) use self::process::Process;
 
@@ -29,13 +30,14 @@ use tokio::time::Instant;
 use self::driver::{Folder, ScriptedDriver};
 use self::images::ScriptedImages;
 use self::network::ScriptedNetwork;
+use self::room::ScriptedRoom;
 use super::images::ImageScript;
 use super::timeline::{Entry, Teller};
 use super::trouble::{EffectScript, Trouble, VmScript};
 use crate::image::Digest;
 use crate::network::Nic;
 use crate::object::{ObjectKey, Uid};
-use crate::reconcile::{Clock, Entropy, Parts};
+use crate::reconcile::{Clock, Entropy, Parts, Retention};
 use crate::store::DurableView;
 
 /// The longest pause of an effect that is not slow: below a millisecond time stands still, and only the
@@ -81,6 +83,14 @@ pub(super) struct State {
     pub(super) image_scripts: BTreeMap<String, ImageScript>,
     pub(super) staged: BTreeMap<u64, Digest>,
     pub(super) disks: BTreeSet<Digest>,
+    /// The file system's size, and what others take of it.
+    pub(super) room: (u64, u64),
+    /// Whether too little was free at the last look: then disks go before their grace is over.
+    pub(super) room_wanted: bool,
+    /// Pulls that found no room: each may cost a disk in its grace.
+    pub(super) starved: u32,
+    /// The present daemon's.
+    pub(super) retention: Option<Retention>,
     pub(super) attached: BTreeMap<String, Nic>,
 }
 
@@ -147,6 +157,10 @@ impl World {
             image_scripts: BTreeMap::new(),
             staged: BTreeMap::new(),
             disks: BTreeSet::new(),
+            room: (1 << 50, 0),
+            room_wanted: false,
+            starved: 0,
+            retention: None,
             attached: BTreeMap::new(),
         };
         World { state: Mutex::new(state), died: Notify::new() }
@@ -160,6 +174,7 @@ impl World {
             network: Arc::new(ScriptedNetwork(self.clone())),
             clock,
             entropy: entropy.clone(),
+            room: Arc::new(ScriptedRoom(self.clone())),
         }
     }
 
@@ -169,11 +184,12 @@ impl World {
 
     /// A daemon begins, on the clock of the runtime that this is called in. What an earlier pull
     /// staged is swept, as the real image store does when it is opened.
-    pub(super) fn begin(&self, durable: DurableView) {
+    pub(super) fn begin(&self, durable: DurableView, retention: Retention) {
         let mut state = self.lock();
         state.since = Some(Instant::now());
         state.dead = false;
         state.durable = Some(durable);
+        state.retention = Some(retention);
         state.staged.clear();
     }
 
