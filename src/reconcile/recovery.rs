@@ -25,9 +25,10 @@ impl RecoveryError {
 }
 
 pub(super) async fn recover(world: &World) -> Result<(), RecoveryError> {
+    // First, because a VMM in such a folder may run on a base disk that goes too.
+    remove_foreign_folders(world).await?;
     settle_disks(world).await?;
-    remove_foreign_disks(world).await?;
-    remove_foreign_folders(world).await
+    remove_foreign_disks(world).await
 }
 
 /// Disks that an earlier daemon was installing are adopted if they are whole; records of disks that
