@@ -84,7 +84,7 @@ impl Life {
         let inside = runtime.enter();
         let now = world.lock().now();
         let began = (now, Instant::now());
-        world.begin(backend.durable());
+        world.begin(Some(backend.durable()));
         judge(world, &backend);
         let clock = Clock::Tokio { start: calendar(now), at: began.1 };
         let parts = Parts {

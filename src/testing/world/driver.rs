@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::process::{Process, signalled};
 use super::{Effect, Refusal, State, World, guest};
@@ -14,6 +14,7 @@ use crate::hypervisor::{Driver, DriverError, Gated, GuestStream, Launch, Process
 use crate::object::{ObjectKey, Quantity, Uid};
 use crate::store::{Record, Reservation, Run, VmRecord};
 use crate::testing::timeline::Teller;
+use crate::testing::trouble::Step;
 
 /// SIGKILL.
 const KILL: i32 = 9;
@@ -55,14 +56,12 @@ fn absent(dir: &Path) -> Refusal {
 
 impl State {
     pub(super) fn pid_in(&self, dir: &Path) -> Option<u32> {
-        let now = self.now();
-        let in_dir = |process: &&Process| process.launch.dir == dir && process.runs(now);
-        self.processes.values().find(in_dir).map(|process| process.identity.pid)
+        self.processes.running_in(dir, self.now()).map(|process| process.identity.pid)
     }
 
     /// The process that is exactly this one.
     fn exactly(&mut self, identity: &ProcessIdentity) -> Option<&mut Process> {
-        self.processes.get_mut(&identity.pid).filter(|process| process.identity == *identity)
+        self.processes.get_mut(identity.pid).filter(|process| process.identity == *identity)
     }
 
     fn audit_idle(&mut self, what: &str, dir: &Path) {
@@ -80,6 +79,9 @@ impl State {
 
     /// Every effect is preceded by a durable record that says it may exist.
     fn audit_reserved(&mut self, what: &str, launch: &Launch) {
+        if self.durable().is_none() {
+            return;
+        }
         let reserved = self.durable_vm(&launch.key, launch.uid).and_then(|vm| vm.reservation.clone());
         let fits = |held: &Reservation| {
             held.nic == launch.nic && held.memory == launch.memory && held.disk == launch.root_size
@@ -91,15 +93,15 @@ impl State {
 
     fn audit_release(&mut self, pid: u32) {
         let now = self.now();
-        let Some(process) = self.processes.get(&pid) else { return };
+        let Some(process) = self.processes.get(pid) else { return };
         let (launch, identity) = (process.launch.clone(), process.identity.clone());
         let key = launch.key.clone();
         let mut found = Vec::new();
-        let rivals =
-            self.processes.values().filter(|other| other.launch.uid == launch.uid && other.runs(now));
+        let rivals = self.processes.running_as(launch.uid, now);
         found.extend(rivals.map(|rival| format!("{key} runs twice: {} and {pid}", rival.identity.pid)));
         let record = self.durable_vm(&key, launch.uid);
-        if !record.is_some_and(|vm| matches!(&vm.run, Run::Up { process, .. } if *process == identity)) {
+        let recorded = |vm: Arc<VmRecord>| matches!(&vm.run, Run::Up { process, .. } if *process == identity);
+        if self.durable().is_some() && !record.is_some_and(recorded) {
             found.push(format!("process {pid} of {key} is released without a durable record of it"));
         }
         let wanted = Some((launch.base_disk.clone(), launch.root_size));
@@ -122,20 +124,12 @@ impl State {
     }
 
     fn new_process(&mut self, launch: &Launch) -> ProcessIdentity {
-        // The lowest free number: numbers are reused, identities are not.
-        let now = self.now();
-        self.processes.retain(|_, process| process.released.is_none() || process.runs(now) || kept(process));
-        let pid = (1..).find(|pid| !self.processes.contains_key(pid)).expect("not all are in use");
+        let pid = self.processes.free_pid(self.now());
         self.starts += 1;
         let identity = ProcessIdentity { pid, start_time: self.starts, boot_id: self.boot_id() };
-        self.processes.insert(pid, Process::new(identity.clone(), launch.clone()));
+        self.processes.insert(Process::new(identity.clone(), launch.clone()));
         identity
     }
-}
-
-/// Whether somebody may still ask how it ended.
-fn kept(process: &Process) -> bool {
-    process.changed.receiver_count() > 0
 }
 
 #[async_trait]
@@ -145,8 +139,12 @@ impl Driver for ScriptedDriver {
     }
 
     async fn prepare(&self, launch: &Launch) -> Result<(), DriverError> {
+        let takes = self.0.lock().script(&launch.key).prepare;
+        if !takes.is_zero() {
+            sleep(takes).await;
+        }
         let fate = Some(launch.uid.to_string());
-        let effect = Effect { name: "prepare", object: Some(launch.key.clone()), fate };
+        let effect = Effect { name: Step::Prepare.name(), object: Some(launch.key.clone()), fate };
         let act = |state: &mut State| {
             state.audit_idle("prepare", &launch.dir);
             state.audit_reserved("a folder", launch);
@@ -160,7 +158,7 @@ impl Driver for ScriptedDriver {
 
     async fn spawn(&self, launch: &Launch) -> Result<Box<dyn Gated>, DriverError> {
         let fate = Some(launch.uid.to_string());
-        let effect = Effect { name: "spawn", object: Some(launch.key.clone()), fate };
+        let effect = Effect { name: Step::Spawn.name(), object: Some(launch.key.clone()), fate };
         let world = self.0.clone();
         let act = |state: &mut State| {
             state.audit_idle("spawn", &launch.dir);
@@ -174,7 +172,7 @@ impl Driver for ScriptedDriver {
         self.0.effect(&self.effect("connect", dir), |_| Ok(())).await?;
         let Some((pid, mut changed)) = ({
             let state = self.0.lock();
-            let process = state.pid_in(dir).and_then(|pid| state.processes.get(&pid));
+            let process = state.processes.running_in(dir, state.now());
             process.map(|process| (process.identity.pid, process.changed.subscribe()))
         }) else {
             return Err(absent(dir).into());
@@ -183,7 +181,7 @@ impl Driver for ScriptedDriver {
             let next = {
                 let state = self.0.lock();
                 let now = state.now();
-                let process = state.processes.get(&pid).filter(|process| process.runs(now));
+                let process = state.processes.get(pid).filter(|process| process.runs(now));
                 let process = process.ok_or_else(|| absent(dir))?;
                 if process.guest(now).is_some() {
                     break;
@@ -200,6 +198,8 @@ impl Driver for ScriptedDriver {
     }
 
     async fn exited(&self, _: &Path, identity: &ProcessIdentity) -> VmmExit {
+        // Watching can do anything but fail.
+        let _ = self.0.ordered(&Effect { name: Step::Watch.name(), object: None, fate: None });
         let unknown = VmmExit { code: None, signal: None, workload: None, message: String::new() };
         let notice = {
             let mut state = self.0.lock();
@@ -239,7 +239,7 @@ impl Driver for ScriptedDriver {
     async fn power_button(&self, dir: &Path) -> Result<(), DriverError> {
         let act = |state: &mut State| {
             let (pid, now) = (state.pid_in(dir).ok_or_else(|| absent(dir))?, state.now());
-            if let Some(process) = state.processes.get_mut(&pid) {
+            if let Some(process) = state.processes.get_mut(pid) {
                 process.button.get_or_insert(now);
                 process.changed.send_replace(());
             }
@@ -264,8 +264,7 @@ impl Driver for ScriptedDriver {
     async fn evict(&self, dir: &Path) -> Result<(), DriverError> {
         let process = {
             let state = self.0.lock();
-            let pid = state.pid_in(dir);
-            pid.and_then(|pid| state.processes.get(&pid)).map(|process| process.identity.clone())
+            state.processes.running_in(dir, state.now()).map(|process| process.identity.clone())
         };
         match process {
             Some(process) => self.kill(&process).await,
@@ -297,7 +296,7 @@ impl Driver for ScriptedDriver {
             state.folders.remove(dir);
             Ok(())
         };
-        Ok(self.0.effect(&self.effect("cleanup", dir), act).await?)
+        Ok(self.0.effect(&self.effect(Step::Cleanup.name(), dir), act).await?)
     }
 }
 
@@ -322,19 +321,20 @@ impl Gated for ScriptedGate {
         let act = |state: &mut State| {
             state.audit_release(identity.pid);
             let (now, pid) = (state.now(), identity.pid);
-            let Some(launch) = state.processes.get(&pid).map(|process| process.launch.clone()) else {
+            let Some(launch) = state.processes.get(pid).map(|process| process.launch.clone()) else {
                 return Err(absent(Path::new("the gate")));
             };
             let course = state.course(&launch);
-            if let Some(process) = state.processes.get_mut(&pid) {
+            if let Some(process) = state.processes.get_mut(pid) {
                 process.released = Some(now);
                 process.course = course;
                 process.changed.send_replace(());
             }
+            state.count_boot(pid);
             *released = true;
             Ok(())
         };
-        Ok(world.effect(&Effect { name: "release", object: Some(key), fate: None }, act).await?)
+        Ok(world.effect(&Effect { name: Step::Release.name(), object: Some(key), fate: None }, act).await?)
     }
 }
 
@@ -344,7 +344,7 @@ impl Drop for ScriptedGate {
         if !self.released {
             let mut state = self.world.lock();
             state.blame(self.uid);
-            let gone = state.processes.remove(&self.identity.pid);
+            let gone = state.processes.remove(self.identity.pid);
             if state.tells && gone.is_some() {
                 state.tell(Some(self.key.clone()), Teller::World, "ends at its gate".to_owned());
             }

@@ -7,12 +7,20 @@
 //!
 //! The one guard covers a look-up or a change in memory. It may be held while the log's is taken
 //! ([`DurableView`]), never the other way round.
+//!
+//! What a daemon may not do is audited. Where its log cannot be looked into, as in a bench with a real
+//! store, whatever would need a durable record passes.
 
 mod driver;
 mod guest;
 mod images;
 mod network;
+mod orders;
 mod process;
+mod processes;
+mod tally;
+#[cfg(test)]
+mod tests;
 
 pub(super) use self::driver::ScriptedDriver;
 pub(super) use self::images::ScriptedImages;
@@ -30,6 +38,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::driver::Folder;
+use self::orders::Orders;
+use self::processes::Processes;
+use self::tally::Tally;
 use super::images::ImageScript;
 use super::timeline::{Entry, Teller};
 use super::trouble::{Trouble, VmScript};
@@ -73,13 +84,17 @@ pub(super) struct State {
 
     pub(super) boot: u32,
     pub(super) starts: u64,
-    pub(super) processes: BTreeMap<u32, Process>,
+    pub(super) processes: Processes,
     pub(super) folders: BTreeMap<PathBuf, Folder>,
+    /// How VMs behave that have no script of their own.
+    pub(super) usual_vm: VmScript,
     pub(super) vm_scripts: BTreeMap<ObjectKey, VmScript>,
     pub(super) image_scripts: BTreeMap<String, ImageScript>,
     pub(super) staged: BTreeMap<u64, Digest>,
     pub(super) disks: BTreeSet<Digest>,
     pub(super) attached: BTreeMap<String, Nic>,
+    orders: Orders,
+    pub(super) tally: Tally,
 }
 
 /// Something that a daemon does to the world.
@@ -137,13 +152,16 @@ impl World {
             blame: BTreeMap::new(),
             boot: 0,
             starts: 0,
-            processes: BTreeMap::new(),
+            processes: Processes::default(),
             folders: BTreeMap::new(),
+            usual_vm: VmScript::default(),
             vm_scripts: BTreeMap::new(),
             image_scripts: BTreeMap::new(),
             staged: BTreeMap::new(),
             disks: BTreeSet::new(),
             attached: BTreeMap::new(),
+            orders: Orders::default(),
+            tally: Tally::default(),
         };
         World { state: Mutex::new(state), died: Notify::new() }
     }
@@ -154,11 +172,11 @@ impl World {
 
     /// A daemon begins, on the clock of the runtime that this is called in. What an earlier pull
     /// staged is swept, as the real image store does when it is opened.
-    pub(super) fn begin(&self, durable: DurableView) {
+    pub(super) fn begin(&self, durable: Option<DurableView>) {
         let mut state = self.lock();
         state.since = Some(Instant::now());
         state.dead = false;
-        state.durable = Some(durable);
+        state.durable = durable;
         state.staged.clear();
     }
 
@@ -226,6 +244,7 @@ impl World {
         if let Some(Failure { done: false, lasting }) = luck.failure {
             return Err(self.lock().fail(effect, lasting));
         }
+        self.ordered(effect)?;
         let value = {
             let mut state = self.lock();
             let value = act(&mut state);
