@@ -5,12 +5,18 @@
 
 mod common;
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{Plane, Setup, Target, figure, manifest};
-use vmlet::agent::{FakeGuest, FakeScript};
-use vmlet::testing::ImageScript;
+use tokio::sync::watch;
+use vmlet::hypervisor::Launch;
+use vmlet::image::{Progress, Source};
+use vmlet::object::{Kind, ObjectKey, Quantity, Uid};
+use vmlet::reconcile::{Clock, Entropy, Parts};
+use vmlet::testing::{Host, ImageScript, VmScript};
+use vmlet_wire::{GuestConfig, Workload};
 
 const IMAGE: &str = "127.0.0.1:5055/web:1";
 const VMS: usize = 1000;
@@ -47,7 +53,7 @@ async fn run(daemon: u64, guests: u64) {
     figure("1000 running VMs, idle: share of a core", share * 100.0, "%", Target::AtMost(1.0));
     let allowed = 64.0 + VMS as f64 * 20.0 / 1024.0;
     let [guests, daemon] = [guests, daemon].map(|bytes| bytes as f64 / MIB);
-    let name = format!("  resident memory, {guests:.1} MiB of it fake guests");
+    let name = format!("  resident memory, {guests:.1} MiB of it the fake VMs'");
     figure(&name, common::resident_bytes() as f64 / MIB, "MiB", Target::AtMost(allowed));
     figure("  resident memory without VMs", daemon, "MiB", Target::None);
     plane.stop().await;
@@ -70,18 +76,51 @@ async fn empty_daemon() -> u64 {
     resident
 }
 
-/// What the guests' ends of as many links take.
+/// What as many fake VMs take, with the guests' ends of their links.
 async fn guests_alone() -> u64 {
+    let host = Host::new();
+    host.begin(None);
+    host.script_vms(VmScript { boot: Duration::ZERO, workload: Duration::ZERO, ..VmScript::default() });
+    host.script_image(IMAGE, ImageScript::new('a', Duration::ZERO));
+    let Parts { images, driver, .. } = host.parts(Clock::Host, Entropy::default());
+    let source = Source::Oci(IMAGE.to_owned());
+    let digest = images.resolve(&source).await.expect("it is scripted");
+    let staged = images.stage(&source, &digest, &watch::channel(Progress::default()).0).await;
+    let disk = images.install(staged.expect("it is scripted")).await.expect("nothing fails");
     let before = common::resident_bytes();
-    let guests: Vec<_> = (0..VMS)
-        .map(|_| {
-            let guest = FakeGuest::new(FakeScript::default());
-            let link = guest.connect();
-            (guest, link)
-        })
-        .collect();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut links = Vec::new();
+    for number in 0..VMS {
+        let launch = launch(&format!("vm-{number:04}"), &disk.path);
+        driver.prepare(&launch).await.expect("nothing fails");
+        let gate = driver.spawn(&launch).await.expect("nothing fails");
+        gate.release().await.expect("nothing fails");
+        links.push(driver.connect(&launch.dir).await.expect("it boots at once"));
+    }
     let resident = common::resident_bytes() - before;
-    drop(guests);
+    drop(links);
     resident
+}
+
+fn launch(name: &str, base_disk: &Path) -> Launch {
+    let workload = Workload {
+        prefer_init: false,
+        argv: Vec::new(),
+        env: Vec::new(),
+        working_dir: None,
+        user: None,
+        stop_signal: None,
+        grace_seconds: 0,
+    };
+    Launch {
+        uid: Uid::new_v4(),
+        key: ObjectKey::new(Kind::Vm, "default", name),
+        dir: Path::new("/simulated/vms").join(name),
+        cpus: 1,
+        memory: Quantity::mebibytes(128),
+        base_disk: base_disk.to_owned(),
+        root_size: Quantity::mebibytes(1024),
+        nic: None,
+        guest: GuestConfig { hostname: name.to_owned(), network: None, workload },
+        vmm_user: None,
+    }
 }

@@ -87,6 +87,8 @@ impl Plane {
         let guard = MassDeleteSettings::default();
         let (ready, _) = watch::channel(Readiness::default());
         tasks.spawn(async move { keep(declared, &root, snapshots, guard, ready, Clock::Host, until).await });
+        let at_rest = vmlet::memory::give_back_at_rest(store.clone());
+        tasks.spawn(cancel.clone().run_until_cancelled_owned(at_rest));
         let until = cancel.clone();
         tasks.spawn(async move { engine.run(until).await.expect("nothing is left of an earlier engine") });
         Plane { store, host, dir, cancel, tasks }
