@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::images::{ImageScript, canonical};
-use super::trouble::{Mishap, Step, Trouble, VmScript};
-use super::world::{ScriptedDriver, ScriptedImages, ScriptedNetwork, World};
-use crate::image::{Digest, Images};
+use super::trouble::{EffectScript, Trouble, VmScript};
+use super::world::World;
+use crate::image::Digest;
 use crate::object::ObjectKey;
 use crate::reconcile::{Clock, Entropy, Parts};
 use crate::store::DurableView;
@@ -44,18 +44,7 @@ impl Host {
 
     /// What an engine needs to run on this host.
     pub fn parts(&self, clock: Clock, entropy: Entropy) -> Parts {
-        Parts {
-            images: self.images(),
-            driver: Arc::new(ScriptedDriver(self.0.clone())),
-            network: Arc::new(ScriptedNetwork(self.0.clone())),
-            clock,
-            entropy,
-        }
-    }
-
-    /// Its registry and image store.
-    pub fn images(&self) -> Arc<dyn Images> {
-        Arc::new(ScriptedImages(self.0.clone()))
+        self.0.parts(clock, &entropy)
     }
 
     /// Sets how an image's source behaves from now on. Without a script it is there, with a digest of its
@@ -74,9 +63,10 @@ impl Host {
         self.0.lock().usual_vm = script;
     }
 
-    /// The next so many tries of a step go wrong, whosever they are; none calls an order off.
-    pub fn order(&self, step: Step, times: usize, mishap: Mishap) {
-        self.0.lock().order(step, times, mishap);
+    /// Sets how the effects of a name go from now on: `prepare`, `spawn`, `release`, `cleanup`; and `watch`,
+    /// the beginning of the wait for a VMM's end, which can only panic.
+    pub fn script_effect(&self, name: &str, script: EffectScript) {
+        self.0.lock().effect_scripts.insert(name.to_owned(), script);
     }
 
     /// The VMM of a VM dies of a signal. Whether it ran.

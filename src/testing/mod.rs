@@ -36,6 +36,8 @@ mod images;
 mod life;
 mod options;
 mod oracle;
+#[cfg(test)]
+mod rig;
 mod scenario;
 mod simulation;
 mod timeline;
@@ -45,10 +47,12 @@ mod world;
 pub use host::Host;
 pub use images::ImageScript;
 pub use options::{Options, Unflushed};
+#[cfg(test)]
+pub(crate) use rig::Rig;
 pub use scenario::{Outcome, Scenario, reference};
 pub use simulation::Simulation;
 pub use timeline::{Entry, Teller};
-pub use trouble::{Action, Mishap, Step, Trouble, VmScript, WorkloadExit};
+pub use trouble::{Action, EffectScript, Trouble, VmScript, WorkloadExit};
 
 /// The folder that a simulation's manifests are in, in messages.
 pub const MANIFESTS: &str = "/simulated/manifests";

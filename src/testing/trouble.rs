@@ -10,8 +10,6 @@ use crate::object::ObjectKey;
 /// How the VMs of one name behave.
 #[derive(Clone, Debug)]
 pub struct VmScript {
-    /// How long its disks take to be made.
-    pub prepare: Duration,
     /// From the VMM's start until the guest's first word.
     pub boot: Duration,
     /// From the guest's first word until the workload is ready.
@@ -41,7 +39,6 @@ impl Default for VmScript {
     /// Boots in a second, is ready a tenth later, runs on, and shuts down when asked.
     fn default() -> Self {
         VmScript {
-            prepare: Duration::ZERO,
             boot: Duration::from_secs(1),
             workload: Duration::from_millis(100),
             hangs: 0,
@@ -52,40 +49,19 @@ impl Default for VmScript {
     }
 }
 
-/// A step of a VM's life on its host, for trouble to order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Making its folder and disks.
-    Prepare,
-    /// Starting its VMM at the gate.
-    Spawn,
-    /// Opening the gate.
-    Release,
-    /// Beginning to watch its VMM's end.
-    Watch,
-    /// Removing its folder.
-    Cleanup,
-}
-
-impl Step {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Step::Prepare => "prepare",
-            Step::Spawn => "spawn",
-            Step::Release => "release",
-            Step::Watch => "watch",
-            Step::Cleanup => "cleanup",
-        }
-    }
-}
-
-/// How a step goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mishap {
-    /// It fails, and may succeed later.
-    Fails,
-    /// It panics.
-    Panics,
+/// How the effects of one name go, whatever chance has in store: for a world that misbehaves to order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EffectScript {
+    /// How long each takes before it takes place, if that is to be more than chance has it.
+    pub takes: Duration,
+    /// So many fail before one succeeds.
+    pub failures: u32,
+    /// Those that fail take place nevertheless.
+    pub done: bool,
+    /// Those that fail say that no retry mends it.
+    pub lasting: bool,
+    /// So many panic before one does not.
+    pub panics: u32,
 }
 
 /// Trouble by chance. Each share is a probability from 0 to 1; all of it follows from the seed.

@@ -17,10 +17,11 @@ use tokio::time::Instant;
 use uuid::Uuid;
 use vmlet::image::{Progress, Source};
 use vmlet::object::Quantity;
+use vmlet::reconcile::Entropy;
 use vmlet::store::{DiskClaim, Record, Run};
-use vmlet::testing::{ImageScript, Mishap, Step, VmScript};
+use vmlet::testing::{ImageScript, VmScript};
 
-use rig::{Rig, image, image_key, is_ready, reason, vm, vm_key};
+use rig::{Rig, fails, image, image_key, is_ready, reason, vm, vm_key};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -69,7 +70,7 @@ async fn two_pulls_of_one_digest_both_reach_publish_and_exactly_one_wins() {
     let rig = Rig::new();
     rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     let source = Source::Oci("r/a:1".to_owned());
-    let images = rig.host.images();
+    let images = rig.host.parts(rig.clock(), Entropy::seeded(1)).images;
     let digest = images.resolve(&source).await.unwrap();
     let (progress, _) = watch::channel(Progress::default());
     let stage = || images.stage(&source, &digest, &progress);
@@ -177,7 +178,7 @@ async fn pulls_keep_to_their_limit_and_the_waiting_say_so() {
 async fn a_deletion_cuts_the_wait_after_a_failure() {
     let rig = Rig::new();
     rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
-    rig.host.order(Step::Prepare, usize::MAX, Mishap::Fails);
+    rig.host.script_effect("prepare", fails(u32::MAX));
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
     tokio::time::sleep(1000 * SECOND).await;
     let began = Instant::now();
@@ -342,13 +343,13 @@ async fn a_boot_that_hangs_is_killed_and_tried_again() {
 
 #[tokio::test(start_paused = true)]
 async fn failing_steps_are_told_and_retried_until_they_succeed() {
-    for step in [Step::Prepare, Step::Spawn, Step::Release] {
+    for step in ["prepare", "spawn", "release"] {
         let rig = Rig::new();
         rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
-        rig.host.order(step, 2, Mishap::Fails);
+        rig.host.script_effect(step, fails(2));
         rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
         rig.ready(&vm_key("web")).await;
-        rig.host.order(Step::Cleanup, 2, Mishap::Fails);
+        rig.host.script_effect("cleanup", fails(2));
         rig.undeclare(&vm_key("web")).await;
         rig.gone(&vm_key("web")).await;
         rig.assert_nothing_left().await;

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use vmlet::store::{Record, Severity};
-use vmlet::testing::{ImageScript, Mishap, Step, VmScript};
+use vmlet::testing::{ImageScript, VmScript};
 
 use crate::SECOND;
-use crate::rig::{Rig, image, image_key, is_ready, says, spec, vm, vm_key, with_vm};
+use crate::rig::{Rig, image, image_key, is_ready, panics, says, spec, vm, vm_key, with_vm};
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_is_a_failed_attempt_that_is_counted_told_and_backed_off() {
     let rig = Rig::new();
     rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
-    rig.host.order(Step::Prepare, 4, Mishap::Panics);
+    rig.host.script_effect("prepare", panics(4));
     rig.declare(vm("web", spec("256Mi"))).await;
     let mut waits = Vec::new();
     for _ in 0..4 {
@@ -29,7 +29,7 @@ async fn a_panic_is_a_failed_attempt_that_is_counted_told_and_backed_off() {
         rig.until(&vm_key("web"), failed).await;
         let status = rig.vm("web").object.status.clone();
         assert_eq!(status.phase, "Backoff");
-        assert!(status.conditions[0].message.contains("prepare panics as scripted"), "{status:?}");
+        assert!(status.conditions[0].message.contains("prepare of vm/web panics, as scripted"), "{status:?}");
         let next = status.next_retry_time.unwrap();
         waits.push(next.duration_since(rig.now()));
         tokio::time::sleep(Duration::try_from(next.duration_since(rig.now())).unwrap()).await;
@@ -48,12 +48,12 @@ async fn a_panic_of_one_objects_task_disturbs_no_other_and_an_edit_cuts_its_wait
     rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     rig.declare(vm("web", spec("256Mi"))).await;
     rig.ready(&vm_key("web")).await;
-    rig.host.order(Step::Spawn, usize::MAX, Mishap::Panics);
+    rig.host.script_effect("spawn", panics(u32::MAX));
     rig.declare(vm("bad", spec("256Mi"))).await;
     rig.until(&vm_key("bad"), |record| says("InternalError")(record)).await;
     tokio::time::sleep(3600 * SECOND).await;
     assert!(is_ready(&rig.store.record(&vm_key("web")).unwrap()));
-    rig.host.order(Step::Spawn, 0, Mishap::Panics);
+    rig.host.script_effect("spawn", panics(0));
     let began = Instant::now();
     rig.declare(vm("bad", spec("512Mi"))).await;
     rig.ready(&vm_key("bad")).await;
@@ -65,7 +65,7 @@ async fn a_look_that_panics_is_backed_off_and_told_over_the_last_status() {
     let mut rig = with_vm(VmScript::default(), |record| record.is_some_and(is_ready)).await;
     rig.kill().await;
     // The watch over an adopted process is part of the look.
-    rig.host.order(Step::Watch, 3, Mishap::Panics);
+    rig.host.script_effect("watch", panics(3));
     rig.start();
     let told = |record: Option<&Record>| {
         let Some(Record::Vm(vm)) = record else { return false };

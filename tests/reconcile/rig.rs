@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use vmlet::object::{AnyObject, Condition, Kind, ObjectKey, Quantity};
 use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Settings};
 use vmlet::store::{Capacity, Declared, Event, ImageRecord, MemoryBackend, Origin, Record, Store, VmRecord};
-use vmlet::testing::{Host, ImageScript, VmScript};
+use vmlet::testing::{EffectScript, Host, ImageScript, VmScript};
 use vmlet::timeline::Recorder;
 
 /// Simulated time: far beyond every backoff.
@@ -238,4 +238,14 @@ pub(crate) async fn with_vm(script: VmScript, came_so_far: impl Fn(Option<&Recor
 /// Whether a record gives this reason for being ready or not.
 pub(crate) fn says(wanted: &'static str) -> impl Fn(Option<&Record>) -> bool {
     move |record| record.is_some_and(|record| reason(record) == wanted)
+}
+
+/// So many tries fail, and may succeed later.
+pub(crate) fn fails(failures: u32) -> EffectScript {
+    EffectScript { failures, ..EffectScript::default() }
+}
+
+/// So many tries panic.
+pub(crate) fn panics(panics: u32) -> EffectScript {
+    EffectScript { panics, ..EffectScript::default() }
 }

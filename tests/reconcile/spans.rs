@@ -37,7 +37,6 @@ async fn the_phases_of_a_start_follow_each_other_and_sum_up_to_the_timings() {
         Phase::Resolve,
         Phase::ImageWait,
         Phase::Reserve,
-        Phase::BootWait,
         Phase::Prepare,
         Phase::Boot,
         Phase::Workload,

@@ -4,13 +4,19 @@
 use serde_json::json;
 use tokio::time::Instant;
 use vmlet::store::Record;
-use vmlet::testing::{ImageScript, Mishap, Step, VmScript};
+use vmlet::testing::{EffectScript, ImageScript, VmScript};
 
-use crate::rig::{Rig, image, image_key, is_ready, says, spec, vm, vm_key, with_vm};
+use crate::rig::{Rig, fails, image, image_key, is_ready, panics, says, spec, vm, vm_key, with_vm};
 use crate::{SECOND, phase};
 
-fn slow_prepare() -> VmScript {
-    VmScript { prepare: 10 * SECOND, ..VmScript::default() }
+/// A VM whose disks take ten seconds to be made.
+async fn with_slow_disks() -> Rig {
+    let rig = Rig::new();
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_effect("prepare", EffectScript { takes: 10 * SECOND, ..EffectScript::default() });
+    rig.declare(vm("web", spec("256Mi"))).await;
+    rig.until(&vm_key("web"), |record| says("Booting")(record)).await;
+    rig
 }
 
 fn slow_boot() -> VmScript {
@@ -19,7 +25,7 @@ fn slow_boot() -> VmScript {
 
 #[tokio::test(start_paused = true)]
 async fn an_edit_while_disks_are_made_starts_the_vm_once_with_the_new_spec() {
-    let rig = with_vm(slow_prepare(), |record| says("Booting")(record)).await;
+    let rig = with_slow_disks().await;
     rig.declare(vm("web", spec("512Mi"))).await;
     rig.ready(&vm_key("web")).await;
     let record = rig.vm("web");
@@ -30,9 +36,9 @@ async fn an_edit_while_disks_are_made_starts_the_vm_once_with_the_new_spec() {
 
 #[tokio::test(start_paused = true)]
 async fn a_deletion_while_disks_are_made_starts_nothing() {
-    let rig = with_vm(slow_prepare(), |record| says("Booting")(record)).await;
+    let rig = with_slow_disks().await;
     let began = Instant::now();
-    rig.host.order(Step::Spawn, 1, Mishap::Panics);
+    rig.host.script_effect("spawn", panics(1));
     rig.undeclare(&vm_key("web")).await;
     let mut changes = rig.store.watch(None).unwrap();
     rig.gone(&vm_key("web")).await;
@@ -47,8 +53,8 @@ async fn a_deletion_while_disks_are_made_starts_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_vm_that_is_halted_while_disks_are_made_is_not_spawned() {
-    let rig = with_vm(slow_prepare(), |record| says("Booting")(record)).await;
-    rig.host.order(Step::Spawn, 1, Mishap::Panics);
+    let rig = with_slow_disks().await;
+    rig.host.script_effect("spawn", panics(1));
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}, "memory": "256Mi", "runPolicy": "Halted"})))
         .await;
     rig.until(&vm_key("web"), |record| phase(record) == "Stopped").await;
@@ -63,12 +69,12 @@ async fn the_tap_of_a_start_that_failed_is_not_left() {
     for next in ["none", "halted", "deleted"] {
         let rig = Rig::new();
         rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
-        rig.host.order(Step::Spawn, usize::MAX, Mishap::Fails);
+        rig.host.script_effect("spawn", fails(u32::MAX));
         rig.declare(vm("web", spec("256Mi"))).await;
         rig.eventually(|| rig.host.attached() == 1).await;
         match next {
             "none" => {
-                rig.host.order(Step::Spawn, 0, Mishap::Fails);
+                rig.host.script_effect("spawn", fails(0));
                 let bare = json!({"image": {"oci": "r/a:1"}, "memory": "256Mi", "network": {"mode": "none"}});
                 rig.declare(vm("web", bare)).await;
                 rig.ready(&vm_key("web")).await;
@@ -91,7 +97,7 @@ async fn the_tap_of_a_start_that_failed_is_not_left() {
 #[tokio::test(start_paused = true)]
 async fn a_vm_that_waits_after_a_crash_has_no_tap() {
     let rig = with_vm(VmScript::default(), |record| record.is_some_and(is_ready)).await;
-    rig.host.order(Step::Spawn, usize::MAX, Mishap::Fails);
+    rig.host.script_effect("spawn", fails(u32::MAX));
     rig.crash("web");
     rig.until(&vm_key("web"), |record| phase(record) == "Backoff").await;
     assert_eq!(rig.host.attached(), 0);

@@ -12,5 +12,6 @@ mod chance;
 mod crash_points;
 mod foretold;
 mod model;
+mod rules;
 mod schedule;
 mod threads;

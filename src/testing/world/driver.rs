@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::process::{Process, signalled};
 use super::{Effect, Refusal, State, World, guest};
@@ -14,7 +14,6 @@ use crate::hypervisor::{Driver, DriverError, Gated, GuestStream, Launch, Process
 use crate::object::{ObjectKey, Quantity, Uid};
 use crate::store::{Record, Reservation, Run, VmRecord};
 use crate::testing::timeline::Teller;
-use crate::testing::trouble::Step;
 
 /// SIGKILL.
 const KILL: i32 = 9;
@@ -91,6 +90,15 @@ impl State {
         }
     }
 
+    /// A folder goes when its VM is gone or being deleted, for certain.
+    fn audit_cleanup(&mut self, dir: &Path) {
+        let Some(folder) = self.folders.get(dir) else { return };
+        let vm = self.durable_vm(&folder.key, folder.uid);
+        if vm.is_some_and(|vm| vm.object.metadata.deletion_timestamp.is_none()) {
+            self.violation(format!("the folder of {} goes, though it may be needed", folder.key));
+        }
+    }
+
     fn audit_release(&mut self, pid: u32) {
         let now = self.now();
         let Some(process) = self.processes.get(pid) else { return };
@@ -139,12 +147,8 @@ impl Driver for ScriptedDriver {
     }
 
     async fn prepare(&self, launch: &Launch) -> Result<(), DriverError> {
-        let takes = self.0.lock().script(&launch.key).prepare;
-        if !takes.is_zero() {
-            sleep(takes).await;
-        }
         let fate = Some(launch.uid.to_string());
-        let effect = Effect { name: Step::Prepare.name(), object: Some(launch.key.clone()), fate };
+        let effect = Effect { name: "prepare", object: Some(launch.key.clone()), fate };
         let act = |state: &mut State| {
             state.audit_idle("prepare", &launch.dir);
             state.audit_reserved("a folder", launch);
@@ -158,7 +162,7 @@ impl Driver for ScriptedDriver {
 
     async fn spawn(&self, launch: &Launch) -> Result<Box<dyn Gated>, DriverError> {
         let fate = Some(launch.uid.to_string());
-        let effect = Effect { name: Step::Spawn.name(), object: Some(launch.key.clone()), fate };
+        let effect = Effect { name: "spawn", object: Some(launch.key.clone()), fate };
         let world = self.0.clone();
         let act = |state: &mut State| {
             state.audit_idle("spawn", &launch.dir);
@@ -198,8 +202,8 @@ impl Driver for ScriptedDriver {
     }
 
     async fn exited(&self, _: &Path, identity: &ProcessIdentity) -> VmmExit {
-        // Watching can do anything but fail.
-        let _ = self.0.ordered(&Effect { name: Step::Watch.name(), object: None, fate: None });
+        let panics = self.0.lock().scripted_panic("watch");
+        assert!(!panics, "watch panics, as scripted");
         let unknown = VmmExit { code: None, signal: None, workload: None, message: String::new() };
         let notice = {
             let mut state = self.0.lock();
@@ -293,10 +297,11 @@ impl Driver for ScriptedDriver {
     async fn cleanup(&self, dir: &Path) -> Result<(), DriverError> {
         let act = |state: &mut State| {
             state.audit_idle("cleanup", dir);
+            state.audit_cleanup(dir);
             state.folders.remove(dir);
             Ok(())
         };
-        Ok(self.0.effect(&self.effect(Step::Cleanup.name(), dir), act).await?)
+        Ok(self.0.effect(&self.effect("cleanup", dir), act).await?)
     }
 }
 
@@ -334,7 +339,7 @@ impl Gated for ScriptedGate {
             *released = true;
             Ok(())
         };
-        Ok(world.effect(&Effect { name: Step::Release.name(), object: Some(key), fate: None }, act).await?)
+        Ok(world.effect(&Effect { name: "release", object: Some(key), fate: None }, act).await?)
     }
 }
 

@@ -7,12 +7,13 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::{Instant, timeout};
 
+use super::World;
+use super::driver::ScriptedDriver;
 use super::images::path;
-use super::{ScriptedDriver, World};
 use crate::hypervisor::{Driver, Launch, ProcessIdentity};
 use crate::image::Digest;
 use crate::object::{Kind, ObjectKey, Quantity, Uid};
-use crate::testing::{Mishap, Step, Trouble, VmScript, WorkloadExit};
+use crate::testing::{EffectScript, Trouble, VmScript, WorkloadExit};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -57,10 +58,10 @@ fn launch(name: &str) -> Launch {
 }
 
 async fn start(driver: &ScriptedDriver, launch: &Launch) -> ProcessIdentity {
-    driver.prepare(launch).await.expect("nothing is ordered to fail");
-    let gated = driver.spawn(launch).await.expect("nothing is ordered to fail");
+    driver.prepare(launch).await.expect("nothing is scripted to fail");
+    let gated = driver.spawn(launch).await.expect("nothing is scripted to fail");
     let process = gated.process().clone();
-    gated.release().await.expect("nothing is ordered to fail");
+    gated.release().await.expect("nothing is scripted to fail");
     process
 }
 
@@ -113,9 +114,9 @@ async fn vms_end_by_order_by_script_by_button_and_by_kill() {
     assert_eq!(driver.exited(&vm.dir, &process).await.code, Some(0));
 
     let process = start(&driver, &vm).await;
-    driver.kill(&process).await.expect("nothing is ordered to fail");
+    driver.kill(&process).await.expect("nothing is scripted to fail");
     assert_eq!(driver.exited(&vm.dir, &process).await.signal, Some(9));
-    driver.cleanup(&vm.dir).await.expect("nothing is ordered to fail");
+    driver.cleanup(&vm.dir).await.expect("nothing is scripted to fail");
     assert!(world.lock().folders.is_empty());
     assert_eq!(running(&world), 0);
     assert_eq!(violations(&world), Vec::<String>::new());
@@ -133,22 +134,25 @@ async fn a_vm_that_hangs_never_answers_until_it_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn steps_go_wrong_as_often_as_ordered() {
+async fn effects_go_wrong_as_often_as_scripted() {
     let (world, driver) = world();
     let vm = launch("a");
-    world.lock().order(Step::Prepare, 2, Mishap::Fails);
-    world.lock().order(Step::Release, 1, Mishap::Panics);
+    let script = |name: &str, script| _ = world.lock().effect_scripts.insert(name.to_owned(), script);
+    script("prepare", EffectScript { failures: 2, takes: SECOND, ..EffectScript::default() });
+    script("release", EffectScript { panics: 1, ..EffectScript::default() });
+    let before = Instant::now();
     for _ in 0..2 {
         assert!(driver.prepare(&vm).await.is_err_and(|error| error.transient));
     }
     driver.prepare(&vm).await.expect("twice, no more");
-    let gated = driver.spawn(&vm).await.expect("not ordered to fail");
+    assert_eq!(before.elapsed(), 3 * SECOND);
+    let gated = driver.spawn(&vm).await.expect("not scripted to fail");
     let process = gated.process().clone();
     assert!(std::panic::AssertUnwindSafe(gated.release()).catch_unwind().await.is_err());
     assert!(!driver.alive(&process), "it ended at its gate");
-    world.lock().order(Step::Spawn, usize::MAX, Mishap::Fails);
+    script("spawn", EffectScript { failures: u32::MAX, ..EffectScript::default() });
     assert!(driver.spawn(&vm).await.is_err());
-    world.lock().order(Step::Spawn, 0, Mishap::Fails);
+    script("spawn", EffectScript::default());
     start(&driver, &vm).await;
 }
 
@@ -182,7 +186,7 @@ async fn numbers_of_ended_processes_are_used_again_and_their_identities_are_not(
         for vm in &launches {
             let process = start(&driver, vm).await;
             assert!(!seen.contains(&process), "{process:?} in round {round}");
-            driver.kill(&process).await.expect("nothing is ordered to fail");
+            driver.kill(&process).await.expect("nothing is scripted to fail");
             seen.push(process);
         }
     }
