@@ -13,6 +13,7 @@ pub mod ext4;
 mod layer;
 mod limits;
 mod manifest;
+pub mod probe;
 mod pull;
 mod reference;
 mod registry;
