@@ -120,7 +120,8 @@ fn launch(name: &str, base_disk: &Path) -> Launch {
         base_disk: base_disk.to_owned(),
         root_size: Quantity::mebibytes(1024),
         nic: None,
-        guest: GuestConfig { hostname: name.to_owned(), network: None, workload },
+        guest: GuestConfig { hostname: name.to_owned(), network: None, workload, export: None },
+        export: None,
         vmm_user: None,
     }
 }

@@ -86,8 +86,8 @@ pub(super) fn columns(kind: Kind) -> Vec<Column> {
             column("Name", 0, "The image's name."),
             column("Ready", 0, "The Ready condition."),
             column("Status", 0, "What is being done."),
-            column("Reference", 0, "The OCI reference."),
-            column("Digest", 0, "The manifest digest for this host."),
+            column("Source", 0, "Where the image comes from."),
+            column("Digest", 0, "What the image is known by."),
             column("Size", 0, "The base disk's length."),
             column("Age", 0, "The time since it was first seen."),
         ],
@@ -157,7 +157,12 @@ fn image_cells(image: &Image, object: &AnyObject, now: Timestamp) -> Vec<Value> 
         image.metadata.name.clone().into(),
         ready(object).into(),
         phase(&image.metadata, &status.phase).into(),
-        image.spec.source.chosen().map_or_else(|| NONE.to_owned(), |source| source.to_string()).into(),
+        image
+            .spec
+            .source
+            .chosen(&image.metadata.namespace)
+            .map_or_else(|| NONE.to_owned(), |source| source.to_string())
+            .into(),
         short_digest(status.digest.as_deref()).into(),
         status.disk.as_ref().map_or(NONE.to_owned(), |disk| human_size(disk.size)).into(),
         age_of(&image.metadata, now).into(),

@@ -1,17 +1,24 @@
 //! From a [`Source`] to a bootable base disk.
 //!
 //! ```text
-//! registry ─▶ manifest, config ─▶ blob × n (downloads, in parallel) ─▶ layer (inflate, tar, apply) ─▶ ext4 ─▶ store
+//! registry ─▶ manifest, config ─▶ blob × n (downloads, in parallel) ─┬▶ layer (inflate, tar, apply) ─▶ ext4 ─▶ store
+//! layout (a folder or tar of the host) ─▶ manifest, config ─▶ blob × n ┤                                   │
+//! bundle (a tar with a root) ──────────────────────────────────────────┴───────────────────────────────────┘
+//! host (files where they are) ─▶ a record in the store
 //! ```
 //!
 //! [`ImageStore`] is the real [`Images`]; `pull` is where its parts meet. Everything that comes from a
 //! registry is bounded by [`Limits`].
 
 mod blob;
+mod bundle;
 mod error;
 pub mod ext4;
+mod host;
 mod layer;
+mod layout;
 mod limits;
+mod local;
 mod manifest;
 pub mod probe;
 mod pull;
@@ -24,7 +31,8 @@ mod tests;
 
 pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};
-pub use source::Source;
+pub(crate) use registry::check_url;
+pub use source::{BundleAt, HostFiles, LayoutAt, Place, Source, VmAt};
 pub use store::ImageStore;
 
 use std::path::PathBuf;
@@ -39,7 +47,7 @@ use tokio::sync::watch;
 /// Nothing here holds a guard, and nothing is visible to VMs before [`Images::install`].
 #[async_trait]
 pub trait Images: Send + Sync + 'static {
-    /// The digest of the manifest that `source` stands for on this host's platform.
+    /// The digest that `source` stands for: of a registry's image the manifest for this host's platform.
     async fn resolve(&self, source: &Source) -> Result<Digest, ImageError>;
 
     /// Fetches the image and builds its base disk in a staging folder of its own. Dropping the
@@ -47,6 +55,14 @@ pub trait Images: Send + Sync + 'static {
     async fn stage(
         &self,
         source: &Source,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError>;
+
+    /// The same of a root that is in a tar on the host, whoever wrote that.
+    async fn stage_root(
+        &self,
+        root: Root,
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError>;
@@ -61,8 +77,24 @@ pub trait Images: Send + Sync + 'static {
     /// Removes the installed disk of a digest. Absent is fine.
     async fn remove(&self, digest: &Digest) -> Result<(), ImageError>;
 
+    /// Fails if a base disk is not what it was when it got its digest, before a VM starts on it. Only files
+    /// of the host can change: those that were registered, and whose digest is not over their content.
+    async fn check(&self, digest: &Digest) -> Result<(), ImageError> {
+        let _ = digest;
+        Ok(())
+    }
+
     /// The digests that have an installed disk, for the sweep at start-up.
     async fn installed(&self) -> Result<Vec<Digest>, ImageError>;
+}
+
+/// A root that becomes a base disk as one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Root {
+    /// The tar. What follows its end is not read.
+    pub tar: PathBuf,
+    /// What the image says about its process.
+    pub config: ImageConfig,
 }
 
 /// A base disk that is installed: content-addressed, complete, read-only.
@@ -76,6 +108,19 @@ pub struct BaseDisk {
     pub size: u64,
     /// What the image says about its process.
     pub config: ImageConfig,
+    /// The kernel that came with the image.
+    pub kernel: Option<KernelFiles>,
+}
+
+/// A kernel that came with an image, as files of the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelFiles {
+    /// The kernel: compressed or not.
+    pub kernel: PathBuf,
+    /// An initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Its modules: a folder like `/lib/modules/6.1.0`, with or without `modules.dep`.
+    pub modules: Option<PathBuf>,
 }
 
 /// A disk that is built but not installed. Removed with its folder when dropped.

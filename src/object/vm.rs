@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::image::{check_reference, never_observed};
+use super::image::never_observed;
+use super::source::check_reference;
 use super::{Condition, Effect, Object, Quantity, Violation, validate_name};
 use crate::image::Source;
 
@@ -403,9 +404,9 @@ pub struct PortStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmImageStatus {
-    /// The OCI reference.
+    /// Where the image comes from: an OCI reference, a path or a URL.
     pub reference: String,
-    /// The manifest digest that it stands for.
+    /// The digest that it stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
 }

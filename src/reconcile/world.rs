@@ -13,6 +13,7 @@ use super::backoff::BackoffPolicy;
 use super::clock::Clock;
 use super::entropy::Entropy;
 use super::meters::Meters;
+use super::promotion::Promoter;
 use super::pulls::{Pulls, Shop};
 use crate::agent::Agent;
 use crate::hypervisor::Driver;
@@ -90,6 +91,14 @@ impl World {
         World {
             pulls: Pulls::new(Shop {
                 images: images.clone(),
+                promoter: Promoter {
+                    store: store.clone(),
+                    driver: driver.clone(),
+                    vms: settings.vms.clone(),
+                    backoff: settings.backoff,
+                    clock,
+                    entropy: entropy.clone(),
+                },
                 store: store.clone(),
                 permits: Semaphore::new(settings.max_pulls.max(1)),
                 backoff: settings.backoff,

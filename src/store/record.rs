@@ -125,6 +125,10 @@ pub struct VmRecord {
     pub starts: u32,
     /// How the last run ended.
     pub last_exit: Option<LastExit>,
+    /// Of the promotion that reads the VM's private disk: the name of its folder. The VM is not started
+    /// meanwhile. Cleared at start-up: none outlives its daemon.
+    #[serde(default)]
+    pub promotion: Option<Uuid>,
 }
 
 /// Everything known of an image.
@@ -191,7 +195,7 @@ impl Problem {
 pub struct PinnedImage {
     /// As the spec (the VM's, or its Image object's) names it.
     pub source: Source,
-    /// The manifest digest.
+    /// What it was resolved to.
     pub digest: Digest,
 }
 

@@ -14,7 +14,7 @@ use super::Simulation;
 use super::images::name;
 use super::life::summary;
 use super::world::State;
-use crate::image::{Digest, Source};
+use crate::image::{Digest, Source, VmAt};
 use crate::manifest::FileState;
 use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
 use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
@@ -133,13 +133,28 @@ impl Sight<'_> {
         if self.out_of_reach(image) {
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
         }
-        let source = image.object.spec.source.chosen().ok_or("it has no source")?;
+        let source =
+            image.object.spec.source.chosen(&image.object.metadata.namespace).ok_or("it has no source")?;
+        if let Source::Vm(vm) = &source {
+            return if self.waits_for_vm(vm, image) { Ok(()) } else { is_ready(&status.conditions) };
+        }
         let digest = self.digest(&source).ok_or("it is not in the registry")?;
         is_ready(&status.conditions)?;
         if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
             return Err(format!("it is not {digest}"));
         }
         Ok(())
+    }
+
+    /// Whether an image says that it waits for its VM, and rightly.
+    fn waits_for_vm(&self, vm: &VmAt, image: &ImageRecord) -> bool {
+        let key = ObjectKey::new(Kind::Vm, &vm.namespace, &vm.name);
+        let stopped = match self.records.get(&key) {
+            Some(Record::Vm(vm)) => vm.object.status.phase == "Stopped" && vm.reservation.is_some(),
+            _ => false,
+        };
+        let ready = ready(&image.object.status.conditions);
+        !stopped && ready.is_some_and(|ready| ready.reason == "WaitingForVM")
     }
 
     fn vm_settled(&self, vm: &VmRecord) -> Result<(), String> {
@@ -189,7 +204,9 @@ impl Sight<'_> {
     /// Whether an image cannot be had: it is not in the registry, or was refused for good and is not
     /// tried again.
     fn out_of_reach(&self, image: &ImageRecord) -> bool {
-        let Some(source) = image.object.spec.source.chosen() else { return true };
+        let Some(source) = image.object.spec.source.chosen(&image.object.metadata.namespace) else {
+            return true;
+        };
         self.digest(&source).is_none() || self.doomed(&source) && stalled(&image.object.status.conditions)
     }
 
@@ -204,7 +221,10 @@ impl Sight<'_> {
         let key = ObjectKey::new(Kind::Image, namespace, spec.name.as_ref()?);
         match self.records.get(&key)? {
             Record::Image(image) if image.object.metadata.deletion_timestamp.is_none() => {
-                let source = image.object.spec.source.chosen()?;
+                let source = image.object.spec.source.chosen(&image.object.metadata.namespace)?;
+                if let Source::Vm(_) = source {
+                    return image.image.as_ref().map(|pin| pin.digest.clone());
+                }
                 self.digest(&source).filter(|_| !self.out_of_reach(image))
             }
             _ => None,

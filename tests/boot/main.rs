@@ -11,6 +11,7 @@ mod host;
 mod images;
 mod interactive;
 mod kills;
+mod promotion;
 mod shutdown;
 mod systemd;
 mod terminal;

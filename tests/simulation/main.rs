@@ -12,6 +12,8 @@ mod chance;
 mod crash_points;
 mod foretold;
 mod model;
+mod promotion;
 mod rules;
 mod schedule;
+mod sources;
 mod threads;

@@ -45,7 +45,9 @@ fn launch(dir: &Path) -> Launch {
                 stop_signal: None,
                 grace_seconds: 1,
             },
+            export: None,
         },
+        export: None,
         vmm_user: None,
     }
 }

@@ -17,9 +17,11 @@ use super::step::StepError;
 use super::task::{Outcome, Reconciler, Wake};
 use super::track::{Activity, Track};
 use super::world::World;
-use crate::image::Source;
+use crate::image::{Digest, Source};
 use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
-use crate::store::{DiskState, ImageRecord, ImageUpdate, PinnedImage, RemoveImageError, Severity};
+use crate::store::{
+    DiskState, ImageRecord, ImageUpdate, PinnedImage, RemoveImageError, Run, Severity, VmRecord,
+};
 use crate::timeline::Phase;
 
 /// What an image's task remembers between looks. All of it can be lost.
@@ -61,9 +63,21 @@ impl ImageTask {
         Observed {
             disk,
             pull: self.share.as_ref().map(Share::state),
+            vm: self.vm(record),
             failure: self.failure.clone(),
             closed_until: self.backoff.closed_until(self.world.clock.now()),
         }
+    }
+
+    /// The VM that the image is made of.
+    fn vm(&self, record: &ImageRecord) -> Option<Result<Digest, String>> {
+        let name = &record.object.spec.source.vm.as_ref()?.name;
+        let key = ObjectKey::new(Kind::Vm, &self.key.namespace, name);
+        let vm = self.world.store.vm(&key);
+        Some(promotable(&key, vm.as_deref()).map(|vm| {
+            let of = (vm.object.metadata.uid, vm.starts, self.uid, record.object.metadata.generation);
+            Digest::of(&format!("{of:?}"))
+        }))
     }
 
     /// Announces the change that the new status makes visible.
@@ -91,10 +105,13 @@ impl ImageTask {
         let Some(resolved) = wake.unless_woken(images.resolve(source)).await else {
             return Ok(());
         };
-        let digest = resolved?;
+        self.pin(record, PinnedImage { source: source.clone(), digest: resolved? }).await
+    }
+
+    async fn pin(&mut self, record: &ImageRecord, pin: PinnedImage) -> Result<(), StepError> {
         let update = ImageUpdate {
             generation: Some(record.object.metadata.generation),
-            image: Some(Some(PinnedImage { source: source.clone(), digest })),
+            image: Some(Some(pin)),
             status: None,
         };
         self.world.store.publish_image(&self.key, self.uid, update).await?;
@@ -163,6 +180,7 @@ impl Reconciler for ImageTask {
         let done = match plan.step {
             Step::Wait(until) => return Outcome::Wait(until),
             Step::Resolve(ref source) => self.resolve(&record, source, wake).await,
+            Step::Pin(ref pin) => self.pin(&record, pin.clone()).await,
             Step::Pull(ref pin) => {
                 self.share = Some(self.world.pulls.join(&pin.source, &pin.digest));
                 Ok(())
@@ -207,7 +225,14 @@ impl Reconciler for ImageTask {
 
 /// What the image does while the plan's step is taken, or waited for.
 fn activity(record: &ImageRecord, plan: &Plan) -> Activity {
-    let source = || record.object.spec.source.chosen().map_or_else(String::new, |source| source.to_string());
+    let source = || {
+        record
+            .object
+            .spec
+            .source
+            .chosen(&record.object.metadata.namespace)
+            .map_or_else(String::new, |source| source.to_string())
+    };
     let failed = matches!(plan.phase, "Backoff" | "Failed");
     let (phase, detail) = match plan.phase {
         "Pending" => (Some(Phase::Resolve), source()),
@@ -226,9 +251,30 @@ fn step_name(step: &Step) -> Option<&'static str> {
     match step {
         Step::Wait(_) => None,
         Step::Resolve(_) => Some("resolve"),
+        Step::Pin(_) => Some("pin"),
         Step::Pull(_) => Some("pull"),
         Step::Remove => Some("remove"),
     }
+}
+
+/// The VM, if an image can be made of it now; else what is waited for.
+fn promotable<'a>(key: &ObjectKey, vm: Option<&'a VmRecord>) -> Result<&'a VmRecord, String> {
+    let Some(vm) = vm else { return Err(format!("{key} does not exist")) };
+    let (metadata, status) = (&vm.object.metadata, &vm.object.status);
+    if metadata.deletion_timestamp.is_some() {
+        return Err(format!("{key} is being deleted"));
+    }
+    let up = matches!(vm.run, Run::Up { .. });
+    if up || status.phase != "Stopped" || status.observed_generation != metadata.generation {
+        let phase = if status.phase.is_empty() { "Pending" } else { &status.phase };
+        return Err(format!(
+            "{key} is {phase}; an image is made of it when it is stopped (runPolicy: Halted)"
+        ));
+    }
+    if vm.reservation.is_none() {
+        return Err(format!("{key} has never run: it has no disk of its own yet"));
+    }
+    Ok(vm)
 }
 
 /// What became of a removal.

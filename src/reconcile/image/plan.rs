@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::image::Source;
+use crate::image::{Digest, Source};
 use crate::object::{DiskStatus, ImageStatus};
 use crate::reconcile::conditions::Conditions;
 use crate::reconcile::pulls::PullState;
@@ -16,6 +16,9 @@ pub(in crate::reconcile) struct Observed {
     pub disk: Option<DiskStatus>,
     /// The pull that this image shares in.
     pub pull: Option<PullState>,
+    /// The VM that the image is made of, if it is of one: the image's digest once the VM is stopped, else
+    /// what is waited for.
+    pub vm: Option<Result<Digest, String>>,
     /// The last failed step.
     pub failure: Option<Failure>,
     /// When the gate of the backoff opens, if it is closed.
@@ -34,6 +37,8 @@ pub(in crate::reconcile) enum Step {
     Wait(Option<Timestamp>),
     /// Find the source's digest.
     Resolve(Source),
+    /// Record the digest of an image that is to be made. It keeps the disk from now on.
+    Pin(PinnedImage),
     /// Take a share in the digest's pull.
     Pull(PinnedImage),
     /// Remove the record unless a VM uses the image.
@@ -58,12 +63,19 @@ pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan 
     if deleted {
         return told(Step::Remove, "Terminating", "Deleted", "the image is being removed".to_owned());
     }
-    let Some(source) = record.object.spec.source.chosen() else {
+    let Some(source) = record.object.spec.source.chosen(&record.object.metadata.namespace) else {
         return told(Step::Wait(None), "Failed", "InvalidSpec", "spec.source names nothing".to_owned());
     };
     let Some(pin) = record.image.as_ref().filter(|pin| pin.source == source) else {
         let message = source.resolving();
-        return told(Step::Resolve(source), "Pending", "Resolving", message);
+        return match &seen.vm {
+            None => told(Step::Resolve(source), "Pending", "Resolving", message),
+            Some(Ok(digest)) => {
+                let pin = PinnedImage { source, digest: digest.clone() };
+                told(Step::Pin(pin), "Pending", "Resolving", message)
+            }
+            Some(Err(why)) => told(Step::Wait(None), "Pending", "WaitingForVM", why.clone()),
+        };
     };
     if seen.disk.is_some() {
         let message = format!("{source} is {}", pin.digest);

@@ -37,7 +37,7 @@ fn record(image: Option<PinnedImage>) -> ImageRecord {
 }
 
 fn seen(pull: Option<PullState>) -> Observed {
-    Observed { disk: None, pull, failure: None, closed_until: None }
+    Observed { disk: None, vm: None, pull, failure: None, closed_until: None }
 }
 
 #[test]

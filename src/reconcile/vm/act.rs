@@ -198,8 +198,11 @@ impl VmTask {
     async fn boot(&mut self, record: &VmRecord) -> Result<(), StepError> {
         let world = self.world.clone();
         let launch = self.launch(record).ok_or(StepError::Stale)?;
-        // Neither can be cut off: what it leaves behind would come after the next step's work. So an edit
-        // or a deletion is looked for after them.
+        if let Some(held) = &record.reservation {
+            world.images.check(&held.image).await?;
+        }
+        // Neither of what follows can be cut off: what it leaves behind would come after the next step's work.
+        // So an edit or a deletion is looked for after them.
         world.driver.prepare(&launch).await?;
         if let Some(nic) = &launch.nic {
             world.network.attach(nic).await?;
@@ -256,6 +259,7 @@ impl VmTask {
             root_size: held.disk,
             nic: held.nic.clone(),
             guest: guest_config(&record.object, &config, held.nic.as_ref(), &world.settings.resolvers),
+            export: None,
             vmm_user: held.vmm_user,
         })
     }

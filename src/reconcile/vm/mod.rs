@@ -279,7 +279,7 @@ impl VmTask {
         if image.object.metadata.deletion_timestamp.is_some() {
             return refuse("ImageTerminating", format!("{key} is being deleted"));
         }
-        let wanted = image.object.spec.source.chosen();
+        let wanted = image.object.spec.source.chosen(&image.object.metadata.namespace);
         let current = image.image.as_ref().filter(|pin| Some(&pin.source) == wanted.as_ref());
         let ready =
             current.filter(|pin| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready()));

@@ -138,6 +138,10 @@ fn starting(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) ->
         let stalled = plan.phase == "Failed";
         return if stalled { Plan { step: rest(record, seen).step, ..plan } } else { plan };
     }
+    if record.promotion.is_some() {
+        let message = "an image is being made of its disk; it is started afterwards";
+        return rest(record, seen).told("Waiting", "BeingPromoted", message);
+    }
     let pin = match image(record, seen) {
         Ok(pin) => pin,
         Err(plan) => return plan,

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::tally::Pulling;
 use super::{Effect, Refusal, State, World};
-use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Source, StagedDisk};
+use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Root, Source, StagedDisk};
 use crate::store::DiskState;
 use crate::testing::images::{ImageScript, name};
 
@@ -34,7 +34,13 @@ pub(super) fn path(digest: &Digest) -> PathBuf {
 }
 
 fn base_disk(digest: &Digest) -> BaseDisk {
-    BaseDisk { digest: digest.clone(), path: path(digest), size: SIZE, config: ImageConfig::default() }
+    BaseDisk {
+        digest: digest.clone(),
+        path: path(digest),
+        size: SIZE,
+        config: ImageConfig::default(),
+        kernel: None,
+    }
 }
 
 impl State {
@@ -134,6 +140,31 @@ impl Images for ScriptedImages {
         })
     }
 
+    async fn stage_root(
+        &self,
+        root: Root,
+        digest: &Digest,
+        _: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        let world = self.0.clone();
+        let act = |state: &mut State| {
+            if !state.folders.keys().any(|dir| root.tar.starts_with(dir)) {
+                state.violation(format!("{} is read and is not there", root.tar.display()));
+            }
+            let number = state.dice.random();
+            state.staged.insert(number, digest.clone());
+            Ok(Staging { world, number })
+        };
+        let staging = self.0.effect(&of_host("stage a root"), act).await?;
+        Ok(StagedDisk {
+            digest: digest.clone(),
+            dir: None,
+            held: Some(Box::new(staging)),
+            size: SIZE,
+            config: root.config,
+        })
+    }
+
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {
         let digest = &staged.digest;
         let act = |state: &mut State| {
@@ -174,6 +205,19 @@ impl Images for ScriptedImages {
             Ok(())
         };
         Ok(self.0.effect(&of_host("remove a disk"), act).await?)
+    }
+
+    async fn check(&self, digest: &Digest) -> Result<(), ImageError> {
+        let state = self.0.lock();
+        let changed = |script: &ImageScript| script.changed && script.digest.as_ref() == Some(digest);
+        match state.image_scripts.values().any(changed) {
+            true => Err(ImageError {
+                reason: "FilesChanged",
+                message: format!("the files of {digest} changed"),
+                transient: true,
+            }),
+            false => Ok(()),
+        }
     }
 
     async fn installed(&self) -> Result<Vec<Digest>, ImageError> {
