@@ -24,7 +24,7 @@ async fn run(count: usize) {
     let (start, used) = (Instant::now(), common::cpu_time());
     // A fake boot takes nothing, so the number of permits must not either.
     let plane = Plane::start(dir, Setup { boot: Duration::ZERO, max_boots: 1000 });
-    plane.images.script(IMAGE, ImageScript::new('a', Duration::ZERO));
+    plane.host.script_image(IMAGE, ImageScript::new('a', Duration::ZERO));
     let declared = plane.declared(count).await;
     let declaring = common::cpu_time() - used;
     let ready = plane.ready("vm-", count).await;

@@ -30,10 +30,10 @@ async fn run(stalled: usize) -> f64 {
     let first = manifest("first", PRESENT, 128, "tier: front");
     Plane::put_old(dir.path(), "first", &first);
     let plane = Plane::start(dir, Setup { boot: Duration::from_millis(100), max_boots: 4 });
-    plane.images.script(PRESENT, ImageScript::new('a', Duration::ZERO));
+    plane.host.script_image(PRESENT, ImageScript::new('a', Duration::ZERO));
     for number in 0..stalled {
         let digit = char::from_digit(number as u32 % 10, 16).expect("a digit");
-        plane.images.script(&slow(number), ImageScript::new(digit, Duration::from_secs(3600)));
+        plane.host.script_image(&slow(number), ImageScript::new(digit, Duration::from_secs(3600)));
     }
     plane.ready("first", 1).await;
     let start = Instant::now();

@@ -25,6 +25,7 @@ use crate::hypervisor::GuestStream;
 use crate::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use crate::image::{self, ImageStore};
 use crate::manifest::{self, DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::metrics::process::Process;
 use crate::network::{HostNetwork, HostSettings, Network, UserNetwork, forwarding_warnings, resolvers};
@@ -69,6 +70,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     let tasks = TaskTracker::new();
     let readiness = watch_manifests(&settings, &store, &tasks, &cancel);
     tasks.spawn(api::serve(listener, sources(&store, &engine, readiness), cancel.clone()));
+    let at_rest = memory::give_back_at_rest(store.clone());
+    tasks.spawn(cancel.clone().run_until_cancelled_owned(at_rest));
     let running = engine.run(cancel.clone());
     tracing::info!(socket = %settings.socket.display(), manifests = %settings.manifests.display(), "vmlet is running");
     let ended = tokio::select! {

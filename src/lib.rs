@@ -26,6 +26,7 @@ pub mod hypervisor;
 pub mod image;
 mod latest;
 pub mod manifest;
+pub mod memory;
 pub mod metrics;
 pub mod network;
 pub mod object;

@@ -3,21 +3,19 @@
 //! Time is real.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vmlet::agent::{FakeGuest, FakeScript, GuestState};
-use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
 use vmlet::manifest::{self, DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
 use vmlet::object::{Kind, ObjectKey, Quantity};
-use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, HostRoom, Parts, Retention, Settings};
+use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Retention, Settings};
 use vmlet::store::{Capacity, Record, Store, StoreSettings};
-use vmlet::testing::{FakeImages, FakeNetwork};
+use vmlet::testing::{Host, VmScript};
 
 /// What a bench sets.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +28,7 @@ pub(crate) struct Setup {
 /// A running control plane.
 pub(crate) struct Plane {
     pub(crate) store: Store,
-    pub(crate) images: Arc<FakeImages>,
+    pub(crate) host: Host,
     dir: TempDir,
     cancel: CancellationToken,
     tasks: TaskTracker,
@@ -74,16 +72,12 @@ impl Plane {
     /// Starts a control plane in these folders.
     pub(crate) fn start(dir: TempDir, setup: Setup) -> Plane {
         let store = Store::open(&dir.path().join("store"), StoreSettings::default()).expect("a new store");
-        let images = Arc::new(FakeImages::new(dir.path()).expect("folders can be made"));
-        let parts = Parts {
-            images: images.clone(),
-            driver: Arc::new(driver(setup.boot)),
-            network: Arc::new(FakeNetwork::default()),
-            clock: Clock::Host,
-            entropy: Entropy::default(),
-            room: Arc::new(HostRoom { state: dir.path().to_owned() }),
-        };
-        let engine = Engine::new(store.clone(), parts, settings(dir.path(), setup.max_boots));
+        let host = Host::new();
+        host.script_vms(VmScript { boot: setup.boot, workload: Duration::ZERO, ..VmScript::default() });
+        let settings = settings(dir.path(), setup.max_boots);
+        host.begin(None, settings.retention);
+        let parts = host.parts(Clock::Host, Entropy::default());
+        let engine = Engine::new(store.clone(), parts, settings);
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
         let root = dir.path().join("manifests");
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
@@ -94,9 +88,11 @@ impl Plane {
         let guard = MassDeleteSettings::default();
         let (ready, _) = watch::channel(Readiness::default());
         tasks.spawn(async move { keep(declared, &root, snapshots, guard, ready, Clock::Host, until).await });
+        let at_rest = vmlet::memory::give_back_at_rest(store.clone());
+        tasks.spawn(cancel.clone().run_until_cancelled_owned(at_rest));
         let until = cancel.clone();
         tasks.spawn(async move { engine.run(until).await.expect("nothing is left of an earlier engine") });
-        Plane { store, images, dir, cancel, tasks }
+        Plane { store, host, dir, cancel, tasks }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -184,21 +180,4 @@ fn settings(dir: &Path, max_boots: usize) -> Settings {
         retention: Retention { grace: Duration::ZERO, low: 0, high: 0 },
         log_limit: None,
     }
-}
-
-/// A driver whose guests are Ready at once when they have booted, and power off when asked to.
-fn driver(boot: Duration) -> FakeDriver {
-    let guests: Mutex<HashMap<PathBuf, FakeGuest>> = Mutex::default();
-    let driver = FakeDriver::new(move |dir: &Path| {
-        let mut guests = guests.lock().unwrap_or_else(PoisonError::into_inner);
-        let guest = guests.entry(dir.to_owned()).or_insert_with(|| {
-            let guest = FakeGuest::new(FakeScript { obeys_shutdown: false, ..FakeScript::default() });
-            guest.set_state(GuestState::Ready);
-            guest
-        });
-        guest.connect()
-    });
-    let behaviour = Behaviour { boot: Some(boot), power_off: Some(Duration::ZERO), ..Behaviour::default() };
-    driver.set_behaviour(behaviour);
-    driver
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use vmlet_wire::{
     CONTROL, Decoder, Frame, GuestMessage, GuestState, HostMessage, Item, Kind, Overrun, Receiving, Sending,
@@ -13,17 +13,19 @@ use vmlet_wire::{
 
 use super::exec::{ExecOutput, Received};
 use super::log::Chunk;
+use super::receive::receive;
 use super::{AgentError, clip, clip_state};
 use crate::hypervisor::GuestStream;
 
 /// While more than this waits to be sent, no command is taken.
 const OUTPUT_LIMIT: usize = 256 << 10;
 
-/// What handles ask of the task. What waits is bounded by credit and by the number of streams.
+/// What handles ask of the task. What waits is bounded by credit and by the number of streams. What is
+/// long is boxed, because every link has room for some commands.
 #[derive(Debug)]
 pub(super) enum Command {
-    Open { id: u32, frame: Vec<u8>, stream: Stream },
-    Message { stream: u32, message: HostMessage },
+    Open { id: u32, open: Box<(Vec<u8>, Stream)> },
+    Message { stream: u32, message: Box<HostMessage> },
     Input { stream: u32, data: Bytes },
     Credit { stream: u32, amount: u32 },
     Reset { stream: u32 },
@@ -96,7 +98,6 @@ impl Connection {
         commands: &mut mpsc::UnboundedReceiver<Command>,
     ) -> Result<(), AgentError> {
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut buffer = vec![0; 32 << 10];
         // The log's stream comes first, as the first command; a final state is acknowledged after it.
         if let Some(command) = commands.recv().await {
             self.obey(command);
@@ -117,15 +118,15 @@ impl Connection {
                 // sent, while commands wait for credit and room, and so for reading.
                 written = writer.write(&self.output), if !self.output.is_empty() => match written? {
                     0 => return Ok(()),
+                    length if length == self.output.len() => self.output = BytesMut::new(),
                     length => self.output.advance(length),
                 },
                 command = commands.recv(), if self.output.len() < OUTPUT_LIMIT => match command {
                     Some(command) => self.obey(command),
                     None => return Ok(()),
                 },
-                read = reader.read(&mut buffer) => match read? {
-                    0 => return Ok(()),
-                    length => self.decoder.push(&buffer[..length]),
+                received = receive(&mut reader, &mut self.decoder) => if received? == 0 {
+                    return Ok(());
                 },
             }
         }
@@ -133,7 +134,8 @@ impl Connection {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Open { id, frame, stream } => {
+            Command::Open { id, open } => {
+                let (frame, stream) = *open;
                 self.output.extend_from_slice(&frame);
                 self.streams.insert(id, stream);
             }

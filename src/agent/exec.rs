@@ -87,7 +87,7 @@ impl ExecInput {
     }
 
     fn message(&self, message: HostMessage) -> Result<(), AgentError> {
-        self.tell(Command::Message { stream: self.stream, message })
+        self.tell(Command::Message { stream: self.stream, message: Box::new(message) })
     }
 
     fn tell(&self, command: Command) -> Result<(), AgentError> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 use uuid::Uuid;
 use vmlet_wire::{
@@ -11,6 +11,7 @@ use vmlet_wire::{
     Nonce, Receiving, Sending, Side, VERSION, encode, encode_message, encode_preamble,
 };
 
+use super::receive::receive;
 use crate::hypervisor::GuestStream;
 
 /// Bytes that are under way in each direction of the pipe.
@@ -138,7 +139,6 @@ impl Session {
         let mut state = self.guest.state.subscribe();
         let mut log = self.guest.log.subscribe();
         let mut decoder = Decoder::new(Side::Host, None);
-        let mut buffer = vec![0; 16 << 10];
         loop {
             tokio::select! {
                 biased;
@@ -147,8 +147,8 @@ impl Session {
                     self.send(CONTROL, &GuestMessage::State { state });
                 }
                 _ = log.changed() => drop(log.borrow_and_update()),
-                read = link.read(&mut buffer) => match read {
-                    Ok(length) if length > 0 => decoder.push(&buffer[..length]),
+                received = receive(&mut link, &mut decoder) => match received {
+                    Ok(length) if length > 0 => {}
                     _ => return Err(Over),
                 },
             }

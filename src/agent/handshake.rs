@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until};
 use vmlet_wire::{
     CONTROL, Decoder, Frame, GuestMessage, GuestState, HostMessage, Item, Kind, Nonce, Side, VERSION,
     encode_message, encode_preamble, padding,
 };
 
+use super::receive::receive;
 use super::{AgentError, clip_state};
 use crate::hypervisor::GuestStream;
 
@@ -35,7 +36,6 @@ pub(super) async fn greet(stream: &mut GuestStream) -> Result<Greeting, AgentErr
     append_hello(&mut unsent, &nonce);
     let mut wait = FIRST_WAIT;
     let mut repeat_at = Instant::now() + wait;
-    let mut buffer = vec![0; 16 << 10];
     let (mut reader, mut writer) = tokio::io::split(stream);
     loop {
         tokio::select! {
@@ -45,10 +45,9 @@ pub(super) async fn greet(stream: &mut GuestStream) -> Result<Greeting, AgentErr
                 0 => return Err(AgentError::Closed),
                 length => unsent.advance(length),
             },
-            read = reader.read(&mut buffer) => {
-                match read? {
-                    0 => return Err(AgentError::Closed),
-                    length => decoder.push(&buffer[..length]),
+            received = receive(&mut reader, &mut decoder) => {
+                if received? == 0 {
+                    return Err(AgentError::Closed);
                 }
                 if let Some((boot_id, state)) = answer(&mut decoder)? {
                     return Ok(Greeting { decoder, unsent, boot_id, state });

@@ -21,6 +21,7 @@ mod exec;
 mod fake;
 mod handshake;
 mod log;
+mod receive;
 #[cfg(test)]
 mod tests;
 
@@ -190,7 +191,9 @@ impl Agent {
         let id = self.next_stream.fetch_add(1, Ordering::Relaxed);
         let mut frame = Vec::new();
         encode_message(&mut frame, id, message)?;
-        self.commands.send(Command::Open { id, frame, stream }).map_err(|_| AgentError::Closed)?;
+        self.commands
+            .send(Command::Open { id, open: Box::new((frame, stream)) })
+            .map_err(|_| AgentError::Closed)?;
         Ok(id)
     }
 }

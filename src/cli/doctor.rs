@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::error::{CliError, Outcome};
-use super::output;
+use super::output::{self, Form};
 use crate::config;
 use crate::doctor::{Examination, Finding, Status, examine};
 use crate::hypervisor::qemu::{Accelerator, AcceleratorSetting, QemuSettings, choose_accelerator};
@@ -28,12 +28,6 @@ pub(super) struct Doctor {
     /// The VMs' bridge
     #[arg(long, value_name = "NAME", env = "VMLET_BRIDGE", default_value = "vmlet0")]
     bridge: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Text,
-    Json,
 }
 
 impl Doctor {

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use clap::ValueEnum;
 use serde_json::Value;
 
 use super::text::printable;
@@ -11,6 +12,13 @@ use crate::api::types::{Column, Row, Table};
 /// (no-color.org).
 pub(super) fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// The forms of an answer that is no table (`-o`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Form {
+    Text,
+    Json,
 }
 
 /// Lays tables out as text.

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use tracing::subscriber::{NoSubscriber, with_default};
 
 use super::error::{CliError, Outcome};
-use super::output::{Layout, print_lines, print_table};
+use super::output::{Form, Layout, print_lines, print_table};
 use super::text::printable;
 use super::validate::plural;
 use crate::api;
@@ -52,12 +52,6 @@ pub(super) struct Simulate {
     /// The form of the answer
     #[arg(short, long, value_name = "FORM", default_value = "text")]
     output: Form,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Text,
-    Json,
 }
 
 impl Simulate {

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::client::Client;
 use super::error::{CliError, Outcome};
+use super::output::Form;
 use crate::config;
 use crate::store::{ClosedStore, ClosedStoreError, Counts, Export, import};
 
@@ -80,12 +81,6 @@ struct Folder {
     #[arg(long, value_name = "DIR", env = "VMLET_STATE", default_value_os_t = config::default_state(),
         hide_default_value = true)]
     state: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Text,
-    Json,
 }
 
 impl Folder {

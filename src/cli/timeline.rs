@@ -3,14 +3,13 @@
 use std::io::{self, Write};
 
 use clap::{Args, ValueEnum};
-use jiff::SignedDuration;
 use rustix::termios::tcgetwinsize;
 
 use super::client::{Client, JSON};
 use super::error::{CliError, Outcome};
 use super::output::colour;
 use super::target::Targets;
-use crate::object::{DEFAULT_NAMESPACE, ObjectKey};
+use crate::object::{DEFAULT_NAMESPACE, ObjectKey, Period};
 use crate::timeline::{Chart, Timeline, svg, text};
 
 /// Columns of output that goes to no terminal.
@@ -36,8 +35,8 @@ pub(super) struct Draw {
     output: Format,
 
     /// Only what went on within this time: 30s, 5m, 1h30m
-    #[arg(long, value_name = "TIME", value_parser = period)]
-    since: Option<SignedDuration>,
+    #[arg(long, value_name = "TIME")]
+    since: Option<Period>,
 
     /// The namespace
     #[arg(short, long, value_name = "NAMESPACE", default_value = DEFAULT_NAMESPACE)]
@@ -58,12 +57,6 @@ enum Format {
     Json,
 }
 
-fn period(text: &str) -> Result<SignedDuration, String> {
-    let refuse = || format!("{text:?} is not a length of time; write for example 30s or 5m");
-    let period: SignedDuration = text.parse().map_err(|_| refuse())?;
-    if period.is_negative() { Err(refuse()) } else { Ok(period) }
-}
-
 impl Draw {
     /// Runs the verb.
     pub(super) async fn run(self, client: &Client) -> Outcome {
@@ -76,7 +69,7 @@ impl Draw {
         let now = all.now;
         let mut timeline = all.of(|key| wanted.holds(key));
         if let Some(since) = self.since {
-            timeline = timeline.since(now.saturating_sub(since).unwrap_or(jiff::Timestamp::MIN));
+            timeline = timeline.since(now.saturating_sub(since.get()).unwrap_or(jiff::Timestamp::MIN));
         }
         let mut out = io::stdout();
         if self.output == Format::Json {

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 
 use super::error::{CliError, Outcome};
+use super::output::Form;
 use crate::manifest::{Diagnostic, DirectorySource, FileState, Located, MAX_FILE_SIZE, Settings, decode};
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, check_dependencies};
 
@@ -23,12 +24,6 @@ pub(super) struct Validate {
     /// The form of the findings
     #[arg(short, long, value_name = "FORM", default_value = "text")]
     output: Form,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Text,
-    Json,
 }
 
 /// What was found so far.

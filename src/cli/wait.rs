@@ -9,7 +9,6 @@ use clap::Args;
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, select_all, unfold};
 use indicatif::ProgressDrawTarget;
-use jiff::SignedDuration;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
@@ -19,7 +18,7 @@ use super::feed::{Feed, News};
 use super::live::{Board, Sign, doing};
 use super::target::{Scope, Targets};
 use crate::api::types::WatchKind;
-use crate::object::{Kind, ObjectKey};
+use crate::object::{Kind, ObjectKey, Period};
 
 /// How often a daemon that has just started is asked whether it knows what is declared.
 const READY_PERIOD: Duration = Duration::from_millis(50);
@@ -53,8 +52,8 @@ pub(super) struct Wait {
     all: bool,
 
     /// How long to wait at most: 30s, 5m, 1h30m
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
-    timeout: Duration,
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    timeout: Period,
 
     #[command(flatten)]
     scope: Scope,
@@ -79,12 +78,6 @@ impl FromStr for Goal {
         let (name, status) = condition.split_once('=').unwrap_or((condition, "True"));
         Ok(Goal::Condition { name: name.to_owned(), status: status.to_owned() })
     }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let refuse = || format!("{text:?} is not a length of time; write for example 30s or 5m");
-    let duration: SignedDuration = text.parse().map_err(|_| refuse())?;
-    Duration::try_from(duration).map_err(|_| refuse())
 }
 
 impl Wait {
@@ -113,7 +106,7 @@ impl Wait {
         }
         let feeds = kinds.iter().map(|kind| feed(client, *kind, self.scope.list_path(*kind, &[])));
         let feeds = select_all(feeds);
-        let done = timeout(self.timeout, async {
+        let done = timeout(self.timeout.get(), async {
             waiting.until_ready(client).await?;
             waiting.until_done(feeds).await
         });

@@ -2,12 +2,13 @@
 
 use std::io::{self, Write};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::client::{Client, JSON};
 use super::error::{CliError, Outcome};
+use super::output::Form;
 use super::target::{Namespace, Targets, object_path};
 use super::text::printable;
 use crate::api::age;
@@ -26,12 +27,6 @@ pub(super) struct Why {
     /// The form of the answer
     #[arg(short, long, value_name = "FORM", default_value = "text")]
     output: Form,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Text,
-    Json,
 }
 
 impl Why {

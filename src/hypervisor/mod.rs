@@ -3,7 +3,6 @@
 //! A driver makes the effects that a VM needs on the host and reports what it sees. It holds no
 //! policy: when to start, stop or restart is the reconcile task's business.
 
-pub mod fake;
 pub mod gate;
 pub mod process;
 pub mod qemu;

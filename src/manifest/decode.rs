@@ -41,6 +41,8 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Decoded {
     for (document, value) in documents {
         decoder.document(&document, value);
     }
+    // Kept for as long as the file is there: most files declare one object, and room for four is reserved.
+    decoder.objects.shrink_to_fit();
     Decoded { objects: decoder.objects, diagnostics: decoder.reader.diagnostics() }
 }
 

@@ -15,7 +15,9 @@ pub(super) struct Conditions {
 
 impl Conditions {
     pub(super) fn over(previous: &[Condition], generation: i64, now: Timestamp) -> Self {
-        Conditions { previous: previous.to_vec(), list: Vec::new(), generation, now }
+        // As many as before, nearly always.
+        let list = Vec::with_capacity(previous.len());
+        Conditions { previous: previous.to_vec(), list, generation, now }
     }
 
     /// A condition that is always there.

@@ -25,9 +25,10 @@ impl RecoveryError {
 }
 
 pub(super) async fn recover(world: &World) -> Result<(), RecoveryError> {
+    // First, because a VMM in such a folder may run on a base disk that goes too.
+    remove_foreign_folders(world).await?;
     settle_disks(world).await?;
     remove_foreign_disks(world).await?;
-    remove_foreign_folders(world).await?;
     end_promotions(world).await
 }
 

@@ -84,7 +84,7 @@ impl Life {
         let inside = runtime.enter();
         let now = world.lock().now();
         let began = (now, Instant::now());
-        world.begin(backend.durable(), options.settings.retention);
+        world.begin(Some(backend.durable()), options.settings.retention);
         judge(world, &backend);
         let clock = Clock::Tokio { start: calendar(now), at: began.1 };
         let engine = Engine::new(store.clone(), world.parts(clock, entropy), options.settings.clone());

@@ -29,12 +29,11 @@
 //! A simulation blocks its thread and keeps a runtime of its own: inside of another runtime it belongs
 //! on a thread where blocking is fine.
 //!
-//! The scripted parts can also be had alone, for tests that drive an engine by hand: [`FakeImages`],
-//! [`FakeNetwork`], and [`crate::hypervisor::fake`].
+//! The scripted world can also be had alone, as a [`Host`], for tests that drive an engine by hand.
 
+mod host;
 mod images;
 mod life;
-mod network;
 mod options;
 mod oracle;
 #[cfg(test)]
@@ -45,8 +44,8 @@ mod timeline;
 mod trouble;
 mod world;
 
-pub use images::{FakeImages, ImageScript};
-pub use network::FakeNetwork;
+pub use host::Host;
+pub use images::ImageScript;
 pub use options::{Options, Unflushed};
 #[cfg(test)]
 pub(crate) use rig::Rig;

@@ -191,7 +191,7 @@ impl Sight<'_> {
         let (uid, now) = (vm.object.metadata.uid, self.now);
         let own =
             move |process: &&super::world::Process| Some(process.launch.uid) == uid && process.runs(now);
-        self.world.processes.values().filter(own)
+        self.world.processes.all().filter(own)
     }
 
     /// What a source stands for; none if it is not there.
@@ -282,7 +282,7 @@ impl Sight<'_> {
     fn left_over(&self) -> Vec<String> {
         let mut left = Vec::new();
         let vms = || self.records.values().filter_map(vm_of);
-        for process in self.world.processes.values().filter(|process| process.runs(self.now)) {
+        for process in self.world.processes.all().filter(|process| process.runs(self.now)) {
             let known =
                 vms().any(|vm| matches!(&vm.run, Run::Up { process: own, .. } if *own == process.identity));
             if !known {
@@ -361,7 +361,7 @@ impl Sight<'_> {
     /// One VM, one process.
     fn twins(&self) -> Vec<String> {
         let mut wrong = Vec::new();
-        let running = self.world.processes.values().filter(|process| process.runs(self.now));
+        let running = self.world.processes.all().filter(|process| process.runs(self.now));
         twice(&mut wrong, "a process of VM", running.map(|process| process.launch.uid));
         wrong
     }

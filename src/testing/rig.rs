@@ -31,7 +31,7 @@ impl Rig {
         let timed = StoreSettings { now: Arc::new(move || clock.now()), ..StoreSettings::default() };
         let (store, backend) = Store::in_memory_with(timed);
         let settings = Options::default().settings;
-        world.begin(backend.durable(), settings.retention);
+        world.begin(Some(backend.durable()), settings.retention);
         world.lock().tells = true;
         Rig { world, store, backend, settings, clock }
     }

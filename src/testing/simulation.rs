@@ -335,8 +335,8 @@ impl Simulation {
                 self.world.reboot();
             }
             Action::FailStore => self.world.lock().fail_store = true,
-            Action::KillVmm(key) => self.in_time(|world| world.kill_vmm(&key)),
-            Action::EndWorkload(key, code) => self.in_time(|world| world.end_workload(&key, code)),
+            Action::KillVmm(key) => _ = self.in_time(|world| world.kill_vmm(&key)),
+            Action::EndWorkload(key, code) => _ = self.in_time(|world| world.end_workload(&key, code)),
             Action::ScriptImage(reference, script) => self.script_image(&reference, script),
             Action::Trouble(trouble) => self.set_trouble(*trouble),
         }

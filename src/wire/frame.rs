@@ -148,7 +148,7 @@ pub fn padding() -> Vec<u8> {
 }
 
 /// Finds frames in a peer's bytes. Holds at most one incomplete frame between calls, if it is
-/// drained after every [`Decoder::push`].
+/// drained after every [`Decoder::push`], and no memory while there is none.
 #[derive(Debug)]
 pub struct Decoder {
     peer: Side,
@@ -187,6 +187,10 @@ impl Decoder {
     pub fn next_item(&mut self) -> Result<Option<Item>, WireError> {
         if self.hunting {
             return Ok(self.find_preamble());
+        }
+        if self.start == self.buffer.len() {
+            (self.buffer, self.start) = (Vec::new(), 0);
+            return Ok(None);
         }
         let rest = &self.buffer[self.start..];
         if rest.first() == self.peer.magic().first() {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::Instant;
-use vmlet::agent::GuestState;
 use vmlet::object::{Condition, Quantity};
 use vmlet::store::{Record, Severity};
 use vmlet::testing::ImageScript;
@@ -19,7 +18,7 @@ async fn small() -> Rig {
     rig.kill().await;
     rig.settings.capacity.memory = Quantity::mebibytes(1024);
     rig.start();
-    rig.images.script("r/a:1", ImageScript::new('a', Duration::ZERO));
+    rig.host.script_image("r/a:1", ImageScript::new('a', Duration::ZERO));
     rig
 }
 
@@ -90,7 +89,7 @@ async fn the_line_is_served_by_priority_and_a_new_priority_counts_at_once() {
         rig.undeclare(&vm_key(before)).await;
         rig.ready(&vm_key(next)).await;
     }
-    assert_eq!(rig.driver.violations(), Vec::<String>::new());
+    rig.assert_sound();
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,7 +170,7 @@ async fn jobs_that_ended_and_halted_vms_make_room() {
     declare(&rig, "next", "1Gi", 0).await;
     waits(&rig, "next").await;
     let address = rig.vm("job").object.status.addresses.clone();
-    rig.guest("job").set_state(GuestState::Exited { code: 0 });
+    assert!(rig.host.end_workload(&vm_key("job"), 0));
     rig.ready(&vm_key("next")).await;
     assert_eq!(rig.vm("job").object.status.addresses, address, "its address stays its own");
     let halted = json!({"image": {"oci": "r/a:1"}, "memory": "1Gi", "runPolicy": "Halted"});
@@ -193,7 +192,7 @@ async fn two_running_vms_that_grow_over_the_limit_do_not_wait_for_each_other() {
         || ["a", "b"].iter().filter(|name| is_ready(&rig.store.record(&vm_key(name)).unwrap())).count() == 1;
     let waiting = || ["a", "b"].iter().any(|name| rig.vm(name).object.status.phase == "Waiting");
     rig.eventually(|| one() && waiting()).await;
-    assert_eq!(rig.driver.violations(), Vec::<String>::new());
+    rig.assert_sound();
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,8 +211,8 @@ async fn who_waited_before_a_restart_of_the_daemon_waits_after_it() {
 #[tokio::test(start_paused = true)]
 async fn a_vm_starts_only_once_those_that_it_depends_on_are_ready() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
-    rig.images.script("r/slow:1", ImageScript::new('b', 60 * SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/slow:1", ImageScript::new('b', 60 * SECOND));
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}, "dependsOn": ["db"]}))).await;
     let told = |text: &'static str| {
         move |record: Option<&Record>| {

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod admission;
+mod declarations;
+mod panics;
 mod recovery;
 mod rig;
 mod spans;
@@ -14,14 +16,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
-use vmlet::agent::GuestState;
-use vmlet::hypervisor::fake::{Behaviour, Step};
-use vmlet::image::{Images, Progress, Source};
+use vmlet::image::{Progress, Source};
 use vmlet::object::Quantity;
+use vmlet::reconcile::Entropy;
 use vmlet::store::{DiskClaim, Record, Run};
-use vmlet::testing::ImageScript;
+use vmlet::testing::{ImageScript, VmScript};
 
-use rig::{Rig, image, image_key, is_ready, reason, vm, vm_key};
+use rig::{Rig, fails, image, image_key, is_ready, reason, vm, vm_key};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -36,14 +37,14 @@ fn phase(record: Option<&Record>) -> String {
 #[tokio::test(start_paused = true)]
 async fn a_vm_of_a_named_image_comes_up_and_vanishes() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', 5 * SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', 5 * SECOND));
     rig.declare(vm("web", json!({"image": {"name": "a"}}))).await;
     rig.until(&vm_key("web"), |record| record.is_some_and(|record| reason(record) == "ImageNotFound")).await;
     rig.declare(image("a", "r/a:1")).await;
     rig.ready(&vm_key("web")).await;
     let record = rig.vm("web");
     assert_eq!(record.object.status.addresses, ["10.63.0.2"]);
-    assert_eq!((rig.driver.running().len(), rig.network.attached()), (1, 1));
+    assert_eq!((rig.host.running().len(), rig.host.attached()), (1, 1));
     rig.undeclare(&vm_key("web")).await;
     rig.gone(&vm_key("web")).await;
     rig.undeclare(&image_key("a")).await;
@@ -55,58 +56,59 @@ async fn a_vm_of_a_named_image_comes_up_and_vanishes() {
 async fn two_pulls_of_distinct_names_are_in_the_slow_body_at_once() {
     let rig = Rig::new();
     for (name, digit) in [("a", 'a'), ("b", 'b')] {
-        rig.images.script(&format!("r/{name}:1"), ImageScript::new(digit, 60 * SECOND));
+        rig.host.script_image(&format!("r/{name}:1"), ImageScript::new(digit, 60 * SECOND));
         rig.declare(image(name, &format!("r/{name}:1"))).await;
     }
     let began = Instant::now();
     rig.ready(&image_key("a")).await;
     rig.ready(&image_key("b")).await;
-    assert_eq!(rig.images.most_pulling(), 2);
+    assert_eq!(rig.host.most_pulling(), 2);
     assert!(began.elapsed() < 65 * SECOND, "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn two_pulls_of_one_digest_both_reach_publish_and_exactly_one_wins() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     let source = Source::Oci("r/a:1".to_owned());
-    let digest = rig.images.resolve(&source).await.unwrap();
+    let images = rig.host.parts(rig.clock(), Entropy::seeded(1)).images;
+    let digest = images.resolve(&source).await.unwrap();
     let (progress, _) = watch::channel(Progress::default());
-    let stage = || rig.images.stage(&source, &digest, &progress);
+    let stage = || images.stage(&source, &digest, &progress);
     let (first, second) = tokio::join!(stage(), stage());
     let staged = [first.unwrap(), second.unwrap()];
-    assert_eq!((rig.images.most_pulling(), rig.images.staged()), (2, 2));
+    assert_eq!((rig.host.most_pulling(), rig.host.staged()), (2, 2));
     let claims = [Uuid::new_v4(), Uuid::new_v4()];
     let mut granted = 0;
     for (staged, claim) in staged.into_iter().zip(claims) {
         if rig.store.claim_disk(&digest, claim).await.unwrap() == DiskClaim::Granted {
             granted += 1;
-            let disk = rig.images.install(staged).await.unwrap();
+            let disk = images.install(staged).await.unwrap();
             rig.store.publish_disk(&digest, claim, disk.path, Quantity::bytes(1), disk.config).await.unwrap();
         }
     }
-    assert_eq!((granted, rig.images.staged()), (1, 0));
+    assert_eq!((granted, rig.host.staged()), (1, 0));
     assert!(rig.store.disk(&digest).unwrap().is_ready());
 }
 
 #[tokio::test(start_paused = true)]
 async fn everyone_who_waits_for_one_digest_shares_one_pull() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', 30 * SECOND));
-    rig.images.script("r/same:2", ImageScript::new('a', 30 * SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', 30 * SECOND));
+    rig.host.script_image("r/same:2", ImageScript::new('a', 30 * SECOND));
     rig.declare(image("a", "r/a:1")).await;
     rig.declare(vm("x", json!({"image": {"oci": "r/a:1"}}))).await;
     rig.declare(vm("y", json!({"image": {"oci": "r/same:2"}}))).await;
     for key in [image_key("a"), vm_key("x"), vm_key("y")] {
         rig.ready(&key).await;
     }
-    assert_eq!(rig.images.pulls("r/a:1") + rig.images.pulls("r/same:2"), 1);
+    assert_eq!(rig.host.pulls("r/a:1") + rig.host.pulls("r/same:2"), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn eight_creates_overlap_in_boot_and_their_claims_never_do() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     rig.declare(image("a", "r/a:1")).await;
     rig.ready(&image_key("a")).await;
     let names: Vec<String> = (0..8).map(|number| format!("vm-{number}")).collect();
@@ -117,7 +119,7 @@ async fn eight_creates_overlap_in_boot_and_their_claims_never_do() {
     for name in &names {
         rig.ready(&vm_key(name)).await;
     }
-    assert_eq!(rig.driver.max_booting(), 8);
+    assert_eq!(rig.host.most_booting(), 8);
     assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
     let mut addresses: Vec<String> =
         names.iter().map(|name| rig.vm(name).object.status.addresses[0].clone()).collect();
@@ -132,7 +134,7 @@ async fn boots_keep_to_their_limit_and_the_waiting_say_so() {
     rig.kill().await;
     rig.settings.max_boots = 2;
     rig.start();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     for number in 0..6 {
         rig.declare(vm(&format!("vm-{number}"), json!({"image": {"oci": "r/a:1"}}))).await;
     }
@@ -147,7 +149,7 @@ async fn boots_keep_to_their_limit_and_the_waiting_say_so() {
         rig.ready(&vm_key(&format!("vm-{number}"))).await;
     }
     assert!(waited >= 3, "{waited}");
-    assert_eq!(rig.driver.max_booting(), 2);
+    assert_eq!(rig.host.most_booting(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -158,22 +160,26 @@ async fn pulls_keep_to_their_limit_and_the_waiting_say_so() {
     rig.start();
     for digit in ['a', 'b', 'c', 'd', 'e'] {
         let reference = format!("r/{digit}:1");
-        rig.images.script(&reference, ImageScript::new(digit, 10 * SECOND));
+        rig.host.script_image(&reference, ImageScript::new(digit, 10 * SECOND));
         rig.declare(image(&digit.to_string(), &reference)).await;
     }
-    rig.until(&image_key("e"), |record| record.is_some_and(|record| reason(record) == "WaitingForPull"))
-        .await;
-    for name in ["a", "b", "c", "d", "e"] {
+    let names = ["a", "b", "c", "d", "e"];
+    let waits = |name: &&str| {
+        let record = rig.store.record(&image_key(name));
+        record.is_some_and(|record| reason(&record) == "WaitingForPull")
+    };
+    rig.eventually(|| names.iter().filter(|name| waits(name)).count() == 3).await;
+    for name in names {
         rig.ready(&image_key(name)).await;
     }
-    assert_eq!(rig.images.most_pulling(), 2);
+    assert_eq!(rig.host.most_pulling(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deletion_cuts_the_wait_after_a_failure() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
-    rig.driver.fail_next(Step::Prepare, None, usize::MAX, true);
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_effect("prepare", fails(u32::MAX));
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
     tokio::time::sleep(1000 * SECOND).await;
     let began = Instant::now();
@@ -186,8 +192,8 @@ async fn a_deletion_cuts_the_wait_after_a_failure() {
 #[tokio::test(start_paused = true)]
 async fn a_slow_pull_delays_no_other_object() {
     let rig = Rig::new();
-    rig.images.script("r/slow:1", ImageScript::new('a', 3600 * SECOND));
-    rig.images.script("r/quick:1", ImageScript::new('b', SECOND));
+    rig.host.script_image("r/slow:1", ImageScript::new('a', 3600 * SECOND));
+    rig.host.script_image("r/quick:1", ImageScript::new('b', SECOND));
     rig.declare(image("slow", "r/slow:1")).await;
     rig.declare(vm("slow", json!({"image": {"name": "slow"}}))).await;
     rig.declare(image("quick", "r/quick:1")).await;
@@ -201,10 +207,10 @@ async fn a_slow_pull_delays_no_other_object() {
 #[tokio::test(start_paused = true)]
 async fn deleting_an_image_never_waits_for_its_pull() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', 3600 * SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', 3600 * SECOND));
     rig.declare(image("a", "r/a:1")).await;
     rig.until(&image_key("a"), |record| phase(record) == "Pulling").await;
-    rig.eventually(|| rig.images.staged() == 1).await;
+    rig.eventually(|| rig.host.staged() == 1).await;
     let began = Instant::now();
     rig.undeclare(&image_key("a")).await;
     rig.gone(&image_key("a")).await;
@@ -215,7 +221,7 @@ async fn deleting_an_image_never_waits_for_its_pull() {
 #[tokio::test(start_paused = true)]
 async fn an_image_in_use_stays_until_its_last_vm_is_gone() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     rig.declare(image("a", "r/a:1")).await;
     rig.declare(vm("web", json!({"image": {"name": "a"}}))).await;
     rig.ready(&vm_key("web")).await;
@@ -224,7 +230,7 @@ async fn an_image_in_use_stays_until_its_last_vm_is_gone() {
         rig.until(&image_key("a"), |record| record.is_some_and(|record| reason(record) == "InUse")).await;
     let said = rig::conditions(&held.unwrap());
     assert!(said.iter().any(|c| c.message.contains("vm/web")), "{said:?}");
-    assert_eq!(rig.images.removals(), 0);
+    assert_eq!(rig.host.removals(), 0);
     assert!(is_ready(&rig.store.record(&vm_key("web")).unwrap()));
     rig.undeclare(&vm_key("web")).await;
     rig.gone(&image_key("a")).await;
@@ -234,22 +240,22 @@ async fn an_image_in_use_stays_until_its_last_vm_is_gone() {
 #[tokio::test(start_paused = true)]
 async fn an_edit_during_a_pull_wins_at_once() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', 3600 * SECOND));
-    rig.images.script("r/a:2", ImageScript::new('b', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', 3600 * SECOND));
+    rig.host.script_image("r/a:2", ImageScript::new('b', SECOND));
     rig.declare(image("a", "r/a:1")).await;
-    rig.eventually(|| rig.images.staged() == 1).await;
+    rig.eventually(|| rig.host.staged() == 1).await;
     let began = Instant::now();
     rig.declare(image("a", "r/a:2")).await;
     rig.ready(&image_key("a")).await;
     assert!(began.elapsed() < 3 * SECOND, "{:?}", began.elapsed());
-    assert_eq!(rig.images.staged(), 0);
+    assert_eq!(rig.host.staged(), 0);
     assert_eq!(rig.image("a").object.status.digest.as_deref().map(|digest| &digest[7..9]), Some("bb"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_pull_is_everyones_condition_and_its_retry_is_one() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript { failures: 3, ..ImageScript::new('a', SECOND) });
+    rig.host.script_image("r/a:1", ImageScript { failures: 3, ..ImageScript::new('a', SECOND) });
     rig.declare(vm("x", json!({"image": {"oci": "r/a:1"}}))).await;
     rig.declare(vm("y", json!({"image": {"oci": "r/a:1"}}))).await;
     for name in ["x", "y"] {
@@ -262,13 +268,14 @@ async fn a_failed_pull_is_everyones_condition_and_its_retry_is_one() {
     }
     rig.ready(&vm_key("x")).await;
     rig.ready(&vm_key("y")).await;
-    assert_eq!(rig.images.pulls("r/a:1"), 4);
+    assert_eq!(rig.host.pulls("r/a:1"), 4);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_missing_reference_waits_longer_each_time_and_an_edit_cuts_the_wait() {
     let rig = Rig::new();
-    rig.images.script("r/good:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/good:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/missing:1", ImageScript { digest: None, ..ImageScript::new('b', SECOND) });
     rig.declare(vm("web", json!({"image": {"oci": "r/missing:1"}}))).await;
     tokio::time::sleep(3600 * SECOND).await;
     rig.until(&vm_key("web"), |record| phase(record) == "Backoff").await;
@@ -283,7 +290,7 @@ async fn a_missing_reference_waits_longer_each_time_and_an_edit_cuts_the_wait() 
 #[tokio::test(start_paused = true)]
 async fn a_crash_loop_backs_off_and_counts_restarts() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
     let mut waits = Vec::new();
     for restarts in 0..4 {
@@ -298,13 +305,13 @@ async fn a_crash_loop_backs_off_and_counts_restarts() {
     }
     // A boot takes a second; the waits before it are about 1, 2 and 4 seconds.
     assert!(waits[3] > waits[2] && waits[2] > waits[1], "{waits:?}");
-    assert_eq!(rig.driver.violations(), Vec::<String>::new());
+    rig.assert_sound();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_run_that_lasted_forgets_the_failures_before_it() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
     let started = |times: u32| {
         move |record: Option<&Record>| {
@@ -326,24 +333,24 @@ async fn a_run_that_lasted_forgets_the_failures_before_it() {
 #[tokio::test(start_paused = true)]
 async fn a_boot_that_hangs_is_killed_and_tried_again() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
-    rig.driver.set_behaviour(Behaviour { boot: None, ..Behaviour::default() });
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
+    rig.script("web", VmScript { hangs: u32::MAX, ..VmScript::default() });
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
     let failed = |record: Option<&Record>| matches!(record, Some(Record::Vm(vm)) if vm.last_exit.is_some());
     rig.until(&vm_key("web"), failed).await;
-    rig.driver.set_behaviour(Behaviour::default());
+    rig.script("web", VmScript::default());
     rig.ready(&vm_key("web")).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn failing_steps_are_told_and_retried_until_they_succeed() {
-    for step in [Step::Prepare, Step::Spawn, Step::Release] {
+    for step in ["prepare", "spawn", "release"] {
         let rig = Rig::new();
-        rig.images.script("r/a:1", ImageScript::new('a', SECOND));
-        rig.driver.fail_next(step, None, 2, true);
+        rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
+        rig.host.script_effect(step, fails(2));
         rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
         rig.ready(&vm_key("web")).await;
-        rig.driver.fail_next(Step::Cleanup, None, 2, true);
+        rig.host.script_effect("cleanup", fails(2));
         rig.undeclare(&vm_key("web")).await;
         rig.gone(&vm_key("web")).await;
         rig.assert_nothing_left().await;
@@ -353,7 +360,7 @@ async fn failing_steps_are_told_and_retried_until_they_succeed() {
 #[tokio::test(start_paused = true)]
 async fn a_killed_engine_is_followed_by_one_that_adopts_what_runs() {
     let mut rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     for name in ["a", "b", "c"] {
         rig.declare(vm(name, json!({"image": {"oci": "r/a:1"}}))).await;
         rig.ready(&vm_key(name)).await;
@@ -370,13 +377,13 @@ async fn a_killed_engine_is_followed_by_one_that_adopts_what_runs() {
     while let Ok(Ok(change)) = tokio::time::timeout(SECOND, changes.next()).await {
         assert!(!flaps(&change.record), "an adopted VM stays Ready: {:#?}", change.record);
     }
-    assert_eq!(rig.driver.violations(), Vec::<String>::new());
+    rig.assert_sound();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_name_that_is_declared_again_waits_for_the_old_vm_to_be_gone() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     let spec = json!({"image": {"oci": "r/a:1"}});
     rig.declare(vm("web", spec.clone())).await;
     rig.ready(&vm_key("web")).await;
@@ -386,14 +393,14 @@ async fn a_name_that_is_declared_again_waits_for_the_old_vm_to_be_gone() {
     rig.declare(vm("web", spec)).await;
     rig.ready(&vm_key("web")).await;
     assert_ne!(rig.vm("web").object.metadata.uid, old);
-    assert_eq!(rig.driver.violations(), Vec::<String>::new());
+    rig.assert_sound();
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_image_that_changes_moves_its_vms_when_it_is_ready() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
-    rig.images.script("r/a:2", ImageScript::new('b', 100 * SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:2", ImageScript::new('b', 100 * SECOND));
     rig.declare(image("a", "r/a:1")).await;
     rig.declare(vm("web", json!({"image": {"name": "a"}}))).await;
     rig.ready(&vm_key("web")).await;
@@ -413,13 +420,13 @@ async fn an_image_that_changes_moves_its_vms_when_it_is_ready() {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_ends_stays_ended() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     rig.declare(vm("job", json!({"image": {"oci": "r/a:1"}, "runPolicy": "Once"}))).await;
     rig.ready(&vm_key("job")).await;
-    rig.guest("job").set_state(GuestState::Exited { code: 5 });
+    assert!(rig.host.end_workload(&vm_key("job"), 5));
     rig.until(&vm_key("job"), |record| phase(record) == "Stopped").await;
     let status = rig.vm("job").object.status.clone();
     assert_eq!((status.last_exit.unwrap().code, status.restarts), (Some(5), 0));
     tokio::time::sleep(3600 * SECOND).await;
-    assert_eq!((rig.driver.running().len(), rig.network.attached()), (0, 0));
+    assert_eq!((rig.host.running().len(), rig.host.attached()), (0, 0));
 }

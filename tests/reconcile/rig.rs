@@ -1,59 +1,45 @@
-//! The real engine and store logic over a scripted world, on a paused clock.
+//! The real engine and store logic over a scripted host, on a paused clock.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use vmlet::agent::{FakeGuest, FakeScript, GuestState};
-use vmlet::hypervisor::VmmExit;
-use vmlet::hypervisor::fake::{Behaviour, FakeDriver};
 use vmlet::object::{AnyObject, Condition, Kind, ObjectKey, Quantity};
-use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, HostRoom, Parts, Retention, Settings};
-use vmlet::store::{Capacity, Declared, Event, ImageRecord, Origin, Record, Store, StoreSettings, VmRecord};
-use vmlet::testing::{FakeImages, FakeNetwork};
+use vmlet::reconcile::{BackoffPolicy, Clock, Engine, Entropy, Retention, Settings};
+use vmlet::store::{
+    Capacity, Declared, Event, ImageRecord, MemoryBackend, Origin, Record, Store, StoreSettings, VmRecord,
+};
+use vmlet::testing::{EffectScript, Host, ImageScript, VmScript};
 use vmlet::timeline::Recorder;
 
 /// Simulated time: far beyond every backoff.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 const SOURCE: &str = "test";
 
-type Guests = Arc<Mutex<HashMap<PathBuf, FakeGuest>>>;
-
 pub(crate) struct Rig {
     pub(crate) store: Store,
-    pub(crate) images: Arc<FakeImages>,
-    pub(crate) driver: FakeDriver,
-    pub(crate) network: Arc<FakeNetwork>,
+    pub(crate) host: Host,
     pub(crate) settings: Settings,
-    guests: Guests,
-    /// Whether guests that boot from now on shut down when they are asked to.
-    obedient: Arc<AtomicBool>,
+    backend: MemoryBackend,
     clock: Clock,
     running: Option<(Engine, JoinHandle<()>)>,
-    dir: TempDir,
 }
 
 impl Rig {
-    /// A world whose VMs boot in a second, and an engine over it.
+    /// A host whose VMs boot in a second, and an engine on it.
     pub(crate) fn new() -> Self {
         Rig::with(Retention { grace: Duration::ZERO, low: 0, high: 0 })
     }
 
     /// The same, with another rule for base disks that nothing refers to.
     pub(crate) fn with(retention: Retention) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let guests = Guests::default();
-        let obedient = Arc::new(AtomicBool::new(true));
         let settings = Settings {
-            vms: dir.path().join("vms"),
+            vms: "/simulated/vms".into(),
             max_pulls: 4,
             max_boots: 8,
             subnet: Some("10.63.0.0/24".parse().unwrap()),
@@ -68,37 +54,21 @@ impl Rig {
             boot_timeout: Duration::from_secs(60),
             backoff: BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) },
             retention,
-            log_limit: Some(1 << 20),
+            log_limit: None,
         };
         let clock =
             Clock::Tokio { start: Timestamp::from_second(1_800_000_000).unwrap(), at: Instant::now() };
-        let store_settings = StoreSettings { now: Arc::new(move || clock.now()), ..StoreSettings::default() };
-        let mut rig = Rig {
-            store: Store::in_memory_with(store_settings).0,
-            images: Arc::new(FakeImages::new(dir.path()).unwrap()),
-            driver: driver(&guests, &obedient),
-            network: Arc::default(),
-            settings,
-            guests,
-            obedient,
-            clock,
-            running: None,
-            dir,
-        };
+        let timed = StoreSettings { now: Arc::new(move || clock.now()), ..StoreSettings::default() };
+        let (store, backend) = Store::in_memory_with(timed);
+        let mut rig = Rig { store, host: Host::new(), settings, backend, clock, running: None };
         rig.start();
         rig
     }
 
     /// Starts an engine, as a daemon does.
     pub(crate) fn start(&mut self) {
-        let parts = Parts {
-            images: self.images.clone(),
-            driver: Arc::new(self.driver.clone()),
-            network: self.network.clone(),
-            clock: self.clock,
-            entropy: Entropy::seeded(1),
-            room: Arc::new(HostRoom { state: self.dir.path().to_owned() }),
-        };
+        self.host.begin(Some(self.backend.durable()), self.settings.retention);
+        let parts = self.host.parts(self.clock, Entropy::seeded(1));
         let engine = Engine::new(self.store.clone(), parts, self.settings.clone());
         let runs = engine.clone();
         let task = tokio::spawn(async move { runs.run(CancellationToken::new()).await.unwrap() });
@@ -117,8 +87,14 @@ impl Rig {
     /// Ends the engine wherever it is, as a kill does.
     pub(crate) async fn kill(&mut self) {
         let (_, task) = self.running.take().unwrap();
+        self.host.end();
         task.abort();
         let _ = task.await;
+    }
+
+    /// Puts an empty store in the place of the one that there is.
+    pub(crate) fn forget_everything(&mut self) {
+        (self.store, self.backend) = Store::in_memory();
     }
 
     pub(crate) async fn declare(&self, object: Value) -> Declared {
@@ -181,14 +157,9 @@ impl Rig {
         self.store.image(&image_key(name)).unwrap()
     }
 
-    pub(crate) fn guest(&self, name: &str) -> FakeGuest {
-        let uid = self.vm(name).object.metadata.uid.unwrap();
-        self.guests.lock().unwrap()[&self.settings.vms.join(uid.to_string())].clone()
-    }
-
-    /// Guests that boot from now on do not shut down when they are asked to.
-    pub(crate) fn let_guests_stay(&self) {
-        self.obedient.store(false, Ordering::Relaxed);
+    /// Sets how the starts of a VM go from now on.
+    pub(crate) fn script(&self, name: &str, script: VmScript) {
+        self.host.script_vm(&vm_key(name), script);
     }
 
     /// The time.
@@ -207,61 +178,23 @@ impl Rig {
 
     /// Ends a VM's process.
     pub(crate) fn crash(&self, name: &str) {
-        let uid = self.vm(name).object.metadata.uid.unwrap();
-        let exit = VmmExit { code: None, signal: Some(9), workload: None, message: String::new() };
-        assert!(self.driver.end(&self.settings.vms.join(uid.to_string()), exit));
+        assert!(self.host.kill_vmm(&vm_key(name)));
+    }
+
+    /// What must hold at the end of every test.
+    pub(crate) fn assert_sound(&self) {
+        assert_eq!(self.host.violations(), Vec::<String>::new());
     }
 
     /// What must hold at the end of every test in which everything was deleted.
     pub(crate) async fn assert_nothing_left(&self) {
-        let installed = self.dir.path().join("images");
-        self.eventually(|| std::fs::read_dir(&installed).unwrap().count() == 0).await;
+        self.eventually(|| self.host.disks().is_empty()).await;
         self.eventually(|| self.store.disks().is_empty()).await;
-        assert_eq!(self.driver.violations(), Vec::<String>::new());
-        assert_eq!(self.driver.folders(), Vec::<PathBuf>::new());
-        assert_eq!((self.driver.running().len(), self.network.attached(), self.images.staged()), (0, 0, 0));
+        self.assert_sound();
+        assert_eq!(self.host.folders(), Vec::<PathBuf>::new());
+        assert_eq!((self.host.running().len(), self.host.attached(), self.host.staged()), (0, 0, 0));
         assert!(Kind::ALL.iter().all(|kind| self.store.list(*kind, None).0.is_empty()));
     }
-}
-
-/// A driver whose guests come up Ready, and power off when they are asked to.
-fn driver(guests: &Guests, obedient: &Arc<AtomicBool>) -> FakeDriver {
-    let driver: Arc<OnceLock<FakeDriver>> = Arc::default();
-    let (guests, obedient, later) = (guests.clone(), obedient.clone(), driver.clone());
-    let made = FakeDriver::new(move |dir: &Path| {
-        // The workload's log is a real file.
-        std::fs::create_dir_all(dir).unwrap();
-        let mut guests = guests.lock().unwrap();
-        let running = guests.get(dir).filter(|guest| *guest.state().borrow() == GuestState::Ready).cloned();
-        let guest = running.unwrap_or_else(|| {
-            let guest = FakeGuest::new(FakeScript {
-                obeys_shutdown: obedient.load(Ordering::Relaxed),
-                ..FakeScript::default()
-            });
-            guest.set_state(GuestState::Ready);
-            let driver = later.get().expect("set right below").clone();
-            tokio::spawn(power_off(guest.clone(), driver, dir.to_owned()));
-            guest
-        });
-        guests.insert(dir.to_owned(), guest.clone());
-        guest.connect()
-    });
-    made.set_behaviour(Behaviour::default());
-    driver.set(made.clone()).ok().expect("set once");
-    made
-}
-
-/// Ends the process of a guest whose workload has ended.
-async fn power_off(guest: FakeGuest, driver: FakeDriver, dir: PathBuf) {
-    let mut state = guest.state();
-    let ended = state.wait_for(|state| matches!(state, GuestState::Exited { .. })).await;
-    let workload = ended.ok().and_then(|state| match *state {
-        GuestState::Exited { code } => Some(code),
-        _ => None,
-    });
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    guest.power_off();
-    driver.end(&dir, VmmExit { code: Some(0), signal: None, workload, message: String::new() });
 }
 
 pub(crate) fn conditions(record: &Record) -> Vec<Condition> {
@@ -294,4 +227,34 @@ pub(crate) fn vm(name: &str, spec: Value) -> Value {
 pub(crate) fn image(name: &str, reference: &str) -> Value {
     json!({"apiVersion": "vmlet.dev/v1alpha1", "kind": "Image", "metadata": {"name": name},
            "spec": {"source": {"oci": {"reference": reference}}}})
+}
+
+/// A VM of the image that is there.
+pub(crate) fn spec(memory: &str) -> Value {
+    json!({"image": {"oci": "r/a:1"}, "memory": memory})
+}
+
+/// A world with an image and a VM that has come so far.
+pub(crate) async fn with_vm(script: VmScript, came_so_far: impl Fn(Option<&Record>) -> bool) -> Rig {
+    let rig = Rig::new();
+    rig.host.script_image("r/a:1", ImageScript::new('a', Duration::from_secs(1)));
+    rig.script("web", script);
+    rig.declare(vm("web", spec("256Mi"))).await;
+    rig.until(&vm_key("web"), came_so_far).await;
+    rig
+}
+
+/// Whether a record gives this reason for being ready or not.
+pub(crate) fn says(wanted: &'static str) -> impl Fn(Option<&Record>) -> bool {
+    move |record| record.is_some_and(|record| reason(record) == wanted)
+}
+
+/// So many tries fail, and may succeed later.
+pub(crate) fn fails(failures: u32) -> EffectScript {
+    EffectScript { failures, ..EffectScript::default() }
+}
+
+/// So many tries panic.
+pub(crate) fn panics(panics: u32) -> EffectScript {
+    EffectScript { panics, ..EffectScript::default() }
 }

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use serde_json::json;
-use vmlet::hypervisor::fake::Behaviour;
 use vmlet::metrics::Metrics;
 use vmlet::object::ObjectKey;
-use vmlet::testing::ImageScript;
+use vmlet::testing::{ImageScript, VmScript};
 use vmlet::timeline::{Outcome, Phase, Span, Subject};
 
 use crate::SECOND;
@@ -29,12 +28,20 @@ fn took(spans: &[Span], phase: Phase) -> Duration {
 #[tokio::test(start_paused = true)]
 async fn the_phases_of_a_start_follow_each_other_and_sum_up_to_the_timings() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', 7 * SECOND));
-    rig.driver.set_behaviour(Behaviour { boot: Some(3 * SECOND), ..Behaviour::default() });
+    rig.host.script_image("r/a:1", ImageScript::new('a', 7 * SECOND));
+    rig.script("web", VmScript { boot: 3 * SECOND, ..VmScript::default() });
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
     rig.ready(&vm_key("web")).await;
     let spans = of(&rig.recorder().timeline().spans, &vm_key("web"));
-    let life = [Phase::Resolve, Phase::ImageWait, Phase::Reserve, Phase::Prepare, Phase::Boot, Phase::Ready];
+    let life = [
+        Phase::Resolve,
+        Phase::ImageWait,
+        Phase::Reserve,
+        Phase::Prepare,
+        Phase::Boot,
+        Phase::Workload,
+        Phase::Ready,
+    ];
     assert_eq!(phases(&spans), life, "{spans:#?}");
     for pair in spans.windows(2) {
         assert_eq!((pair[0].end, pair[0].outcome), (Some(pair[1].start), Some(Outcome::Done)), "no gap");
@@ -52,7 +59,7 @@ async fn the_phases_of_a_start_follow_each_other_and_sum_up_to_the_timings() {
 #[tokio::test(start_paused = true)]
 async fn a_shared_pull_is_one_span_that_all_who_wait_name() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript::new('a', 7 * SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', 7 * SECOND));
     for name in ["one", "two"] {
         rig.declare(vm(name, json!({"image": {"oci": "r/a:1"}}))).await;
     }
@@ -77,9 +84,9 @@ async fn waits_for_permits_failures_and_ends_are_spans() {
     rig.kill().await;
     rig.settings.max_boots = 1;
     rig.start();
-    rig.images.script("r/a:1", ImageScript { failures: 1, ..ImageScript::new('a', SECOND) });
-    rig.driver.set_behaviour(Behaviour { boot: Some(5 * SECOND), ..Behaviour::default() });
+    rig.host.script_image("r/a:1", ImageScript { failures: 1, ..ImageScript::new('a', SECOND) });
     for name in ["one", "two"] {
+        rig.script(name, VmScript { boot: 5 * SECOND, ..VmScript::default() });
         rig.declare(vm(name, json!({"image": {"oci": "r/a:1"}}))).await;
     }
     for name in ["one", "two"] {
@@ -107,7 +114,7 @@ async fn waits_for_permits_failures_and_ends_are_spans() {
 #[tokio::test(start_paused = true)]
 async fn the_numbers_say_what_happened() {
     let rig = Rig::new();
-    rig.images.script("r/a:1", ImageScript { failures: 1, ..ImageScript::new('a', SECOND) });
+    rig.host.script_image("r/a:1", ImageScript { failures: 1, ..ImageScript::new('a', SECOND) });
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}, "runPolicy": "Always"}))).await;
     rig.ready(&vm_key("web")).await;
     rig.crash("web");
@@ -120,7 +127,7 @@ async fn the_numbers_say_what_happened() {
         "vmlet_phase_seconds_count{phase=\"boot\"} 2",
         "vmlet_pulls_total{outcome=\"failed\"} 1.0",
         "vmlet_pulls_total{outcome=\"done\"} 1.0",
-        "vmlet_pulled_bytes_total 100.0",
+        "vmlet_pulled_bytes_total 600.0",
         "vmlet_vm_restarts_total 1.0",
         "vmlet_reconcile_failures_total{kind=\"pull\",reason=\"RegistryUnavailable\"} 1.0",
         "vmlet_reconcile_failures_total{kind=\"vm\",reason=\"WorkloadExited\"} 1.0",

@@ -35,7 +35,7 @@ async fn pull(rig: &Rig, reference: &str) -> Vec<PullUpdate> {
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_is_pulled_on_demand_is_kept_for_its_grace() {
     let rig = rig(GRACE);
-    rig.images.script("r/a:1", ImageScript::new('a', 5 * SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', 5 * SECOND));
     let updates = pull(&rig, "r/a:1").await;
     assert_eq!(updates[0], PullUpdate::Resolving);
     assert!(updates.iter().any(|update| matches!(update, PullUpdate::Pulling { .. })), "{updates:?}");
@@ -49,7 +49,7 @@ async fn a_disk_that_is_pulled_on_demand_is_kept_for_its_grace() {
     tokio::time::sleep(GRACE / 2).await;
     let again = pull(&rig, "r/a:1").await;
     assert!(matches!(again.last(), Some(PullUpdate::Done { already_there: true, .. })), "{again:?}");
-    assert_eq!(rig.images.pulls("r/a:1"), 1);
+    assert_eq!(rig.host.pulls("r/a:1"), 1);
     let began = Instant::now();
     rig.eventually(|| rig.store.disks().is_empty()).await;
     assert!(began.elapsed() >= GRACE && began.elapsed() < GRACE + SECOND, "{:?}", began.elapsed());
@@ -58,7 +58,7 @@ async fn a_disk_that_is_pulled_on_demand_is_kept_for_its_grace() {
 #[tokio::test(start_paused = true)]
 async fn a_pull_on_demand_shares_in_the_pull_of_objects() {
     let rig = rig(GRACE);
-    rig.images.script("r/a:1", ImageScript::new('a', 60 * SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', 60 * SECOND));
     rig.declare(image("a", "r/a:1")).await;
     tokio::time::sleep(20 * SECOND).await;
     let running = rig.engine().report().await.pulls;
@@ -69,35 +69,35 @@ async fn a_pull_on_demand_shares_in_the_pull_of_objects() {
         "it is in use: {updates:?}"
     );
     rig.ready(&image_key("a")).await;
-    assert_eq!(rig.images.pulls("r/a:1"), 1);
+    assert_eq!(rig.host.pulls("r/a:1"), 1);
     assert!(rig.engine().report().await.pulls.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_pull_that_nobody_watches_any_more_is_given_up() {
     let rig = rig(GRACE);
-    rig.images.script("r/a:1", ImageScript::new('a', 60 * SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', 60 * SECOND));
     let pulling = async { drop(pull(&rig, "r/a:1").await) };
     assert!(tokio::time::timeout(10 * SECOND, pulling).await.is_err());
     tokio::time::sleep(SECOND).await;
-    assert_eq!((rig.images.pulls("r/a:1"), rig.images.staged()), (1, 0));
+    assert_eq!((rig.host.pulls("r/a:1"), rig.host.staged()), (1, 0));
     assert!(rig.engine().report().await.pulls.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_told_at_once_and_an_object_goes_on_trying() {
     let rig = rig(GRACE);
-    rig.images.script("r/a:1", ImageScript { failures: 8, ..ImageScript::new('a', SECOND) });
+    rig.host.script_image("r/a:1", ImageScript { failures: 8, ..ImageScript::new('a', SECOND) });
     let updates = pull(&rig, "r/a:1").await;
     assert!(
         matches!(updates.last(), Some(PullUpdate::Failed { reason, .. }) if reason == "RegistryUnavailable")
     );
-    rig.images.script("r/missing:1", ImageScript { digest: None, ..ImageScript::new('b', SECOND) });
+    rig.host.script_image("r/missing:1", ImageScript { digest: None, ..ImageScript::new('b', SECOND) });
     let missing = pull(&rig, "r/missing:1").await;
     assert!(matches!(missing.last(), Some(PullUpdate::Failed { reason, .. }) if reason == "NotFound"));
     rig.declare(image("a", "r/a:1")).await;
     // Deep in its backoff by then: whoever asks does not wait for it, and helps the object, too.
-    rig.eventually(|| rig.images.pulls("r/a:1") == 8).await;
+    rig.eventually(|| rig.host.pulls("r/a:1") == 8).await;
     tokio::time::sleep(2 * SECOND).await;
     let began = Instant::now();
     let updates = pull(&rig, "r/a:1").await;
@@ -113,7 +113,7 @@ async fn a_failure_is_told_at_once_and_an_object_goes_on_trying() {
 async fn only_what_nothing_refers_to_is_removed_on_demand() {
     let rig = rig(GRACE);
     for (name, digit) in [("a", 'a'), ("b", 'b'), ("c", 'c')] {
-        rig.images.script(&format!("r/{name}:1"), ImageScript::new(digit, SECOND));
+        rig.host.script_image(&format!("r/{name}:1"), ImageScript::new(digit, SECOND));
         pull(&rig, &format!("r/{name}:1")).await;
     }
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
@@ -127,7 +127,7 @@ async fn only_what_nothing_refers_to_is_removed_on_demand() {
     let unknown = engine.remove(digest('b')).await;
     assert!(matches!(unknown, Err(RemovalError::Refused(RemoveDiskError::Unknown))), "{unknown:?}");
     let planned = engine.prune(PruneOrder { dry_run: true, ..PruneOrder::default() }).await.unwrap();
-    assert_eq!(rig.images.removals(), 1, "a dry run removes nothing");
+    assert_eq!(rig.host.removals(), 1, "a dry run removes nothing");
     let pruned = engine.prune(PruneOrder::default()).await.unwrap();
     let digests: Vec<_> = pruned.disks.iter().map(|disk| disk.digest.clone()).collect();
     assert_eq!((digests, planned.disks.len()), (vec![digest('c')], 1));
@@ -142,17 +142,17 @@ async fn only_what_nothing_refers_to_is_removed_on_demand() {
 #[tokio::test(start_paused = true)]
 async fn what_was_pulled_ahead_serves_a_vm_that_never_pulls() {
     let rig = rig(GRACE);
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     pull(&rig, "r/a:1").await;
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1", "pullPolicy": "Never"}}))).await;
     rig.ready(&vm_key("web")).await;
-    assert_eq!(rig.images.pulls("r/a:1"), 1);
+    assert_eq!(rig.host.pulls("r/a:1"), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_a_grace_a_disk_that_was_pulled_on_demand_goes_at_once() {
     let rig = rig(Duration::ZERO);
-    rig.images.script("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
     let updates = pull(&rig, "r/a:1").await;
     assert!(matches!(updates.last(), Some(PullUpdate::Done { .. })), "{updates:?}");
     rig.assert_nothing_left().await;

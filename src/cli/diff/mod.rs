@@ -8,12 +8,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::client::{Client, JSON};
 use super::error::{CliError, Outcome};
+use super::output::Form;
 use super::validate::read;
 use crate::api::types::{Declaration, List};
 use crate::diff::{Look, Process, Running, Scope, difference};
@@ -41,12 +42,6 @@ pub(super) struct Diff {
     #[arg(long, value_name = "PERCENT", env = "VMLET_MASS_DELETE_PERCENT", default_value = "50", hide_env = true,
         value_parser = clap::value_parser!(u8).range(1..=100))]
     mass_delete_percent: u8,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Text,
-    Json,
 }
 
 /// Everything that is said beside the difference.

@@ -55,14 +55,12 @@ fn absent(dir: &Path) -> Refusal {
 
 impl State {
     pub(super) fn pid_in(&self, dir: &Path) -> Option<u32> {
-        let now = self.now();
-        let in_dir = |process: &&Process| process.launch.dir == dir && process.runs(now);
-        self.processes.values().find(in_dir).map(|process| process.identity.pid)
+        self.processes.running_in(dir, self.now()).map(|process| process.identity.pid)
     }
 
     /// The process that is exactly this one.
     fn exactly(&mut self, identity: &ProcessIdentity) -> Option<&mut Process> {
-        self.processes.get_mut(&identity.pid).filter(|process| process.identity == *identity)
+        self.processes.get_mut(identity.pid).filter(|process| process.identity == *identity)
     }
 
     fn audit_idle(&mut self, what: &str, dir: &Path) {
@@ -80,6 +78,9 @@ impl State {
 
     /// Every effect is preceded by a durable record that says it may exist.
     fn audit_reserved(&mut self, what: &str, launch: &Launch) {
+        if self.durable().is_none() {
+            return;
+        }
         if launch.export.is_some() {
             return self.audit_claimed(what, launch);
         }
@@ -113,7 +114,7 @@ impl State {
 
     fn audit_release(&mut self, pid: u32) {
         let now = self.now();
-        let Some(process) = self.processes.get(&pid) else { return };
+        let Some(process) = self.processes.get(pid) else { return };
         let (launch, identity) = (process.launch.clone(), process.identity.clone());
         if let Some(export) = &launch.export {
             self.audit_idle("a promotion reads", &export.of);
@@ -124,14 +125,14 @@ impl State {
         let reads = |process: &&Process| {
             process.launch.export.as_ref().is_some_and(|export| export.of == launch.dir) && process.runs(now)
         };
-        if self.processes.values().any(|process| reads(&process)) {
+        if self.processes.all().any(|process| reads(&process)) {
             found.push(format!("{key} boots while a promotion reads its disk"));
         }
-        let rivals =
-            self.processes.values().filter(|other| other.launch.uid == launch.uid && other.runs(now));
+        let rivals = self.processes.running_as(launch.uid, now);
         found.extend(rivals.map(|rival| format!("{key} runs twice: {} and {pid}", rival.identity.pid)));
         let record = self.durable_vm(&key, launch.uid);
-        if !record.is_some_and(|vm| matches!(&vm.run, Run::Up { process, .. } if *process == identity)) {
+        let recorded = |vm: Arc<VmRecord>| matches!(&vm.run, Run::Up { process, .. } if *process == identity);
+        if self.durable().is_some() && !record.is_some_and(recorded) {
             found.push(format!("process {pid} of {key} is released without a durable record of it"));
         }
         let wanted = Some((launch.base_disk.clone(), launch.root_size));
@@ -154,20 +155,12 @@ impl State {
     }
 
     fn new_process(&mut self, launch: &Launch) -> ProcessIdentity {
-        // The lowest free number: numbers are reused, identities are not.
-        let now = self.now();
-        self.processes.retain(|_, process| process.released.is_none() || process.runs(now) || kept(process));
-        let pid = (1..).find(|pid| !self.processes.contains_key(pid)).expect("not all are in use");
+        let pid = self.processes.free_pid(self.now());
         self.starts += 1;
         let identity = ProcessIdentity { pid, start_time: self.starts, boot_id: self.boot_id() };
-        self.processes.insert(pid, Process::new(identity.clone(), launch.clone()));
+        self.processes.insert(Process::new(identity.clone(), launch.clone()));
         identity
     }
-}
-
-/// Whether somebody may still ask how it ended.
-fn kept(process: &Process) -> bool {
-    process.changed.receiver_count() > 0
 }
 
 #[async_trait]
@@ -206,7 +199,7 @@ impl Driver for ScriptedDriver {
         self.0.effect(&self.effect("connect", dir), |_| Ok(())).await?;
         let Some((pid, mut changed)) = ({
             let state = self.0.lock();
-            let process = state.pid_in(dir).and_then(|pid| state.processes.get(&pid));
+            let process = state.processes.running_in(dir, state.now());
             process.map(|process| (process.identity.pid, process.changed.subscribe()))
         }) else {
             return Err(absent(dir).into());
@@ -215,7 +208,7 @@ impl Driver for ScriptedDriver {
             let next = {
                 let state = self.0.lock();
                 let now = state.now();
-                let process = state.processes.get(&pid).filter(|process| process.runs(now));
+                let process = state.processes.get(pid).filter(|process| process.runs(now));
                 let process = process.ok_or_else(|| absent(dir))?;
                 if process.guest(now).is_some() {
                     break;
@@ -232,6 +225,8 @@ impl Driver for ScriptedDriver {
     }
 
     async fn exited(&self, _: &Path, identity: &ProcessIdentity) -> VmmExit {
+        let panics = self.0.lock().scripted_panic("watch");
+        assert!(!panics, "watch panics, as scripted");
         let unknown = VmmExit { code: None, signal: None, workload: None, message: String::new() };
         let notice = {
             let mut state = self.0.lock();
@@ -271,7 +266,7 @@ impl Driver for ScriptedDriver {
     async fn power_button(&self, dir: &Path) -> Result<(), DriverError> {
         let act = |state: &mut State| {
             let (pid, now) = (state.pid_in(dir).ok_or_else(|| absent(dir))?, state.now());
-            if let Some(process) = state.processes.get_mut(&pid) {
+            if let Some(process) = state.processes.get_mut(pid) {
                 process.button.get_or_insert(now);
                 process.changed.send_replace(());
             }
@@ -296,8 +291,7 @@ impl Driver for ScriptedDriver {
     async fn evict(&self, dir: &Path) -> Result<(), DriverError> {
         let process = {
             let state = self.0.lock();
-            let pid = state.pid_in(dir);
-            pid.and_then(|pid| state.processes.get(&pid)).map(|process| process.identity.clone())
+            state.processes.running_in(dir, state.now()).map(|process| process.identity.clone())
         };
         match process {
             Some(process) => self.kill(&process).await,
@@ -355,15 +349,16 @@ impl Gated for ScriptedGate {
         let act = |state: &mut State| {
             state.audit_release(identity.pid);
             let (now, pid) = (state.now(), identity.pid);
-            let Some(launch) = state.processes.get(&pid).map(|process| process.launch.clone()) else {
+            let Some(launch) = state.processes.get(pid).map(|process| process.launch.clone()) else {
                 return Err(absent(Path::new("the gate")));
             };
             let course = state.course(&launch);
-            if let Some(process) = state.processes.get_mut(&pid) {
+            if let Some(process) = state.processes.get_mut(pid) {
                 process.released = Some(now);
                 process.course = course;
                 process.changed.send_replace(());
             }
+            state.count_boot(pid);
             *released = true;
             Ok(())
         };
@@ -377,7 +372,7 @@ impl Drop for ScriptedGate {
         if !self.released {
             let mut state = self.world.lock();
             state.blame(self.uid);
-            let gone = state.processes.remove(&self.identity.pid);
+            let gone = state.processes.remove(self.identity.pid);
             if state.tells && gone.is_some() {
                 state.tell(Some(self.key.clone()), Teller::World, "ends at its gate".to_owned());
             }

@@ -18,7 +18,7 @@ pub(super) fn link(world: &Arc<World>, pid: u32) -> Option<GuestStream> {
     let script = FakeScript { answers: true, obeys_shutdown: false };
     let (guest, breaks) = {
         let mut state = world.lock();
-        let said = state.processes.get(&pid)?.guest(state.now())?;
+        let said = state.processes.get(pid)?.guest(state.now())?;
         let guest = FakeGuest::new(script);
         guest.set_state(said);
         let broken_links = state.trouble.broken_links;
@@ -47,8 +47,7 @@ async fn accompany(world: Arc<World>, pid: u32, guest: FakeGuest, breaks: Option
 }
 
 async fn follow(world: &World, pid: u32, guest: &FakeGuest) {
-    let Some(mut changed) = world.lock().processes.get(&pid).map(|process| process.changed.subscribe())
-    else {
+    let Some(mut changed) = world.lock().processes.get(pid).map(|process| process.changed.subscribe()) else {
         return;
     };
     let mut asked = false;
@@ -56,7 +55,7 @@ async fn follow(world: &World, pid: u32, guest: &FakeGuest) {
         let next = {
             let state = world.lock();
             let now = state.now();
-            let Some(process) = state.processes.get(&pid).filter(|process| process.runs(now)) else { return };
+            let Some(process) = state.processes.get(pid).filter(|process| process.runs(now)) else { return };
             let Some(said) = process.guest(now) else { return };
             if *guest.state().borrow() != said {
                 guest.set_state(said);
@@ -87,7 +86,7 @@ impl World {
     fn ask_shutdown(&self, pid: u32) {
         let mut state = self.lock();
         let now = state.now();
-        if let Some(process) = state.processes.get_mut(&pid) {
+        if let Some(process) = state.processes.get_mut(pid) {
             process.shutdown.get_or_insert(now);
             process.changed.send_replace(());
         }

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use rand::Rng;
 use tokio::sync::watch;
 
+use super::tally::Pulling;
 use super::{Effect, Refusal, State, World};
 use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Root, Source, StagedDisk};
 use crate::store::DiskState;
@@ -110,6 +111,7 @@ impl Images for ScriptedImages {
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
+        let _pulling = Pulling::begin(&self.0, name(source));
         let world = self.0.clone();
         let begin = |state: &mut State| {
             state.find(source)?;
@@ -178,7 +180,8 @@ impl Images for ScriptedImages {
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {
         let digest = &staged.digest;
         let act = |state: &mut State| {
-            if !matches!(state.durable_disk(digest), Some(DiskState::Installing { .. })) {
+            let claimed = matches!(state.durable_disk(digest), Some(DiskState::Installing { .. }));
+            if state.durable().is_some() && !claimed {
                 state.violation(format!("{digest} is installed without a durable claim"));
             }
             state.disks.insert(digest.clone());
@@ -200,9 +203,10 @@ impl Images for ScriptedImages {
 
     async fn remove(&self, digest: &Digest) -> Result<(), ImageError> {
         let act = |state: &mut State| {
+            state.tally.removals += 1;
             let now = state.now();
             let place = path(digest);
-            let user = state.processes.values().find(|process| process.runs(now) && *process.base() == place);
+            let user = state.processes.all().find(|process| process.runs(now) && *process.base() == place);
             if let Some(key) = user.map(|process| process.launch.key.clone()) {
                 state.violation(format!("the base disk of {key} is removed under its feet"));
             }

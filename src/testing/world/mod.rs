@@ -7,13 +7,20 @@
 //!
 //! The one guard covers a look-up or a change in memory. It may be held while the log's is taken
 //! ([`DurableView`]), never the other way round.
+//!
+//! What a daemon may not do is audited. Where its log cannot be looked into, as in a bench with a real
+//! store, whatever would need a durable record passes.
 
 mod driver;
 mod guest;
 mod images;
 mod network;
 mod process;
+mod processes;
 mod room;
+mod tally;
+#[cfg(test)]
+mod tests;
 
 pub(super) use self::process::Process;
 
@@ -30,7 +37,9 @@ use tokio::time::Instant;
 use self::driver::{Folder, ScriptedDriver};
 use self::images::ScriptedImages;
 use self::network::ScriptedNetwork;
+use self::processes::Processes;
 use self::room::ScriptedRoom;
+use self::tally::Tally;
 use super::images::ImageScript;
 use super::timeline::{Entry, Teller};
 use super::trouble::{EffectScript, Trouble, VmScript};
@@ -75,8 +84,10 @@ pub(super) struct State {
 
     pub(super) boot: u32,
     pub(super) starts: u64,
-    pub(super) processes: BTreeMap<u32, Process>,
+    pub(super) processes: Processes,
     pub(super) folders: BTreeMap<PathBuf, Folder>,
+    /// How VMs behave that have no script of their own.
+    pub(super) usual_vm: VmScript,
     pub(super) vm_scripts: BTreeMap<ObjectKey, VmScript>,
     /// By the effect's name, or by its name and object.
     pub(super) effect_scripts: BTreeMap<String, EffectScript>,
@@ -92,6 +103,7 @@ pub(super) struct State {
     /// The present daemon's.
     pub(super) retention: Option<Retention>,
     pub(super) attached: BTreeMap<String, Nic>,
+    pub(super) tally: Tally,
 }
 
 /// Something that a daemon does to the world.
@@ -150,8 +162,9 @@ impl World {
             blame: BTreeMap::new(),
             boot: 0,
             starts: 0,
-            processes: BTreeMap::new(),
+            processes: Processes::default(),
             folders: BTreeMap::new(),
+            usual_vm: VmScript::default(),
             vm_scripts: BTreeMap::new(),
             effect_scripts: BTreeMap::new(),
             image_scripts: BTreeMap::new(),
@@ -162,6 +175,7 @@ impl World {
             starved: 0,
             retention: None,
             attached: BTreeMap::new(),
+            tally: Tally::default(),
         };
         World { state: Mutex::new(state), died: Notify::new() }
     }
@@ -184,11 +198,11 @@ impl World {
 
     /// A daemon begins, on the clock of the runtime that this is called in. What an earlier pull
     /// staged is swept, as the real image store does when it is opened.
-    pub(super) fn begin(&self, durable: DurableView, retention: Retention) {
+    pub(super) fn begin(&self, durable: Option<DurableView>, retention: Retention) {
         let mut state = self.lock();
         state.since = Some(Instant::now());
         state.dead = false;
-        state.durable = Some(durable);
+        state.durable = durable;
         state.retention = Some(retention);
         state.staged.clear();
     }
@@ -368,6 +382,14 @@ impl State {
             panics: panics > 0,
             ..chance
         }
+    }
+
+    /// Whether something that is no effect, and cannot fail, panics by its script.
+    pub(super) fn scripted_panic(&mut self, name: &str) -> bool {
+        let Some(script) = self.effect_scripts.get_mut(name) else { return false };
+        let panics = script.panics > 0;
+        script.panics = script.panics.saturating_sub(1);
+        panics
     }
 
     fn fail(&mut self, effect: &Effect, lasting: bool) -> Refusal {

@@ -20,6 +20,7 @@ impl From<Refusal> for NetworkError {
 impl State {
     /// Nothing of a device that is to be attached is in use by another.
     fn audit_attach(&mut self, nic: &Nic) {
+        let Some(reserved) = self.durable().map(|durable| durable.reserves(nic)) else { return };
         let rivals = self.attached.values().filter(|other| other.mac != nic.mac);
         let clash = |other: &&Nic| {
             other.link.tap().is_some_and(|tap| nic.link.tap() == Some(tap))
@@ -29,14 +30,14 @@ impl State {
             let violation = format!("{} and {} share a tap or a host port", nic.mac, rival.mac);
             self.violation(violation);
         }
-        if !self.durable().is_some_and(|durable| durable.reserves(nic)) {
+        if !reserved {
             self.violation(format!("a tap for {} without a durable reservation", nic.mac));
         }
     }
 
     fn audit_detach(&mut self, nic: &Nic) {
         let now = self.now();
-        let user = self.processes.values().find(|process| {
+        let user = self.processes.all().find(|process| {
             process.runs(now) && process.launch.nic.as_ref().is_some_and(|own| own.mac == nic.mac)
         });
         if let Some(key) = user.map(|process| process.launch.key.clone()) {

@@ -79,6 +79,16 @@ impl Process {
         self.released.is_some() && self.end().is_none_or(|(at, _)| at > now)
     }
 
+    /// Whether it has passed its gate and is over.
+    pub(super) fn has_ended(&self, now: Duration) -> bool {
+        self.released.is_some() && !self.runs(now)
+    }
+
+    /// Whether it runs and its guest has not been heard of.
+    pub(super) fn boots(&self, now: Duration) -> bool {
+        self.runs(now) && self.word().is_none_or(|word| word > now)
+    }
+
     /// Where its base disk is.
     pub(in crate::testing) fn base(&self) -> &PathBuf {
         &self.launch.base_disk
@@ -143,9 +153,14 @@ pub(super) fn signalled(signal: i32) -> VmmExit {
 }
 
 impl State {
+    /// How a VM behaves: by its own script, which is that of all others if it had none.
+    pub(super) fn script(&mut self, key: &ObjectKey) -> &mut VmScript {
+        self.vm_scripts.entry(key.clone()).or_insert_with(|| self.usual_vm.clone())
+    }
+
     /// How a run of this VM will go, and whose fault it is if it does not go well.
     pub(super) fn course(&mut self, launch: &Launch) -> Course {
-        let script = self.vm_scripts.entry(launch.key.clone()).or_default();
+        let script = self.script(&launch.key);
         let (hangs, panics) = (script.hangs > 0, script.hangs == 0 && script.panics > 0);
         script.hangs = script.hangs.saturating_sub(1);
         script.panics = script.panics.saturating_sub(u32::from(panics));
@@ -176,31 +191,31 @@ impl World {
         let mut state = self.lock();
         state.boot += 1;
         let lost = std::mem::take(&mut state.processes);
-        for process in lost.values() {
+        for process in lost.all() {
             state.blame(process.launch.uid);
         }
         state.attached.clear();
     }
 
-    /// The VMM of a VM dies of a signal, if it runs.
-    pub(in crate::testing) fn kill_vmm(&self, key: &ObjectKey) {
-        self.disturb(key, |process, now| process.killed = Some((now, signalled(SEGV))));
+    /// The VMM of a VM dies of a signal, if it runs. Whether it did.
+    pub(in crate::testing) fn kill_vmm(&self, key: &ObjectKey) -> bool {
+        self.disturb(key, |process, now| process.killed = Some((now, signalled(SEGV))))
     }
 
-    /// The workload of a VM ends, if its guest is up.
-    pub(in crate::testing) fn end_workload(&self, key: &ObjectKey, code: i32) {
+    /// The workload of a VM ends, if its guest is up. Whether the VM ran.
+    pub(in crate::testing) fn end_workload(&self, key: &ObjectKey, code: i32) -> bool {
         self.disturb(key, |process, now| {
             if process.guest(now).is_some() {
                 process.ended.get_or_insert((now, code));
             }
-        });
+        })
     }
 
-    fn disturb(&self, key: &ObjectKey, how: impl Fn(&mut Process, Duration)) {
+    fn disturb(&self, key: &ObjectKey, how: impl Fn(&mut Process, Duration)) -> bool {
         let mut state = self.lock();
         let now = state.now();
         let of_key = |process: &&mut Process| process.launch.key == *key && process.runs(now);
-        let disturbed = state.processes.values_mut().find(of_key).map(|process| {
+        let disturbed = state.processes.all_mut().find(of_key).map(|process| {
             how(process, now);
             process.changed.send_replace(());
             process.launch.uid
@@ -208,6 +223,7 @@ impl World {
         if let Some(uid) = disturbed {
             state.blame(uid);
         }
+        disturbed.is_some()
     }
 }
 
