@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::path::Path;
 
 use super::{ImageError, ReferenceError};
 
@@ -58,6 +59,14 @@ impl ImageError {
     /// The pull was dropped, or one of its parts failed and takes the others along.
     pub(crate) fn cancelled() -> Self {
         ImageError { reason: "Cancelled", message: "the pull was cancelled".to_owned(), transient: true }
+    }
+
+    /// A file that the spec names cannot be read.
+    pub(crate) fn file(path: &Path, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => ImageError::not_found(format!("{} does not exist", path.display())),
+            _ => ImageError::host(path.display(), error),
+        }
     }
 
     /// The host failed at `what`.

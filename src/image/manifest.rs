@@ -71,9 +71,36 @@ struct RawIndexEntry {
 }
 
 #[derive(Deserialize)]
-struct RawPlatform {
+pub(crate) struct RawPlatform {
     os: String,
     architecture: String,
+    #[serde(default)]
+    variant: String,
+}
+
+impl RawPlatform {
+    /// How much the platform asks of this host's processor, 1 to 4 (x86-64-v1 to v4); none if it cannot run here.
+    pub(crate) fn level(&self) -> Option<u8> {
+        let level = match self.variant.as_str() {
+            "" | "v1" => 1,
+            "v2" => 2,
+            "v3" => 3,
+            "v4" => 4,
+            _ => return None,
+        };
+        let ours = self.os == "linux" && self.architecture == "amd64";
+        (ours && level <= this_level()).then_some(level)
+    }
+}
+
+/// The highest of the x86-64 psABI's levels that this processor has.
+fn this_level() -> u8 {
+    use std::arch::is_x86_feature_detected as has;
+    let v2 = has!("sse4.2") && has!("popcnt") && has!("cmpxchg16b");
+    let v3 = v2 && has!("avx2") && has!("bmi2") && has!("fma");
+    let v4 =
+        v3 && has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
+    1 + u8::from(v2) + u8::from(v3) + u8::from(v4)
 }
 
 impl Document {
@@ -100,20 +127,24 @@ impl Document {
     }
 }
 
-/// The first entry for linux/amd64, in the index's order of preference.
+/// The entry for linux/amd64 that asks the least of the processor; of equals the first.
 fn this_platform(entries: &[RawIndexEntry]) -> Result<Digest, ImageError> {
-    let ours = |platform: &RawPlatform| platform.os == "linux" && platform.architecture == "amd64";
-    let found = entries.iter().find(|entry| entry.platform.as_ref().is_some_and(ours));
+    let level = |entry: &&RawIndexEntry| entry.platform.as_ref().and_then(RawPlatform::level);
+    let found = entries.iter().filter(|entry| level(entry).is_some()).min_by_key(level);
     let Some(entry) = found else {
         let mut offered: Vec<String> = entries
             .iter()
             .filter_map(|entry| entry.platform.as_ref())
-            .map(|platform| printable(format!("{}/{}", platform.os, platform.architecture).as_bytes()))
+            .map(|platform| {
+                let variant = if platform.variant.is_empty() { "" } else { "/" };
+                let RawPlatform { os, architecture, variant: name } = platform;
+                printable(format!("{os}/{architecture}{variant}{name}").as_bytes())
+            })
             .take(20)
             .collect();
         offered.dedup();
         return Err(ImageError::invalid(format!(
-            "the image has no linux/amd64 variant, only [{}]",
+            "the image has no linux/amd64 variant that runs here, only [{}]",
             offered.join(", ")
         )));
     };
@@ -132,6 +163,13 @@ impl Manifest {
         check("the number of layers", "layers", layers.len(), limits.layers)?;
         let mut total = 0u64;
         for layer in &layers {
+            if ["foreign", "nondistributable"].iter().any(|kind| layer.media_type.contains(kind)) {
+                return Err(ImageError::invalid(format!(
+                    "layer {} is foreign: its content is not where the image is, and vmlet does not fetch it from \
+                     elsewhere; build the image on another base",
+                    layer.digest
+                )));
+            }
             if !LAYER_TYPES.contains(&layer.media_type.as_str()) {
                 return Err(ImageError::invalid(format!(
                     "layer {} is of type \"{}\", which is not supported",
@@ -191,7 +229,7 @@ struct RawRun {
 }
 
 /// Go writes an absent list as `null`.
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,
@@ -218,18 +256,32 @@ impl Config {
                 diff_ids.len()
             )));
         }
-        let run = raw.config.unwrap_or_default();
-        let set = |text: Option<String>| text.filter(|text| !text.is_empty());
-        Ok(Config {
-            run: ImageConfig {
-                entrypoint: run.entrypoint,
-                cmd: run.cmd,
-                env: run.env,
-                working_dir: set(run.working_dir),
-                user: set(run.user),
-                stop_signal: set(run.stop_signal),
-            },
-            diff_ids,
-        })
+        Ok(Config { run: raw.config.unwrap_or_default().into(), diff_ids })
     }
+}
+
+impl From<RawRun> for ImageConfig {
+    fn from(run: RawRun) -> Self {
+        let set = |text: Option<String>| text.filter(|text| !text.is_empty());
+        ImageConfig {
+            entrypoint: run.entrypoint,
+            cmd: run.cmd,
+            env: run.env,
+            working_dir: set(run.working_dir),
+            user: set(run.user),
+            stop_signal: set(run.stop_signal),
+        }
+    }
+}
+
+/// What a config says of the process, whatever else is in it.
+pub(crate) fn run_config(bytes: &[u8]) -> Result<ImageConfig, ImageError> {
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(default)]
+        config: Option<RawRun>,
+    }
+    let part: Part = serde_json::from_slice(bytes)
+        .map_err(|error| ImageError::invalid(format!("config.json cannot be read: {error}")))?;
+    Ok(part.config.unwrap_or_default().into())
 }

@@ -1,17 +1,24 @@
 //! From a [`Source`] to a bootable base disk.
 //!
 //! ```text
-//! registry ─▶ manifest, config ─▶ blob × n (downloads, in parallel) ─▶ layer (inflate, tar, apply) ─▶ ext4 ─▶ store
+//! registry ─▶ manifest, config ─▶ blob × n (downloads, in parallel) ─┬▶ layer (inflate, tar, apply) ─▶ ext4 ─▶ store
+//! layout (a folder or tar of the host) ─▶ manifest, config ─▶ blob × n ┤                                   │
+//! bundle (a tar with a root) ──────────────────────────────────────────┴───────────────────────────────────┘
+//! host (files where they are) ─▶ a record in the store
 //! ```
 //!
 //! [`ImageStore`] is the real [`Images`]; `pull` is where its parts meet. Everything that comes from a
 //! registry is bounded by [`Limits`].
 
 mod blob;
+mod bundle;
 mod error;
 pub mod ext4;
+mod host;
 mod layer;
+mod layout;
 mod limits;
+mod local;
 mod manifest;
 mod pull;
 mod reference;
@@ -23,7 +30,8 @@ mod tests;
 
 pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};
-pub use source::Source;
+pub(crate) use registry::check_url;
+pub use source::{HostFiles, Place, Source};
 pub use store::ImageStore;
 
 use std::path::PathBuf;
@@ -60,6 +68,13 @@ pub trait Images: Send + Sync + 'static {
     /// Removes the installed disk of a digest. Absent is fine.
     async fn remove(&self, digest: &Digest) -> Result<(), ImageError>;
 
+    /// Fails if a base disk is not what it was when it got its digest, before a VM starts on it. Only files
+    /// of the host can change: those that were registered, and whose digest is not over their content.
+    async fn check(&self, digest: &Digest) -> Result<(), ImageError> {
+        let _ = digest;
+        Ok(())
+    }
+
     /// The digests that have an installed disk, for the sweep at start-up.
     async fn installed(&self) -> Result<Vec<Digest>, ImageError>;
 }
@@ -75,6 +90,19 @@ pub struct BaseDisk {
     pub size: u64,
     /// What the image says about its process.
     pub config: ImageConfig,
+    /// The kernel that came with the image.
+    pub kernel: Option<KernelFiles>,
+}
+
+/// A kernel that came with an image, as files of the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelFiles {
+    /// The kernel: compressed or not.
+    pub kernel: PathBuf,
+    /// An initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Its modules: a folder like `/lib/modules/6.1.0`, with or without `modules.dep`.
+    pub modules: Option<PathBuf>,
 }
 
 /// A disk that is built but not installed. Removed with its folder when dropped.

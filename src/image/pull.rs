@@ -6,7 +6,7 @@
 //! Dropping the future ends the threads at their next chunk.
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::blob::{self, BlobReader, BlobWriter};
+use super::blob::{self, BlobWriter};
 use super::ext4::{self, Builder};
 use super::layer::{Budget, Tree, inflate, on_disk};
 use super::manifest::{Config, Descriptor, Manifest};
@@ -85,7 +85,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// A UUID of the kind that is free to choose (RFC 9562, version 8), the same for the same image.
-fn filesystem_uuid(digest: &Digest) -> [u8; 16] {
+pub(crate) fn filesystem_uuid(digest: &Digest) -> [u8; 16] {
     let mut bytes = [0; 16];
     let hex = digest.as_str().trim_start_matches("sha256:");
     hex::decode_to_slice(&hex[..32], &mut bytes).expect("a digest has 64 hexadecimal digits");
@@ -100,10 +100,11 @@ struct Files {
 }
 
 /// A layer to be applied.
-struct Layer {
-    blob: BlobReader,
-    descriptor: Descriptor,
-    diff_id: Digest,
+pub(crate) struct Layer {
+    pub(crate) blob: Box<dyn Read + Send>,
+    pub(crate) descriptor: Descriptor,
+    /// None where the whole was verified already.
+    pub(crate) diff_id: Option<Digest>,
 }
 
 impl Files {
@@ -117,7 +118,7 @@ impl Files {
             for (descriptor, diff_id) in descriptors.into_iter().zip(diff_ids) {
                 let (writer, blob) = blob::create(&folder.join("blob")).map_err(failed)?;
                 files.downloads.push((descriptor.clone(), writer));
-                files.layers.push(Layer { blob, descriptor, diff_id });
+                files.layers.push(Layer { blob: Box::new(blob), descriptor, diff_id: Some(diff_id) });
             }
             Ok(files)
         })
@@ -126,25 +127,25 @@ impl Files {
 }
 
 /// Creates a file that everybody may read whatever the umask: VMMs run as other users.
-fn create_public(path: &Path) -> io::Result<File> {
+pub(crate) fn create_public(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)?;
     file.set_permissions(Permissions::from_mode(0o644))?;
     Ok(file)
 }
 
 /// What the building thread needs.
-struct Build {
-    disk: File,
-    uuid: [u8; 16],
-    layers: Vec<Layer>,
-    settings: Arc<Settings>,
-    cancel: CancellationToken,
-    progress: watch::Sender<Progress>,
+pub(crate) struct Build {
+    pub(crate) disk: File,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) progress: watch::Sender<Progress>,
 }
 
 impl Build {
     /// Returns the disk's length in bytes.
-    fn run(self) -> Result<u64, ImageError> {
+    pub(crate) fn run(self) -> Result<u64, ImageError> {
         let limits = &self.settings.limits;
         let bounds = ext4::Limits {
             max_bytes: limits.disk_bytes,
@@ -154,7 +155,7 @@ impl Build {
         let mut tree = Tree::new(builder, limits)?;
         let mut budget = Budget::new(limits, self.cancel);
         for Layer { blob, descriptor, diff_id } in self.layers {
-            inflate(blob, descriptor.size, &diff_id, &mut budget, |chunks| tree.apply(chunks))
+            inflate(blob, descriptor.size, diff_id.as_ref(), &mut budget, |chunks| tree.apply(chunks))
                 .map_err(|error| error.at(format_args!("layer {}", descriptor.digest)))?;
             self.progress.send_modify(|progress| progress.layers_done += 1);
         }
@@ -162,7 +163,7 @@ impl Build {
     }
 }
 
-fn write_config(folder: &Path, run: &ImageConfig) -> Result<(), ImageError> {
+pub(crate) fn write_config(folder: &Path, run: &ImageConfig) -> Result<(), ImageError> {
     let path = folder.join(CONFIG);
     let write = || {
         let mut file = create_public(&path)?;

@@ -58,6 +58,11 @@ impl Digest {
         self.0.replace(':', "-")
     }
 
+    /// The digits alone.
+    pub(crate) fn hex(&self) -> &str {
+        self.0.trim_start_matches("sha256:")
+    }
+
     /// `sha256:…`
     pub fn as_str(&self) -> &str {
         &self.0

@@ -4,8 +4,11 @@
 //! plans carry it, and compare it: another source is resolved anew.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use super::Digest;
 
 /// The identity of an image before its digest is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -13,6 +16,45 @@ use serde::{Deserialize, Serialize};
 pub enum Source {
     /// A registry: the reference as the spec wrote it.
     Oci(String),
+    /// An OCI image layout, or what `docker save` writes: a folder or a tar on the host.
+    OciLayout {
+        /// The folder or tar.
+        path: PathBuf,
+        /// Which of its images, if there are several.
+        reference: Option<String>,
+    },
+    /// A tar of a root, and perhaps a kernel.
+    Bundle {
+        /// Where it is.
+        place: Place,
+        /// The SHA-256 of the whole file; known of every URL.
+        sha256: Option<Digest>,
+    },
+    /// Files of the host, used where they are.
+    Files(Box<HostFiles>),
+}
+
+/// Where a bundle is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Place {
+    /// A file of the host.
+    Path(PathBuf),
+    /// On a web server.
+    Url(String),
+}
+
+/// Files of the host that make an image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HostFiles {
+    /// The root: an ext4 file system.
+    pub root: PathBuf,
+    /// The kernel; none for the host's.
+    pub kernel: Option<PathBuf>,
+    /// An initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// A folder of the kernel's modules.
+    pub modules: Option<PathBuf>,
 }
 
 impl Source {
@@ -20,15 +62,23 @@ impl Source {
     pub fn resolving(&self) -> String {
         match self {
             Source::Oci(reference) => format!("asking the registry for {reference}"),
+            Source::OciLayout { .. } | Source::Bundle { .. } | Source::Files(_) => format!("reading {self}"),
         }
     }
 }
 
-/// As people name it: `debian:12`.
+/// As people name it: `debian:12`, `/srv/images.tar (app:1)`, `https://…/app.tar.zst`.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Oci(reference) => f.write_str(reference),
+            Source::OciLayout { path, reference: Some(reference) } => {
+                write!(f, "{} ({reference})", path.display())
+            }
+            Source::OciLayout { path, reference: None } => path.display().fmt(f),
+            Source::Bundle { place: Place::Path(path), .. } => path.display().fmt(f),
+            Source::Bundle { place: Place::Url(url), .. } => f.write_str(url),
+            Source::Files(files) => files.root.display().fmt(f),
         }
     }
 }

@@ -4,6 +4,8 @@
 //! <state>/staging/<uuid>/            pulls under way; emptied at start-up
 //! <state>/images/sha256-…/disk.ext4  the base disk, read-only for all VMs
 //! <state>/images/sha256-…/config.json
+//! <state>/images/sha256-…/kernel, initrd, modules/  what came with a bundle
+//! <state>/images/sha256-…/files.json                files of the host, in place of a disk
 //! ```
 //!
 //! Guarantees: what has a name under `images/` is complete and on disk, as it got there by one rename;
@@ -19,11 +21,17 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::bundle::{self, INITRD, KERNEL, MODULES};
+use super::host::Registered;
+use super::local::{Job, finish, resolve_layout, stage_layout};
 use super::pull::{CONFIG, DISK, blocking, pull};
 use super::registry::Registry;
-use super::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Settings, Source, StagedDisk};
+use super::{
+    BaseDisk, Digest, HostFiles, ImageConfig, ImageError, Images, KernelFiles, Place, Progress, Settings,
+    Source, StagedDisk,
+};
 
-/// Pulls images from registries and keeps their base disks.
+/// Gets images from wherever they are and keeps their base disks.
 pub struct ImageStore {
     folders: Folders,
     registry: Registry,
@@ -48,11 +56,78 @@ impl ImageStore {
     }
 }
 
+impl ImageStore {
+    /// Makes an image's files in its staging folder. Returns the disk's length in bytes, and the config.
+    async fn fill(
+        &self,
+        source: &Source,
+        digest: &Digest,
+        folder: PathBuf,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(u64, ImageConfig), ImageError> {
+        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let filled = match source.clone() {
+            Source::Oci(reference) => {
+                let reference = reference.parse()?;
+                let pulled = pull(&self.registry, &self.settings, &reference, digest, &folder, progress);
+                return pulled.await.map_err(|error| error.at(source));
+            }
+            Source::OciLayout { path, reference } => {
+                stage_layout(job, path, reference, digest.clone(), folder, progress.clone()).await
+            }
+            Source::Bundle { place, .. } => {
+                bundle::stage(job, &self.registry, &place, digest, folder, progress.clone()).await
+            }
+            Source::Files(files) => register(job, *files, digest.clone(), folder).await,
+        };
+        filled.map_err(|error| of_host(error, source))
+    }
+}
+
+/// Records files of the host in a staging folder.
+async fn register(
+    job: Job,
+    files: HostFiles,
+    digest: Digest,
+    folder: PathBuf,
+) -> Result<(u64, ImageConfig), ImageError> {
+    let place = folder.clone();
+    let size = blocking("looking at files", move || {
+        let (registered, found) = Registered::look(&files, &job)?;
+        if found != digest {
+            return Err(ImageError::not_found(
+                "the files changed since they were looked at; declare the image anew",
+            ));
+        }
+        registered.write(&place)?;
+        Ok(registered.size)
+    })
+    .await?;
+    finish(folder, ImageConfig::default(), size).await
+}
+
+/// An error about files of the host: what is wrong with them can be mended without any change of the spec.
+fn of_host(error: ImageError, source: &Source) -> ImageError {
+    ImageError { transient: true, ..error.at(source) }
+}
+
 #[async_trait]
 impl Images for ImageStore {
     async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
-        let Source::Oci(reference) = source;
-        self.registry.resolve(&reference.parse()?).await
+        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let found = match source.clone() {
+            Source::Oci(reference) => return self.registry.resolve(&reference.parse()?).await,
+            Source::OciLayout { path, reference } => resolve_layout(job, path, reference).await,
+            Source::Bundle { sha256: Some(digest), .. } => Ok(digest),
+            Source::Bundle { place: Place::Path(path), .. } => bundle::resolve(job, path).await,
+            Source::Bundle { place: Place::Url(_), sha256: None } => {
+                Err(ImageError::invalid("a bundle of a URL needs its sha256"))
+            }
+            Source::Files(files) => {
+                blocking("looking at files", move || Ok(Registered::look(&files, &job)?.1)).await
+            }
+        };
+        found.map_err(|error| of_host(error, source))
     }
 
     async fn stage(
@@ -61,8 +136,6 @@ impl Images for ImageStore {
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
-        let Source::Oci(reference) = source;
-        let reference = reference.parse()?;
         let folder = self.folders.staging.join(Uuid::new_v4().to_string());
         make_folder(&folder).map_err(at(&folder))?;
         // From here on the folder goes when this is dropped.
@@ -74,11 +147,11 @@ impl Images for ImageStore {
             config: ImageConfig::default(),
         };
         let limit = self.settings.pull_timeout;
-        let pulled = pull(&self.registry, &self.settings, &reference, digest, &folder, progress);
+        let pulled = self.fill(source, digest, folder, progress);
         let pulled = tokio::time::timeout(limit, Box::pin(pulled)).await;
         let pulled =
             pulled.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not pulled within {limit:?}"))));
-        (staged.size, staged.config) = pulled.map_err(|error| error.at(source))?;
+        (staged.size, staged.config) = pulled?;
         Ok(staged)
     }
 
@@ -96,6 +169,16 @@ impl Images for ImageStore {
         let folders = self.folders.clone();
         let folder = self.folders.image(digest);
         blocking("removing an image", move || folders.discard(&folder).map_err(at(&folder))).await
+    }
+
+    async fn check(&self, digest: &Digest) -> Result<(), ImageError> {
+        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let (folder, digest) = (self.folders.image(digest), digest.clone());
+        blocking("looking at files", move || match Registered::read(&folder) {
+            Some(registered) => registered.check(&digest, &job),
+            None => Ok(()),
+        })
+        .await
     }
 
     async fn installed(&self) -> Result<Vec<Digest>, ImageError> {
@@ -119,9 +202,19 @@ impl Folders {
     fn disk(&self, digest: &Digest) -> Option<BaseDisk> {
         let folder = self.image(digest);
         let config = read_config(&folder.join(CONFIG)).ok()?;
+        if let Some(registered) = Registered::read(&folder) {
+            let (path, size, kernel) = (registered.root().to_owned(), registered.size, registered.kernel());
+            return Some(BaseDisk { digest: digest.clone(), path, size, config, kernel });
+        }
         let path = folder.join(DISK);
         let size = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?.len();
-        (size > 0).then(|| BaseDisk { digest: digest.clone(), path, size, config })
+        let present = |name: &str| Some(folder.join(name)).filter(|path| path.exists());
+        let kernel = present(KERNEL).map(|kernel| KernelFiles {
+            kernel,
+            initrd: present(INITRD),
+            modules: present(MODULES),
+        });
+        (size > 0).then(|| BaseDisk { digest: digest.clone(), path, size, config, kernel })
     }
 
     fn install(&self, mut staged: StagedDisk) -> Result<BaseDisk, ImageError> {

@@ -4,10 +4,10 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::source::ImageSource;
 use super::{Condition, Effect, Object, Quantity, Violation};
-use crate::image::{Reference, Source};
 
-/// An OCI image, pulled and made into a read-only base disk that VMs share.
+/// An image, fetched and made into a read-only base disk that VMs share.
 pub type Image = Object<ImageSpec, ImageStatus>;
 
 /// What image is wanted.
@@ -20,46 +20,9 @@ pub struct ImageSpec {
     pub source: ImageSource,
 }
 
-/// Where an image comes from: exactly one of the fields.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ImageSource {
-    /// A registry.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oci: Option<OciSource>,
-}
-
-impl ImageSource {
-    /// The field that is set. A spec that keeps to the rules has exactly one.
-    pub fn chosen(&self) -> Option<Source> {
-        self.oci.as_ref().map(|oci| Source::Oci(oci.reference.clone()))
-    }
-}
-
-/// An image in a registry.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct OciSource {
-    /// `registry/repository:tag` or `registry/repository@sha256:…`. A tag is resolved once for each
-    /// generation of the spec. Registries on a loopback address are spoken to over plain http.
-    pub reference: String,
-}
-
 impl ImageSpec {
     pub(super) fn check(&self, found: &mut Vec<Violation>) {
-        let ImageSource { oci } = &self.source;
-        if oci.is_none() {
-            found.push(Violation::new("spec.source", "set `oci` (an image in a registry)"));
-        }
-        if let Some(oci) = oci {
-            check_reference("spec.source.oci.reference", &oci.reference, found);
-        }
-    }
-}
-
-pub(super) fn check_reference(path: &str, text: &str, found: &mut Vec<Violation>) {
-    if let Err(error) = text.parse::<Reference>() {
-        found.push(Violation::new(path, error.to_string()));
+        self.source.check(found);
     }
 }
 

@@ -11,6 +11,7 @@ mod image;
 mod meta;
 mod period;
 mod quantity;
+mod source;
 mod vm;
 
 #[cfg(test)]
@@ -20,10 +21,11 @@ pub use change::{FieldChange, image_changes, object_changes, strongest, vm_chang
 pub use condition::{Condition, ConditionStatus, set_condition};
 pub use dependency::{DependencyError, check_dependencies};
 pub use effect::{Effect, effect_of};
-pub use image::{DiskStatus, Image, ImageSource, ImageSpec, ImageStatus, OciSource};
+pub use image::{DiskStatus, Image, ImageSpec, ImageStatus};
 pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};
 pub use period::Period;
 pub use quantity::Quantity;
+pub use source::{BundleSource, FilesSource, ImageSource, OciLayoutSource, OciSource};
 pub use vm::{
     EnvVar, ImageRef, LastExit, Network, NetworkMode, Port, PortStatus, Protocol, RootDisk, RunPolicy,
     Timings, Vm, VmImageStatus, VmSpec, VmStatus,
@@ -68,7 +70,7 @@ pub struct Object<Spec, Status: Default> {
 pub enum AnyObject {
     /// A virtual machine.
     Vm(Vm),
-    /// An OCI image made bootable.
+    /// An image made bootable.
     Image(Image),
 }
 

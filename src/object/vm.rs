@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::image::{check_reference, never_observed};
+use super::image::never_observed;
+use super::source::check_reference;
 use super::{Condition, Effect, Object, Quantity, Violation, validate_name};
 use crate::image::Source;
 

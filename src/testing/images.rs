@@ -217,6 +217,7 @@ impl Images for FakeImages {
             path: path.join("disk.ext4"),
             size: 1 << 20,
             config,
+            kernel: None,
         })
     }
 

@@ -29,6 +29,7 @@ mod file;
 mod finish;
 mod hash;
 mod inode;
+mod inspect;
 mod layout;
 mod sink;
 mod superblock;
@@ -40,6 +41,7 @@ mod xattr;
 pub use builder::Builder;
 pub use empty::format_empty;
 pub use file::FileWriter;
+pub(crate) use inspect::inspect;
 
 use std::io;
 

@@ -5,7 +5,7 @@
 //! Where readers disagree, this one does what Go's archive/tar does, which most images were made with:
 //! links, directories and devices have no data whatever their size says, and a GNU long name beats a PAX path.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Seek, Write};
 
 use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
@@ -20,15 +20,15 @@ const BLOCK: u64 = 512;
 
 /// One thing that a layer says about the file system.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// As written: not normalised, not checked.
-    pub(super) path: Vec<u8>,
-    pub(super) kind: Kind,
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: Kind,
     pub(super) meta: Meta,
 }
 
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// With this many bytes of data.
     File(u64),
     Sparse(SparseMap),
@@ -39,7 +39,7 @@ pub(super) enum Kind {
 }
 
 /// A tar stream between two entries, or within the data of one.
-pub(super) struct Archive<'a, R> {
+pub(crate) struct Archive<'a, R> {
     reader: R,
     limits: &'a Limits,
     /// Data of the current entry that was not read yet.
@@ -57,13 +57,13 @@ struct Extensions {
 }
 
 impl<'a, R: BufRead> Archive<'a, R> {
-    pub(super) fn new(reader: R, limits: &'a Limits) -> Self {
+    pub(crate) fn new(reader: R, limits: &'a Limits) -> Self {
         Archive { reader, limits, data: 0, padding: 0 }
     }
 
     /// Skips what is left of the current entry and reads the next; `None` at the end mark or the end
     /// of the stream.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, ImageError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, ImageError> {
         let mut extensions = Extensions::default();
         loop {
             self.skip()?;
@@ -223,6 +223,16 @@ impl<'a, R: BufRead> Archive<'a, R> {
             Some(sum) if sum == unsigned || sum == signed => Ok(Some(header)),
             _ => Err(ImageError::invalid("a tar header has a wrong checksum")),
         }
+    }
+}
+
+impl<R: BufRead + Seek> Archive<'_, R> {
+    /// Passes the current entry's data over without reading it. Returns where it starts.
+    pub(crate) fn leave_data(&mut self) -> io::Result<u64> {
+        let start = self.reader.stream_position()?;
+        let length = i64::try_from(std::mem::take(&mut self.data)).map_err(io::Error::other)?;
+        self.reader.seek_relative(length)?;
+        Ok(start)
     }
 }
 

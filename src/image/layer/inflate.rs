@@ -56,11 +56,11 @@ impl<'a> Budget<'a> {
 }
 
 /// Inflates `blob`, hands it to `consume`, and checks that all of it, what `consume` leaves unread
-/// included, has the digest `diff_id`.
+/// included, has the digest `diff_id`; without one, its origin is known by other means.
 pub(crate) fn inflate(
     blob: impl Read + Send,
     compressed: u64,
-    diff_id: &Digest,
+    diff_id: Option<&Digest>,
     budget: &mut Budget<'_>,
     consume: impl FnOnce(&mut Chunks) -> Result<(), ImageError>,
 ) -> Result<(), ImageError> {
@@ -84,7 +84,7 @@ pub(crate) fn inflate(
         drop(reader);
         hasher.join().map_err(|_| ImageError::invalid("hashing failed"))
     })?;
-    if actual != *diff_id {
+    if let Some(diff_id) = diff_id.filter(|diff_id| actual != **diff_id) {
         return Err(ImageError::invalid(format!(
             "its content has digest {actual}, and the image's config says {diff_id}; build and push the image again"
         )));
@@ -94,7 +94,7 @@ pub(crate) fn inflate(
 
 /// Moves chunks until the end, an error, or nobody is left to take them.
 fn pump(
-    blob: impl Read,
+    blob: impl Read + Send,
     compressed: u64,
     budget: &mut Budget<'_>,
     chunks: &SyncSender<io::Result<Bytes>>,
@@ -132,9 +132,14 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
+/// Whether the first bytes of a file are those of a format that [`decoder`] inflates.
+pub(crate) fn is_compressed(start: &[u8]) -> bool {
+    start.starts_with(&GZIP) || start.starts_with(&ZSTD)
+}
+
 /// Picks the decoder by the first bytes. Gzip may have many members and zstd many frames; a zstd
 /// window is at most 128 MiB, the library's own bound.
-fn decoder<'a>(mut blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn decoder<'a>(mut blob: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut magic = [0; 4];
     let length = fill(&mut blob, &mut magic)?;
     let blob = BufReader::with_capacity(CHUNK, Read::take(Cursor::new(magic), length as u64).chain(blob));

@@ -18,4 +18,5 @@ mod sparse;
 mod tests;
 
 pub(crate) use apply::{Tree, on_disk};
-pub(crate) use inflate::{Budget, inflate};
+pub(crate) use archive::{Archive, Kind};
+pub(crate) use inflate::{Budget, decoder, inflate, is_compressed};

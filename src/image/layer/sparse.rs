@@ -14,7 +14,7 @@ pub(super) struct Segment {
 
 /// A map that was checked: segments ascend without overlap and end within the file.
 #[derive(Debug, PartialEq)]
-pub(super) struct SparseMap {
+pub(crate) struct SparseMap {
     pub(super) size: u64,
     pub(super) segments: Vec<Segment>,
 }

@@ -12,6 +12,7 @@
 mod auth;
 mod backoff;
 mod download;
+mod fetch;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use super::manifest::{self, Descriptor, Document, Manifest};
 use super::{Digest, ImageError, Reference, Settings};
 use auth::Tokens;
 use backoff::Backoff;
+pub(crate) use fetch::check_url;
 
 /// Of an error's body, this much is read to find the registry's own words.
 const ERROR_BYTES: u64 = 8 << 10;

@@ -193,6 +193,9 @@ impl VmTask {
     async fn boot(&mut self, record: &VmRecord) -> Result<(), StepError> {
         let world = self.world.clone();
         let launch = self.launch(record).ok_or(StepError::Stale)?;
+        if let Some(image) = &record.image {
+            world.images.check(&image.digest).await?;
+        }
         // None of these can be cut off: what they leave behind would come after the next step's work.
         // So an edit or a deletion is looked for between them.
         world.driver.prepare(&launch).await?;

@@ -33,7 +33,13 @@ pub(super) fn path(digest: &Digest) -> PathBuf {
 }
 
 fn base_disk(digest: &Digest) -> BaseDisk {
-    BaseDisk { digest: digest.clone(), path: path(digest), size: SIZE, config: ImageConfig::default() }
+    BaseDisk {
+        digest: digest.clone(),
+        path: path(digest),
+        size: SIZE,
+        config: ImageConfig::default(),
+        kernel: None,
+    }
 }
 
 impl State {

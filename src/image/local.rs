@@ -1,0 +1,114 @@
+//! Images that are on the host, or brought there whole: layouts, bundles, registered files.
+//!
+//! Work that reads files runs on threads for it; dropping a future ends its thread at the next chunk.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::layout::Layout;
+use super::pull::{Build, DISK, Layer, blocking, create_public, filesystem_uuid, write_config};
+use super::{Digest, ImageConfig, ImageError, Limits, Progress, Settings};
+
+/// What a thread needs to work for a future.
+#[derive(Clone)]
+pub(crate) struct Job {
+    /// Where files without a name may be.
+    scratch: PathBuf,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) cancel: CancellationToken,
+}
+
+impl Job {
+    /// A job that ends when the guard is dropped.
+    pub(crate) fn new(scratch: &Path, settings: &Arc<Settings>) -> (Self, DropGuard) {
+        let cancel = CancellationToken::new();
+        let job = Job { scratch: scratch.to_owned(), settings: settings.clone(), cancel: cancel.clone() };
+        (job, cancel.drop_guard())
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.settings.limits
+    }
+
+    /// Fails if nobody waits any more.
+    pub(crate) fn go_on(&self) -> Result<(), ImageError> {
+        if self.cancel.is_cancelled() { Err(ImageError::cancelled()) } else { Ok(()) }
+    }
+
+    /// A file that goes with its last descriptor.
+    pub(crate) fn unnamed(&self) -> Result<File, ImageError> {
+        tempfile::tempfile_in(&self.scratch).map_err(|error| ImageError::host(self.scratch.display(), &error))
+    }
+}
+
+/// The digest of an image in a folder or tar.
+pub(crate) async fn resolve_layout(
+    job: Job,
+    path: PathBuf,
+    reference: Option<String>,
+) -> Result<Digest, ImageError> {
+    blocking("reading a layout", move || Ok(Layout::open(&path, reference.as_deref(), None, &job)?.digest))
+        .await
+}
+
+/// Makes the base disk of an image in a folder or tar, and its config, flushed to disk.
+pub(crate) async fn stage_layout(
+    job: Job,
+    path: PathBuf,
+    reference: Option<String>,
+    digest: Digest,
+    folder: PathBuf,
+    progress: watch::Sender<Progress>,
+) -> Result<(u64, ImageConfig), ImageError> {
+    let opened = job.clone();
+    let (uuid, place) = (filesystem_uuid(&digest), folder.join(DISK));
+    let (layout, disk) = blocking("reading a layout", move || {
+        let layout = Layout::open(&path, reference.as_deref(), Some(&digest), &opened)?;
+        let disk = create_public(&place).map_err(|error| ImageError::host(place.display(), &error))?;
+        Ok((layout, disk))
+    })
+    .await?;
+    let Layout { config, layers: blobs, .. } = layout;
+    progress.send_modify(|progress| {
+        let bytes = blobs.iter().map(|blob| blob.descriptor.size).sum();
+        *progress = Progress { layers: blobs.len(), bytes, ..Progress::default() };
+    });
+    let layers = blobs.iter().zip(config.diff_ids).map(|(blob, diff_id)| Layer {
+        blob: Box::new(blob.section.reader()),
+        descriptor: blob.descriptor.clone(),
+        diff_id: Some(diff_id),
+    });
+    let build = Build {
+        disk,
+        uuid,
+        layers: layers.collect(),
+        settings: job.settings.clone(),
+        cancel: job.cancel.clone(),
+        progress: progress.clone(),
+    };
+    let build = blocking("building the base disk", move || build.run());
+    // Beside the build, which goes on what it inflates: both must come out right.
+    let verify = blocking("verifying layers", move || {
+        let arrived = |bytes| progress.send_modify(|progress| progress.bytes_done += bytes);
+        blobs.iter().try_for_each(|blob| blob.verify(&job, arrived))
+    });
+    let ((), size) = tokio::try_join!(biased; verify, build)?;
+    finish(folder, config.run, size).await
+}
+
+/// Writes the config beside a disk that is complete.
+pub(crate) async fn finish(
+    folder: PathBuf,
+    run: ImageConfig,
+    size: u64,
+) -> Result<(u64, ImageConfig), ImageError> {
+    blocking("writing the image's config", move || {
+        write_config(&folder, &run)?;
+        Ok((size, run))
+    })
+    .await
+}

@@ -1,0 +1,121 @@
+//! A URL into a file: bundles come from web servers.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+
+use tokio::io::AsyncWriteExt;
+
+use super::*;
+
+/// Why a URL cannot be used, if it cannot.
+pub(crate) fn check_url(text: &str) -> Result<(), String> {
+    let url: Url = match text.parse() {
+        Ok(url) if text.len() <= 2048 => url,
+        Ok(_) => return Err("a URL has at most 2048 characters".to_owned()),
+        Err(error) => return Err(format!("{text:?} is no URL: {error}")),
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a URL cannot hold a user or a password: manifests are no place for them".to_owned());
+    }
+    match url.scheme() {
+        "https" if url.has_host() => Ok(()),
+        "http" if is_plain(&[], &url) => Ok(()),
+        _ => Err("use an https URL; http is for loopback addresses only".to_owned()),
+    }
+}
+
+impl Registry {
+    /// Downloads a URL, anew after each broken connection, into an empty file that has no other user.
+    /// Returns the digest. `begin` is told the length, if the server says one, of each attempt.
+    pub(crate) async fn fetch(
+        &self,
+        url: &str,
+        file: &File,
+        bound: u64,
+        begin: impl Fn(u64) + Send,
+        arrived: impl Fn(u64) + Send,
+    ) -> Result<Digest, ImageError> {
+        check_url(url).map_err(ImageError::invalid)?;
+        let url: Url = url.parse().map_err(|error| ImageError::invalid(format!("{url}: {error}")))?;
+        let mut backoff = Backoff::new(&self.settings);
+        loop {
+            match self.fetch_once(&url, file, bound, &begin, &arrived).await {
+                Ok(digest) => return Ok(digest),
+                Err(failure) => backoff.after(failure).await?,
+            }
+        }
+    }
+
+    async fn fetch_once(
+        &self,
+        url: &Url,
+        file: &File,
+        bound: u64,
+        begin: &(impl Fn(u64) + Send),
+        arrived: &(impl Fn(u64) + Send),
+    ) -> Result<Digest, Failure> {
+        let local = |error| ImageError::host("writing a download", &error);
+        let mut file = file.try_clone().map_err(local)?;
+        file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(local)?;
+        let mut file = tokio::fs::File::from_std(file);
+        let response = self.send(self.http.get(url.clone()), url).await?;
+        let response = served(response, url)?;
+        let length = response.content_length();
+        check("the bundle", "compressed_bytes", length.unwrap_or(0), bound)?;
+        begin(length.unwrap_or(0));
+        let place = place(response.url());
+        let (mut stream, mut hash, mut received) = (response.bytes_stream(), Sha256::new(), 0u64);
+        loop {
+            let chunk = match tokio::time::timeout(self.settings.idle_timeout, stream.next()).await {
+                Ok(Some(Ok(chunk))) => chunk,
+                Ok(Some(Err(error))) => return Err(Failure::broken(format!("{place}: {}", chain(&error)))),
+                Ok(None) => break,
+                Err(_) => return Err(self.stalled(&place)),
+            };
+            received += chunk.len() as u64;
+            check("the bundle", "compressed_bytes", received, bound)?;
+            hash.update(&chunk);
+            file.write_all(&chunk).await.map_err(local)?;
+            arrived(chunk.len() as u64);
+        }
+        file.flush().await.map_err(local)?;
+        Ok(Digest::sha256(hash.finalize().into()))
+    }
+}
+
+/// Turns everything but success into an error.
+fn served(response: Response, url: &Url) -> Result<Response, Failure> {
+    let status = response.status();
+    let message = format!("{}: {status}", place(url));
+    match status {
+        _ if status.is_success() => Ok(response),
+        StatusCode::NOT_FOUND | StatusCode::GONE => Err(ImageError::not_found(message).into()),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ImageError::unauthorized(message).into()),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(Failure::broken(message)),
+        _ if status.is_server_error() => Err(Failure::broken(message)),
+        _ => Err(ImageError::unavailable(message).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_url;
+
+    #[test]
+    fn urls_are_https_or_loopback_without_secrets() {
+        for good in ["https://images.example/a.tar.zst", "http://127.0.0.1:8000/a", "http://localhost/a"] {
+            assert_eq!(check_url(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "http://images.example/a",
+            "http://127.0.0.1.evil.example/a",
+            "https://user:secret@images.example/a",
+            "ftp://images.example/a",
+            "file:///etc/passwd",
+            "https://",
+            "a.tar",
+        ] {
+            assert!(check_url(bad).is_err(), "{bad}");
+        }
+    }
+}
