@@ -77,6 +77,7 @@ impl Plane {
         let images = Arc::new(FakeImages::new(dir.path()).expect("folders can be made"));
         let parts = Parts {
             images: images.clone(),
+            kernels: vmlet::testing::host_kernels(),
             driver: Arc::new(driver(setup.boot)),
             network: Arc::new(FakeNetwork::default()),
             clock: Clock::Host,

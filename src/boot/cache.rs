@@ -30,9 +30,10 @@ use super::files::Files;
 use super::kernel::Kernel;
 use super::modules::{self, Module};
 use super::{
-    BootError, BootFiles, KernelError, KernelFiles, KernelForm, KernelId, KernelPaths, KernelRequest, Kernels,
-    initramfs, unpack,
+    BootError, BootFiles, KernelError, KernelForm, KernelId, KernelPaths, KernelRequest, Kernels, initramfs,
+    unpack,
 };
+use crate::image::KernelFiles;
 use crate::metrics::Guarded;
 
 /// Where to look, and where to keep what was made.
@@ -62,9 +63,9 @@ const HALF_WRITTEN: &str = "new";
 #[derive(Clone)]
 pub struct BootCache {
     workshop: Arc<Workshop>,
-    host: (KernelId, BootFiles),
+    pub(super) host: (KernelId, BootFiles),
     /// Guards the map only: look-up and insertion, never the making.
-    under_way: Arc<Guarded<HashMap<KernelRequest, WeakShared<Making>>>>,
+    pub(super) under_way: Arc<Guarded<HashMap<KernelRequest, WeakShared<Making>>>>,
 }
 
 type Making = BoxFuture<'static, Result<KernelId, KernelError>>;
@@ -207,7 +208,8 @@ impl Workshop {
     fn keep(&self, kernels: &BTreeSet<KernelId>) -> Result<(), BootError> {
         for entry in fs::read_dir(&self.dir).map_err(BootError::io(&self.dir))? {
             let entry = entry.map_err(BootError::io(&self.dir))?;
-            let kept = entry.file_name().to_str().and_then(|name| kernels.get(&KernelId(name.to_owned())).cloned());
+            let kept =
+                entry.file_name().to_str().and_then(|name| kernels.get(&KernelId(name.to_owned())).cloned());
             let ready = kept.map(|id| (self.ready(&entry.path()), id));
             match ready {
                 Some((Ok(files), id)) => {

@@ -112,7 +112,9 @@ impl KernelError {
                 ("KernelNotFound", "; install one there, or choose another in spec.kernel")
             }
             BootError::NoModule { .. } | BootError::NotBuiltIn { .. } => ("KernelLacksDriver", ""),
-            BootError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ("KernelNotFound", ""),
+            BootError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                ("KernelNotFound", "")
+            }
             BootError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => ("NoSpace", ""),
             BootError::Io { .. } => ("KernelUnreadable", ""),
             _ => ("InvalidKernel", ""),

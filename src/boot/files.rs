@@ -44,7 +44,9 @@ impl Files {
     pub(super) fn of_disk(disk: &Path) -> Result<Files, BootError> {
         let file = open_regular(disk).map_err(BootError::io(disk))?;
         let loaded = Ext4::load(Box::new(file));
-        loaded.map(Files::Disk).map_err(|error| BootError::Disk { path: disk.to_owned(), why: error.to_string() })
+        loaded
+            .map(Files::Disk)
+            .map_err(|error| BootError::Disk { path: disk.to_owned(), why: error.to_string() })
     }
 
     /// A regular file's bytes, which may be reached by links.
@@ -54,7 +56,10 @@ impl Files {
             Files::Disk(ext4) => {
                 let file = ext4.open(path).map_err(|error| at(path, error))?;
                 if !file.metadata().file_type().is_regular_file() {
-                    return Err(BootError::Malformed { path: path.to_owned(), problem: "not a regular file" });
+                    return Err(BootError::Malformed {
+                        path: path.to_owned(),
+                        problem: "not a regular file",
+                    });
                 }
                 bounded(file, path, limit)
             }
@@ -116,7 +121,10 @@ impl Files {
         let mut entries = Vec::new();
         let mut add = |path: PathBuf, kind| {
             if entries.len() == MAX_ENTRIES {
-                return Err(BootError::Malformed { path: dir.to_owned(), problem: "a folder of over 20,000 entries" });
+                return Err(BootError::Malformed {
+                    path: dir.to_owned(),
+                    problem: "a folder of over 20,000 entries",
+                });
             }
             entries.push(Entry { path, kind });
             Ok(())
@@ -162,11 +170,14 @@ fn at(path: &Path, error: Ext4Error) -> BootError {
 
 /// A FIFO or a device must not be waited for.
 fn open_regular(path: &Path) -> io::Result<File> {
-    regular(OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY).open(path)?)
+    regular(
+        OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY).open(path)?,
+    )
 }
 
 fn open_below(dir: &Path, file: &Path) -> io::Result<File> {
-    let folder = rustix::fs::openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let folder =
+        rustix::fs::openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let below = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     regular(rustix::fs::openat2(folder, file, flags, Mode::empty(), below)?.into())

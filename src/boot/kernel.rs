@@ -29,7 +29,8 @@ impl Kernel {
         image: Option<&Path>,
         modules: Option<&Path>,
     ) -> Result<Kernel, BootError> {
-        let installed = |release: &str| Some(Path::new(MODULES).join(release)).filter(|dir| files.is_folder(dir));
+        let installed =
+            |release: &str| Some(Path::new(MODULES).join(release)).filter(|dir| files.is_folder(dir));
         let Some(image) = image else {
             return newest(files, Path::new(BOOT), modules, Path::new(MODULES));
         };

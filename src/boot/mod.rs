@@ -26,6 +26,8 @@ use serde::{Deserialize, Serialize};
 pub use cache::{BootCache, Settings};
 pub use error::{BootError, KernelError};
 
+use crate::image::KernelFiles;
+
 /// Which kernel an image's VMs boot, as its spec says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -38,17 +40,6 @@ pub enum KernelSource {
     Image(KernelPaths),
     /// The newest in another image, by its reference in a registry.
     Oci(String),
-}
-
-/// A kernel in files of the host, as absolute paths.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct KernelFiles {
-    /// A bzImage, or an ELF with a PVH entry.
-    pub kernel: PathBuf,
-    /// An initial RAM disk, unpacked below vmlet's own.
-    pub initrd: Option<PathBuf>,
-    /// The folder with its modules; none looks in `/lib/modules`.
-    pub modules: Option<PathBuf>,
 }
 
 /// Where in an image the kernel is, as absolute paths there.
@@ -76,7 +67,8 @@ impl fmt::Display for KernelSource {
 }
 
 /// What an image's spec says about booting.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct KernelChoice {
     /// Which kernel; none is the one that came with the image's root, or else the host's.
     pub source: Option<KernelSource>,

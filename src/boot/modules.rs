@@ -39,7 +39,8 @@ pub(super) struct Module {
 pub(super) fn needed(files: &Files, dir: &Path) -> Result<Vec<Module>, BootError> {
     let index = Index::read(files, dir)?;
     let mut order = LoadOrder { index, seen: HashSet::new(), modules: Vec::new() };
-    for name in OPTIONAL.into_iter().filter(|name| order.index.by_name.contains_key(*name)).collect::<Vec<_>>()
+    for name in
+        OPTIONAL.into_iter().filter(|name| order.index.by_name.contains_key(*name)).collect::<Vec<_>>()
     {
         order.add(name)?;
     }
@@ -81,8 +82,7 @@ impl LoadOrder<'_> {
             let problem = "its modules depend on over 128 others";
             return Err(BootError::Malformed { path: self.index.dir.to_owned(), problem });
         }
-        let missing =
-            || BootError::NoModule { name: name.to_owned(), modules: self.index.dir.to_owned() };
+        let missing = || BootError::NoModule { name: name.to_owned(), modules: self.index.dir.to_owned() };
         let file = self.index.by_name.get(name).ok_or_else(missing)?.clone();
         let bytes = self.index.module(&file)?;
         for dependency in self.index.dependencies(name, &file, &bytes)? {
@@ -107,8 +107,13 @@ struct Index<'a> {
 
 impl<'a> Index<'a> {
     fn read(files: &'a Files, dir: &'a Path) -> Result<Self, BootError> {
-        let mut index =
-            Index { files, dir, built_in: built_in(files, dir)?, by_name: HashMap::new(), dependencies: None };
+        let mut index = Index {
+            files,
+            dir,
+            built_in: built_in(files, dir)?,
+            by_name: HashMap::new(),
+            dependencies: None,
+        };
         match files.read_optional(dir, "modules.dep", MAX_INDEX)? {
             Some(text) if !text.is_empty() => index.add_dep_file(&String::from_utf8_lossy(&text)),
             _ => index.add_tree()?,

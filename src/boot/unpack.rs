@@ -44,7 +44,8 @@ pub(super) fn release(kernel: &[u8]) -> Option<&str> {
     let text = &text[..text.iter().position(|byte| matches!(byte, 0 | b' '))?];
     let text = std::str::from_utf8(text).ok()?;
     let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+' | '~');
-    let named = text.len() <= 128 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(sane);
+    let named =
+        text.len() <= 128 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(sane);
     named.then_some(text)
 }
 
@@ -62,7 +63,9 @@ pub(super) fn elf(kernel: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     let payload = payload(kernel).ok_or("its header does not say where the kernel is packed in it")?;
     let length = payload.len().checked_sub(4).and_then(|at| u32_at(payload, at)).unwrap_or(0) as usize;
     if length > MAX_ELF {
-        return Err(format!("it says that it is {length} bytes long unpacked; at most {MAX_ELF} are possible"));
+        return Err(format!(
+            "it says that it is {length} bytes long unpacked; at most {MAX_ELF} are possible"
+        ));
     }
     let elf = inflate(&payload[..payload.len() - 4], length)?;
     if is_elf(&elf) { Ok(Cow::Owned(elf)) } else { Err("what is packed in it is no 64-bit ELF".to_owned()) }
@@ -84,7 +87,8 @@ fn payload(kernel: &[u8]) -> Option<&[u8]> {
 
 /// Exactly `length` bytes.
 fn inflate(packed: &[u8], length: usize) -> Result<Vec<u8>, String> {
-    let known: [(&[u8], &str); 3] = [(b"BZh", "bzip2"), (&[0x5d, 0, 0], "lzma"), (&[0x89, b'L', b'Z', b'O'], "lzo")];
+    let known: [(&[u8], &str); 3] =
+        [(b"BZh", "bzip2"), (&[0x5d, 0, 0], "lzma"), (&[0x89, b'L', b'Z', b'O'], "lzo")];
     let mut bytes = Vec::new();
     let read = match packed {
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4(blocks, length).map(|unpacked| bytes = unpacked),
@@ -150,7 +154,8 @@ pub(super) fn has_pvh_entry(elf: &[u8]) -> bool {
 /// Notes: lengths of name and content, type, then both, each padded to four bytes (elf(5)).
 fn notes_pvh(mut notes: &[u8]) -> bool {
     const PHYS32_ENTRY: u32 = 18;
-    while let (Some(name), Some(content), Some(kind)) = (u32_at(notes, 0), u32_at(notes, 4), u32_at(notes, 8)) {
+    while let (Some(name), Some(content), Some(kind)) = (u32_at(notes, 0), u32_at(notes, 4), u32_at(notes, 8))
+    {
         let (name, content) = (name as usize, content as usize);
         if kind == PHYS32_ENTRY && notes.get(12..12 + name.min(8)) == Some(b"Xen\0") {
             return true;

@@ -8,6 +8,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use super::fake::{Behaviour, FakeDriver, Step};
 use super::process::{self, ExitStatus, parse_start_time};
 use super::*;
+use crate::boot::BootFiles;
 use crate::object::{Kind, Quantity};
 
 #[test]
@@ -104,6 +105,12 @@ fn launch(name: &str) -> Launch {
         dir: PathBuf::from("/vms").join(name),
         cpus: 1,
         memory: Quantity::mebibytes(128),
+        boot: BootFiles {
+            kernel: "/boot/vmlinuz".into(),
+            initramfs: "/boot/initramfs.cpio".into(),
+            release: "6.1.0".to_owned(),
+        },
+        command_line: None,
         base_disk: "/base.ext4".into(),
         root_size: Quantity::mebibytes(64),
         nic: None,

@@ -4,8 +4,10 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::kernel::ImageKernel;
 use super::source::ImageSource;
 use super::{Condition, Effect, Object, Quantity, Violation};
+use crate::boot::{KernelChoice, KernelSource};
 
 /// An image, fetched and made into a read-only base disk that VMs share.
 pub type Image = Object<ImageSpec, ImageStatus>;
@@ -18,11 +20,31 @@ pub struct ImageSpec {
     /// Where the image comes from.
     #[schemars(extend("x-edit" = Effect::Live))]
     pub source: ImageSource,
+    /// Which kernel its VMs boot; the one that came with the source, or else the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-edit" = Effect::Live))]
+    pub kernel: Option<ImageKernel>,
 }
 
 impl ImageSpec {
+    /// What is to be made ready to boot; none if VMs boot the host's kernel as it is.
+    pub fn kernel(&self) -> Option<KernelChoice> {
+        let choice = self.kernel.as_ref().map(ImageKernel::choice).unwrap_or_default();
+        let ImageSource { bundle, files, .. } = &self.source;
+        let own = bundle.is_some() || files.as_ref().is_some_and(|files| files.kernel.is_some());
+        let host = match choice.source {
+            None => !own,
+            Some(KernelSource::Host) => true,
+            Some(_) => false,
+        };
+        (!host || choice.command_line.is_some()).then_some(choice)
+    }
+
     pub(super) fn check(&self, found: &mut Vec<Violation>) {
         self.source.check(found);
+        if let Some(kernel) = &self.kernel {
+            kernel.check(found);
+        }
     }
 }
 
@@ -45,6 +67,9 @@ pub struct ImageStatus {
     /// The base disk, once it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskStatus>,
+    /// The release of the kernel that VMs boot, unless it is the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
     /// How far the current pull is, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
@@ -76,6 +101,7 @@ impl Default for ImageStatus {
             observed_generation: never_observed(),
             digest: None,
             disk: None,
+            kernel: None,
             progress: None,
             next_retry_time: None,
         }

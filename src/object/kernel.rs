@@ -4,8 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Violation;
-use super::image::check_reference;
-use crate::boot::{KernelChoice, KernelFiles, KernelPaths, KernelSource};
+use super::source::{check_path, check_reference};
+use crate::boot::{KernelChoice, KernelPaths, KernelSource};
+use crate::image::KernelFiles;
 
 /// The kernel that VMs boot: at most one of `host`, `file`, `image` and `oci`. With none it is the one that came
 /// with the image's root, if one did, or else the host's.
@@ -106,7 +107,8 @@ impl ImageKernel {
             found.push(Violation::new("spec.kernel", message));
         }
         if let Some(FileKernel { kernel, initrd, modules }) = file {
-            let paths = [("kernel", Some(kernel)), ("initrd", initrd.as_ref()), ("modules", modules.as_ref())];
+            let paths =
+                [("kernel", Some(kernel)), ("initrd", initrd.as_ref()), ("modules", modules.as_ref())];
             check_paths("spec.kernel.file", &paths, found);
         }
         if let Some(InnerKernel { kernel, modules }) = image {
@@ -124,11 +126,8 @@ impl ImageKernel {
 
 fn check_paths(at: &str, paths: &[(&str, Option<&String>)], found: &mut Vec<Violation>) {
     for (name, path) in paths {
-        if let Some(path) = path
-            && (!path.starts_with('/') || path.len() > 4095 || path.contains('\0'))
-        {
-            let message = "use an absolute path of at most 4095 bytes";
-            found.push(Violation::new(format!("{at}.{name}"), message));
+        if let Some(path) = path {
+            check_path(&format!("{at}.{name}"), path, found);
         }
     }
 }

@@ -15,6 +15,7 @@ use super::entropy::Entropy;
 use super::meters::Meters;
 use super::pulls::{Pulls, Shop};
 use crate::agent::Agent;
+use crate::boot::Kernels;
 use crate::hypervisor::Driver;
 use crate::image::Images;
 use crate::metrics::Guarded;
@@ -54,6 +55,8 @@ pub struct Settings {
 pub struct Parts {
     /// Where images come from.
     pub images: Arc<dyn Images>,
+    /// What VMs boot.
+    pub kernels: Arc<dyn Kernels>,
     /// What runs VMs.
     pub driver: Arc<dyn Driver>,
     /// How VMs are connected.
@@ -67,6 +70,7 @@ pub struct Parts {
 pub(super) struct World {
     pub(super) store: Store,
     pub(super) images: Arc<dyn Images>,
+    pub(super) kernels: Arc<dyn Kernels>,
     pub(super) driver: Arc<dyn Driver>,
     pub(super) network: Arc<dyn Network>,
     pub(super) clock: Clock,
@@ -84,7 +88,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(store: Store, parts: Parts, settings: Settings) -> Self {
-        let Parts { images, driver, network, clock, entropy } = parts;
+        let Parts { images, kernels, driver, network, clock, entropy } = parts;
         let collector = Arc::new(Notify::new());
         let (recorder, meters) = (Recorder::new(clock), Arc::new(Meters::default()));
         World {
@@ -106,6 +110,7 @@ impl World {
             meters,
             store,
             images,
+            kernels,
             driver,
             network,
             clock,

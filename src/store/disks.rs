@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::Store;
 use super::error::{PublishError, StoreError};
-use super::record::{DiskRecord, DiskState, Record};
+use super::record::{DiskRecord, DiskState, PinnedImage, Record};
 use super::request::DiskClaim;
 use super::state::State;
 use crate::image::{Digest, ImageConfig};
@@ -174,6 +174,6 @@ impl State {
 
 /// The digests that an object keeps.
 fn references(record: &Record) -> impl Iterator<Item = &Digest> {
-    let pinned = record.pinned().map(|pinned| &pinned.digest);
-    pinned.into_iter().chain(record.reservation().map(|held| &held.image))
+    let pinned = record.pinned().into_iter().flat_map(PinnedImage::disks);
+    pinned.chain(record.reservation().map(|held| &held.image))
 }

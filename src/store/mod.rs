@@ -58,8 +58,8 @@ pub use export::{Counts, Export};
 pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
 pub use offline::{ClosedStore, ClosedStoreError, import};
 pub use record::{
-    DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, Problem, Record, Reservation, Run,
-    Severity, Stopping, Subject, VmRecord,
+    DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, PinnedKernel, Problem, Record,
+    Reservation, Run, Severity, Stopping, Subject, VmRecord,
 };
 pub use request::{
     Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, StoreSettings,

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::options::Options;
 use super::timeline::Teller;
-use super::world::{ScriptedDriver, ScriptedImages, ScriptedNetwork, World};
+use super::world::{ScriptedDriver, ScriptedImages, ScriptedKernels, ScriptedNetwork, World};
 use crate::manifest::{Readiness, Snapshot, keep};
 use crate::object::{Condition, ObjectKey};
 use crate::reconcile::{Clock, Engine, Entropy, Parts, RecoveryError};
@@ -89,6 +89,7 @@ impl Life {
         let clock = Clock::Tokio { start: calendar(now), at: began.1 };
         let parts = Parts {
             images: Arc::new(ScriptedImages(world.clone())),
+            kernels: Arc::new(ScriptedKernels(world.clone())),
             driver: Arc::new(ScriptedDriver(world.clone())),
             network: Arc::new(ScriptedNetwork(world.clone())),
             clock,

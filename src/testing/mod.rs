@@ -51,5 +51,10 @@ pub use simulation::Simulation;
 pub use timeline::{Entry, Teller};
 pub use trouble::{Action, Trouble, VmScript, WorkloadExit};
 
+/// Kernels of a host whose VMs all boot its own.
+pub fn host_kernels() -> std::sync::Arc<dyn crate::boot::Kernels> {
+    std::sync::Arc::new(world::ScriptedKernels(std::sync::Arc::new(world::World::new(0, Trouble::NONE))))
+}
+
 /// The folder that a simulation's manifests are in, in messages.
 pub const MANIFESTS: &str = "/simulated/manifests";

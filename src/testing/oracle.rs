@@ -17,7 +17,9 @@ use super::world::State;
 use crate::image::{Digest, Source};
 use crate::manifest::FileState;
 use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
-use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
+use crate::store::{
+    Capacity, DiskState, ImageRecord, PinnedImage, Record, Reservation, Run, Store, VmRecord,
+};
 
 /// Everything that is looked at, at one instant.
 struct Sight<'a> {
@@ -287,7 +289,7 @@ impl Sight<'_> {
     }
 
     fn disks_left(&self) -> Vec<String> {
-        let pins = self.records.values().filter_map(|record| record.pinned().map(|pin| &pin.digest));
+        let pins = self.records.values().filter_map(|record| record.pinned()).flat_map(PinnedImage::disks);
         let held = self.records.values().filter_map(|record| record.reservation().map(|held| &held.image));
         let kept: BTreeSet<&Digest> = pins.chain(held).collect();
         let mut left = Vec::new();

@@ -84,6 +84,7 @@ impl Rig {
     pub(crate) fn start(&mut self) {
         let parts = Parts {
             images: self.images.clone(),
+            kernels: vmlet::testing::host_kernels(),
             driver: Arc::new(self.driver.clone()),
             network: self.network.clone(),
             clock: self.clock,

@@ -11,6 +11,7 @@ use super::args::{self, Machine};
 use super::exit::{compose, panic_line, printable, workload_exit};
 use super::folder::{self, CONSOLE_LOG, VMM_LOG};
 use super::qmp::{self, QmpError};
+use crate::boot::BootFiles;
 use crate::hypervisor::process::{self, ExitStatus};
 use crate::hypervisor::{Launch, ProcessIdentity};
 use crate::network::{Link, Nic};
@@ -23,6 +24,12 @@ fn launch(dir: &Path) -> Launch {
         dir: dir.to_owned(),
         cpus: 2,
         memory: Quantity::mebibytes(256),
+        boot: BootFiles {
+            kernel: "/boot/vmlinuz".into(),
+            initramfs: "/boot/initramfs.cpio".into(),
+            release: "6.1.0".to_owned(),
+        },
+        command_line: None,
         base_disk: "/images/base, with comma.ext4".into(),
         root_size: Quantity::mebibytes(64),
         nic: Some(Nic {

@@ -15,7 +15,7 @@ fn at(second: i64) -> Timestamp {
 
 fn pin(reference: &str) -> PinnedImage {
     let digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
-    PinnedImage { source: Source::Oci(reference.to_owned()), digest }
+    PinnedImage { source: Source::Oci(reference.to_owned()), digest, kernel: None }
 }
 
 fn record(image: Option<PinnedImage>) -> ImageRecord {
@@ -29,7 +29,7 @@ fn record(image: Option<PinnedImage>) -> ImageRecord {
 }
 
 fn seen(pull: Option<PullState>) -> Observed {
-    Observed { disk: None, pull, failure: None, closed_until: None }
+    Observed { disk: None, kernel_disk: false, kernel: None, pull, failure: None, closed_until: None }
 }
 
 #[test]
@@ -40,7 +40,8 @@ fn an_image_is_resolved_pulled_and_ready() {
         plan(&record(Some(pin("other:1"))), &seen(None)).step,
         Step::Resolve(Source::Oci(REFERENCE.to_owned()))
     );
-    assert_eq!(plan(&pinned, &seen(None)).step, Step::Pull(pin(REFERENCE)));
+    let PinnedImage { source, digest, .. } = pin(REFERENCE);
+    assert_eq!(plan(&pinned, &seen(None)).step, Step::Pull { source, digest });
     assert_eq!(plan(&pinned, &seen(Some(PullState::Queued))).step, Step::Wait(None));
     let disk = Some(DiskStatus { path: "/d".to_owned(), size: Quantity::bytes(1) });
     assert_eq!(plan(&pinned, &Observed { disk, ..seen(None) }).phase, "Ready");

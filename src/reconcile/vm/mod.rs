@@ -246,10 +246,12 @@ impl VmTask {
     fn image(&mut self, record: &VmRecord) -> ImageView {
         let spec = &record.object.spec.image;
         let (pin, direct) = match (spec.direct(), &spec.name) {
-            (Some(source), _) => match record.image.as_ref().filter(|pin| pin.source == source) {
-                Some(pin) => (pin.clone(), true),
-                None => return ImageView::Unresolved { source },
-            },
+            (Some(source), _) => {
+                match record.image.as_ref().filter(|pin| pin.source == source && pin.kernel.is_none()) {
+                    Some(pin) => (pin.clone(), true),
+                    None => return ImageView::Unresolved { source },
+                }
+            }
             (None, Some(name)) => match self.named_image(name) {
                 Ok(pin) => (pin, false),
                 Err((reason, message)) => return ImageView::Waiting { reason, message },
@@ -269,7 +271,7 @@ impl VmTask {
         ImageView::Known { disk, pull: self.share.as_ref().map(Share::state), pin, direct }
     }
 
-    /// The digest of an `Image` object whose disk is ready, or why there is none.
+    /// The digest and the kernel of an `Image` object that is ready, or why there is none.
     fn named_image(&self, name: &str) -> Result<PinnedImage, (String, String)> {
         let refuse = |reason: &str, message: String| Err((reason.to_owned(), message));
         let key = ObjectKey::new(Kind::Image, &self.key.namespace, name);
@@ -282,10 +284,12 @@ impl VmTask {
         if image.object.metadata.deletion_timestamp.is_some() {
             return refuse("ImageTerminating", format!("{key} is being deleted"));
         }
-        let wanted = image.object.spec.source.chosen();
-        let current = image.image.as_ref().filter(|pin| Some(&pin.source) == wanted.as_ref());
-        let ready =
-            current.filter(|pin| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready()));
+        let boots = |pin: &PinnedImage| {
+            pin.boot().is_some_and(|boot| self.world.kernels.files(boot.kernel.as_ref()).is_some())
+        };
+        let disk_ready =
+            |pin: &PinnedImage| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready());
+        let ready = image.current().filter(|pin| disk_ready(pin) && boots(pin));
         match ready {
             Some(pin) => Ok(pin.clone()),
             None => {

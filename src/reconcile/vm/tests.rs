@@ -10,6 +10,7 @@ use vmlet_wire::GuestState;
 
 use super::plan::{Plan, Rules, Step, plan};
 use super::state::{Failure, Guest, ImageView, LineView, Observed};
+use crate::boot::{Boot, KernelChoice, KernelId, KernelSource};
 use crate::hypervisor::{ProcessIdentity, VmmExit};
 use crate::image::{ImageConfig, Source};
 use crate::object::{
@@ -29,7 +30,7 @@ fn at(second: i64) -> Timestamp {
 
 fn pin(digit: char) -> PinnedImage {
     let digest = format!("sha256:{}", digit.to_string().repeat(64)).parse().unwrap();
-    PinnedImage { source: Source::Oci("127.0.0.1:5055/debian:12".to_owned()), digest }
+    PinnedImage { source: Source::Oci("127.0.0.1:5055/debian:12".to_owned()), digest, kernel: None }
 }
 
 fn record() -> VmRecord {
@@ -71,6 +72,7 @@ fn up() -> VmRecord {
     record.run = Run::Up {
         process: ProcessIdentity { pid: 7, start_time: 1, boot_id: "b".to_owned() },
         spec: Box::new(record.object.spec.clone()),
+        boot: Boot::default(),
         since: at(0),
         stopping: None,
     };

@@ -11,11 +11,13 @@
 mod driver;
 mod guest;
 mod images;
+mod kernels;
 mod network;
 mod process;
 
 pub(super) use self::driver::ScriptedDriver;
 pub(super) use self::images::ScriptedImages;
+pub(super) use self::kernels::ScriptedKernels;
 pub(super) use self::network::ScriptedNetwork;
 pub(super) use self::process::Process;
 
@@ -33,6 +35,7 @@ use self::driver::Folder;
 use super::images::ImageScript;
 use super::timeline::{Entry, Teller};
 use super::trouble::{Trouble, VmScript};
+use crate::boot::KernelId;
 use crate::image::Digest;
 use crate::network::Nic;
 use crate::object::{ObjectKey, Uid};
@@ -79,6 +82,7 @@ pub(super) struct State {
     pub(super) image_scripts: BTreeMap<String, ImageScript>,
     pub(super) staged: BTreeMap<u64, Digest>,
     pub(super) disks: BTreeSet<Digest>,
+    pub(super) kernels: BTreeSet<KernelId>,
     pub(super) attached: BTreeMap<String, Nic>,
 }
 
@@ -143,6 +147,7 @@ impl World {
             image_scripts: BTreeMap::new(),
             staged: BTreeMap::new(),
             disks: BTreeSet::new(),
+            kernels: BTreeSet::new(),
             attached: BTreeMap::new(),
         };
         World { state: Mutex::new(state), died: Notify::new() }
