@@ -86,7 +86,7 @@ pub(super) fn columns(kind: Kind) -> Vec<Column> {
             column("Name", 0, "The image's name."),
             column("Ready", 0, "The Ready condition."),
             column("Status", 0, "What is being done."),
-            column("Reference", 0, "The OCI reference."),
+            column("Source", 0, "Where the image comes from."),
             column("Digest", 0, "The manifest digest for this host."),
             column("Size", 0, "The base disk's length."),
             column("Age", 0, "The time since it was first seen."),

@@ -294,7 +294,7 @@ fn kernels_are_unpacked_whatever_they_are_packed_with() {
     for packer in PACKERS {
         let packed = pack(packer, &inner);
         let kernel = bzimage(&packed, inner.len(), "6.1.0-9");
-        assert_eq!(unpack::elf(&kernel).expect(packer[0]), inner, "{packer:?}");
+        assert_eq!(*unpack::elf(&kernel).expect(packer[0]), *inner, "{packer:?}");
         assert_eq!(unpack::release(&kernel), Some("6.1.0-9"));
         for wrong in [inner.len() - 1, inner.len() + 1, usize::try_from(u32::MAX).expect("64 bits"), 0] {
             assert!(unpack::elf(&bzimage(&packed, wrong, "6")).is_err(), "{packer:?} of {wrong} bytes");
@@ -302,7 +302,7 @@ fn kernels_are_unpacked_whatever_they_are_packed_with() {
         let cut = bzimage(&packed[..packed.len() / 2], inner.len(), "6");
         assert!(unpack::elf(&cut).is_err(), "{packer:?} cut off");
     }
-    assert_eq!(unpack::elf(&inner).expect("as it is"), inner);
+    assert_eq!(*unpack::elf(&inner).expect("as it is"), *inner);
     let other = unpack::elf(&bzimage(b"BZh91AY&SY", 100, "6")).expect_err("not supported");
     assert!(other.contains("bzip2"), "{other}");
     let text = unpack::elf(&bzimage(&pack(PACKERS[0], b"no kernel at all"), 16, "6")).expect_err("text");

@@ -26,6 +26,8 @@ pub struct ImageScript {
     pub failures: u32,
     /// So many pulls panic before one does not.
     pub panics: u32,
+    /// Its files are not what they were: VMs do not start on it.
+    pub changed: bool,
 }
 
 impl ImageScript {
@@ -36,13 +38,19 @@ impl ImageScript {
     pub fn new(digit: char, pull: Duration) -> Self {
         let digest = format!("sha256:{}", digit.to_string().repeat(64));
         let digest = digest.parse().expect("64 hexadecimal digits are a digest");
-        ImageScript { digest: Some(digest), pull, failures: 0, panics: 0 }
+        ImageScript { digest: Some(digest), pull, failures: 0, panics: 0, changed: false }
     }
 
     /// A source that is there, with a digest of its own, and pulled in three seconds.
     pub fn of(source: &str) -> Self {
         let digest = Digest::sha256(Sha256::digest(canonical(source).as_bytes()).into());
-        ImageScript { digest: Some(digest), pull: Duration::from_secs(3), failures: 0, panics: 0 }
+        ImageScript {
+            digest: Some(digest),
+            pull: Duration::from_secs(3),
+            failures: 0,
+            panics: 0,
+            changed: false,
+        }
     }
 }
 

@@ -13,4 +13,5 @@ mod crash_points;
 mod foretold;
 mod model;
 mod schedule;
+mod sources;
 mod threads;

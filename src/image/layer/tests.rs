@@ -133,7 +133,7 @@ fn a_layer_may_not_inflate_for_ever() {
     let mut budget = Budget::new(&limits, CancellationToken::new());
     let digest = Digest::sha256([0; 32]);
     let bomb = std::io::repeat(0);
-    let error = inflate(bomb, 1000, &digest, &mut budget, |_| Ok(())).unwrap_err();
+    let error = inflate(bomb, 1000, Some(&digest), &mut budget, |_| Ok(())).unwrap_err();
     assert_eq!(error.reason, "LimitExceeded");
     assert!(error.message.contains("inflate_ratio"), "{error}");
 }
@@ -144,7 +144,7 @@ fn a_cancelled_layer_ends() {
     let cancel = CancellationToken::new();
     let mut budget = Budget::new(&limits, cancel.clone());
     let digest = Digest::sha256([0; 32]);
-    let error = inflate(std::io::repeat(0), u64::MAX, &digest, &mut budget, |chunks| {
+    let error = inflate(std::io::repeat(0), u64::MAX, Some(&digest), &mut budget, |chunks| {
         chunks.read_exact(&mut [0; 100]).unwrap();
         cancel.cancel();
         Ok(())
@@ -157,8 +157,9 @@ fn a_reader_that_gives_up_ends_the_threads() {
     let limits = Limits::default();
     let mut budget = Budget::new(&limits, CancellationToken::new());
     let digest = Digest::sha256([0; 32]);
-    let error =
-        inflate(std::io::repeat(0), u64::MAX, &digest, &mut budget, |_| Err(ImageError::invalid("enough")));
+    let error = inflate(std::io::repeat(0), u64::MAX, Some(&digest), &mut budget, |_| {
+        Err(ImageError::invalid("enough"))
+    });
     assert_eq!(error.unwrap_err().message, "enough");
 }
 
@@ -169,7 +170,7 @@ fn all_bytes_count_for_the_diff_id() {
     let limits = limits();
     let run = |content: &[u8]| {
         let mut budget = Budget::new(&limits, CancellationToken::new());
-        inflate(content, content.len() as u64, &digest, &mut budget, |chunks| {
+        inflate(content, content.len() as u64, Some(&digest), &mut budget, |chunks| {
             Archive::new(chunks, &limits).next().map(drop)
         })
     };

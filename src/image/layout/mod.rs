@@ -45,7 +45,8 @@ pub(crate) struct Blob {
 }
 
 impl Layout {
-    /// Finds an image: the one of digest `pinned`, else the one called `reference`, else the only one.
+    /// Finds the image called `reference`, or else the only one. If it is to be the one of digest `pinned`, it
+    /// is that one, whatever its name is by now.
     pub(crate) fn open(
         path: &Path,
         reference: Option<&str>,
@@ -53,18 +54,18 @@ impl Layout {
         job: &Job,
     ) -> Result<Layout, ImageError> {
         let finder = Finder { blobs: Blobs::open(path, job)?, job };
-        if let Some(pinned) = pinned
-            && finder.blob(pinned)?.is_some()
-        {
-            return finder.image(pinned.clone());
-        }
-        let found = finder.find(reference)?;
-        match pinned {
-            Some(pinned) if *pinned != found.digest => Err(ImageError::not_found(format!(
-                "{pinned} is not there any more, only {}; to use that one, edit the image or declare it anew",
-                found.digest
-            ))),
-            _ => Ok(found),
+        let found = finder.find(reference);
+        let Some(pinned) = pinned else { return found };
+        match found {
+            Ok(found) if found.digest == *pinned => Ok(found),
+            // The name may mean another image by now.
+            found => match finder.blob(pinned)? {
+                Some(_) => finder.image(pinned.clone()),
+                None => Err(ImageError::not_found(format!(
+                    "{pinned} is not there any more, only {}; to use that one, edit the image or declare it anew",
+                    found?.digest
+                ))),
+            },
         }
     }
 }

@@ -123,6 +123,25 @@ fn broken_rules() {
 }
 
 #[test]
+fn sources_of_images() {
+    let image = |source: &str| {
+        format!(
+            "apiVersion: vmlet.dev/v1alpha1\nkind: Image\nmetadata: {{name: i}}\nspec:\n  source:\n{source}"
+        )
+    };
+    let broken = [
+        "    oci: {reference: a}\n    files: {root: /a}\n",
+        "    ociLayuot: {path: /a}\n",
+        "    ociLayout: {path: a.tar, reference: ''}\n",
+        "    bundle: {url: 'http://images.example/a', path: /a}\n",
+        "    bundle: {path: /a, sha256: ABC}\n",
+        "    files: {root: rel, initrd: /i, modules: 'm'}\n",
+    ];
+    let broken: Vec<String> = broken.into_iter().map(image).collect();
+    assert_snapshot!(shown("broken.yaml", broken.join("---\n")));
+}
+
+#[test]
 fn wrong_kinds() {
     assert_snapshot!(shown(
         "broken.yaml",

@@ -195,8 +195,8 @@ impl VmTask {
         let world = self.world.clone();
         let boot = record.image.as_ref().and_then(PinnedImage::boot).ok_or(StepError::Stale)?;
         let launch = self.launch(record, &boot).ok_or(StepError::Stale)??;
-        if let Some(image) = &record.image {
-            world.images.check(&image.digest).await?;
+        if let Some(held) = &record.reservation {
+            world.images.check(&held.image).await?;
         }
         // None of these can be cut off: what they leave behind would come after the next step's work.
         // So an edit or a deletion is looked for between them.

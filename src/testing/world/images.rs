@@ -178,6 +178,19 @@ impl Images for ScriptedImages {
         Ok(self.0.effect(&of_host("remove a disk"), act).await?)
     }
 
+    async fn check(&self, digest: &Digest) -> Result<(), ImageError> {
+        let state = self.0.lock();
+        let changed = |script: &ImageScript| script.changed && script.digest.as_ref() == Some(digest);
+        match state.image_scripts.values().any(changed) {
+            true => Err(ImageError {
+                reason: "FilesChanged",
+                message: format!("the files of {digest} changed"),
+                transient: true,
+            }),
+            false => Ok(()),
+        }
+    }
+
     async fn installed(&self) -> Result<Vec<Digest>, ImageError> {
         let act = |state: &mut State| Ok(state.disks.iter().cloned().collect());
         Ok(self.0.effect(&of_host("list disks"), act).await?)
