@@ -408,7 +408,10 @@ fn boot_files_hold_guest_and_modules_and_are_made_once() {
 
     // Another guest changes nothing of the kernel, and a driver that wants an ELF gets one.
     let elf = BootCache::open(&settings, b"a newer guest", KernelForm::Elf).expect("made").host().clone();
-    assert_eq!(fs::read(&elf.kernel).expect("unpacked"), unpack::elf(&installed(HOST)).expect("can be"));
+    assert_eq!(
+        fs::read(&elf.kernel).expect("unpacked"),
+        unpack::elf(&installed(HOST)).expect("can be").into_owned()
+    );
     assert_ne!(elf.initramfs, files.initramfs);
     assert_eq!(made(&files.kernel), before.1);
 }
@@ -556,7 +559,7 @@ fn disk(dir: &Path, name: &str, release: &str, modules: &[(&str, &str)]) -> Path
                 writer.finish().expect("written");
             }
             Err(target) => {
-                drop(builder.symlink(at, name.as_bytes(), target.as_bytes(), meta(0o777)).expect("made"))
+                builder.symlink(at, name.as_bytes(), target.as_bytes(), meta(0o777)).expect("made");
             }
         }
     };

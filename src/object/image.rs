@@ -13,7 +13,7 @@ use crate::boot::{KernelChoice, KernelSource};
 pub type Image = Object<ImageSpec, ImageStatus>;
 
 /// What image is wanted.
-// An edit touches nothing that runs by itself: VMs follow when the new image is ready.
+// An edit touches nothing that runs by itself: VMs follow when the new image, or its new kernel, is ready.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImageSpec {
