@@ -27,6 +27,22 @@ fn up_to_date(page: &str, wanted: &str) {
     );
 }
 
+/// What the page on images and the examples beside it show is what the checks take.
+#[test]
+fn images_are_shown_as_they_are_written() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/images.md")).unwrap();
+    let blocks = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
+    let files = std::fs::read_dir(root.join("examples/images")).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    let shown: Vec<String> = blocks.chain(files.map(|path| std::fs::read_to_string(path).unwrap())).collect();
+    assert!(shown.len() >= 8, "{} found", shown.len());
+    for text in shown {
+        let state = manifest::FileState::of(Path::new("shown.yaml"), text.as_bytes());
+        assert!(matches!(state, manifest::FileState::Good(_)), "{text}\n{state:?}");
+    }
+}
+
 /// Kubernetes' rules for structural schemas, as far as these types can break them.
 #[test]
 fn crds_are_structural() {

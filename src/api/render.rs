@@ -87,7 +87,7 @@ pub(super) fn columns(kind: Kind) -> Vec<Column> {
             column("Ready", 0, "The Ready condition."),
             column("Status", 0, "What is being done."),
             column("Source", 0, "Where the image comes from."),
-            column("Digest", 0, "The manifest digest for this host."),
+            column("Digest", 0, "What the image is known by."),
             column("Size", 0, "The base disk's length."),
             column("Age", 0, "The time since it was first seen."),
         ],

@@ -11,8 +11,8 @@
 //! is looked at before its SHA-256 is known to be the one that was asked for.
 
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use super::error::printable;
 use super::ext4::inspect;
 use super::layer::decoder;
-use super::layout::{Member, Section, copy, members, plain};
+use super::layout::{Member, Section, copy, drain, members, plain};
 use super::limits::check;
 use super::local::{Job, finish};
 use super::manifest::{Descriptor, run_config};
@@ -44,7 +44,7 @@ const BLOCK: u64 = 4096;
 pub(crate) async fn resolve(job: Job, path: PathBuf) -> Result<Digest, ImageError> {
     blocking("reading a bundle", move || {
         let mut file = Hashed::open(&path)?;
-        copy(&mut file, &mut io::sink(), &job)?;
+        drain(&mut file, &job)?;
         Ok(file.digest())
     })
     .await
@@ -90,10 +90,10 @@ async fn bring(
             let mut file = blocking("opening a bundle", move || Hashed::open(&path)).await?;
             begin(file.length);
             let tar = blocking("reading a bundle", move || {
-                let mut tar = job.unnamed()?;
+                let (tar, compressed) = (job.unnamed()?, file.length);
                 let bad = |error| ImageError::from_read("the bundle cannot be decompressed", error);
-                copy(decoder(&mut file).map_err(bad)?, &mut tar, &job)?;
-                copy(&mut file, &mut io::sink(), &job)?;
+                copy(decoder(&mut file).map_err(bad)?, &tar, Some(compressed), &job)?;
+                drain(&mut file, &job)?;
                 Ok((tar, file.digest()))
             })
             .await?;
@@ -290,8 +290,8 @@ fn make_folder(path: &Path) -> Result<(), ImageError> {
 
 fn write(path: &Path, section: &Section, job: &Job) -> Result<(), ImageError> {
     let failed = |error: io::Error| ImageError::host(path.display(), &error);
-    let mut file = create_public(path).map_err(failed)?;
-    copy(section.reader(), &mut file, job)?;
+    let file = create_public(path).map_err(failed)?;
+    copy(section.reader(), &file, None, job)?;
     file.sync_all().map_err(failed)
 }
 
@@ -299,30 +299,10 @@ fn write(path: &Path, section: &Section, job: &Job) -> Result<(), ImageError> {
 fn install(section: &Section, disk: File, job: &Job) -> Result<u64, ImageError> {
     check("the disk", "disk_bytes", section.size, job.limits().disk_bytes)?;
     let failed = |error: io::Error| ImageError::host("writing the disk", &error);
-    copy(section.reader(), &mut Holes { disk: &disk, position: 0 }, job)?;
+    copy(section.reader(), &disk, None, job)?;
     let length = section.size.next_multiple_of(BLOCK);
     disk.set_len(length).map_err(failed)?;
     inspect(&disk, section.size)?;
     disk.sync_all().map_err(failed)?;
     Ok(length)
-}
-
-/// Writes what is not zero.
-struct Holes<'a> {
-    disk: &'a File,
-    position: u64,
-}
-
-impl Write for Holes<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.iter().any(|byte| *byte != 0) {
-            self.disk.write_all_at(bytes, self.position)?;
-        }
-        self.position += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -31,7 +31,7 @@ mod tests;
 pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};
 pub(crate) use registry::check_url;
-pub use source::{HostFiles, Place, Source};
+pub use source::{BundleAt, HostFiles, LayoutAt, Place, Source};
 pub use store::ImageStore;
 
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ use tokio::sync::watch;
 /// Nothing here holds a guard, and nothing is visible to VMs before [`Images::install`].
 #[async_trait]
 pub trait Images: Send + Sync + 'static {
-    /// The digest of the manifest that `source` stands for on this host's platform.
+    /// The digest that `source` stands for: of a registry's image the manifest for this host's platform.
     async fn resolve(&self, source: &Source) -> Result<Digest, ImageError>;
 
     /// Fetches the image and builds its base disk in a staging folder of its own. Dropping the

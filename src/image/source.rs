@@ -10,28 +10,36 @@ use serde::{Deserialize, Serialize};
 
 use super::Digest;
 
-/// The identity of an image before its digest is known.
+/// The identity of an image before its digest is known. Small: every pin has one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Source {
     /// A registry: the reference as the spec wrote it.
     Oci(String),
     /// An OCI image layout, or what `docker save` writes: a folder or a tar on the host.
-    OciLayout {
-        /// The folder or tar.
-        path: PathBuf,
-        /// Which of its images, if there are several.
-        reference: Option<String>,
-    },
+    OciLayout(Box<LayoutAt>),
     /// A tar of a root, and perhaps a kernel.
-    Bundle {
-        /// Where it is.
-        place: Place,
-        /// The SHA-256 of the whole file; known of every URL.
-        sha256: Option<Digest>,
-    },
+    Bundle(Box<BundleAt>),
     /// Files of the host, used where they are.
     Files(Box<HostFiles>),
+}
+
+/// An image in a folder or tar of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LayoutAt {
+    /// The folder or tar.
+    pub path: PathBuf,
+    /// Which of its images, if there are several.
+    pub reference: Option<String>,
+}
+
+/// A bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct BundleAt {
+    /// Where it is.
+    pub place: Place,
+    /// The SHA-256 of the whole file; known of every URL.
+    pub sha256: Option<Digest>,
 }
 
 /// Where a bundle is.
@@ -62,7 +70,7 @@ impl Source {
     pub fn resolving(&self) -> String {
         match self {
             Source::Oci(reference) => format!("asking the registry for {reference}"),
-            Source::OciLayout { .. } | Source::Bundle { .. } | Source::Files(_) => format!("reading {self}"),
+            Source::OciLayout(_) | Source::Bundle(_) | Source::Files(_) => format!("reading {self}"),
         }
     }
 }
@@ -72,12 +80,14 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Oci(reference) => f.write_str(reference),
-            Source::OciLayout { path, reference: Some(reference) } => {
-                write!(f, "{} ({reference})", path.display())
+            Source::OciLayout(layout) => {
+                layout.path.display().fmt(f)?;
+                layout.reference.iter().try_for_each(|reference| write!(f, " ({reference})"))
             }
-            Source::OciLayout { path, reference: None } => path.display().fmt(f),
-            Source::Bundle { place: Place::Path(path), .. } => path.display().fmt(f),
-            Source::Bundle { place: Place::Url(url), .. } => f.write_str(url),
+            Source::Bundle(bundle) => match &bundle.place {
+                Place::Path(path) => path.display().fmt(f),
+                Place::Url(url) => f.write_str(url),
+            },
             Source::Files(files) => files.root.display().fmt(f),
         }
     }

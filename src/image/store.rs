@@ -27,8 +27,8 @@ use super::local::{Job, finish, resolve_layout, stage_layout};
 use super::pull::{CONFIG, DISK, blocking, pull};
 use super::registry::Registry;
 use super::{
-    BaseDisk, Digest, HostFiles, ImageConfig, ImageError, Images, KernelFiles, Place, Progress, Settings,
-    Source, StagedDisk,
+    BaseDisk, Digest, HostFiles, ImageConfig, ImageError, Images, KernelFiles, LayoutAt, Place, Progress,
+    Settings, Source, StagedDisk,
 };
 
 /// Gets images from wherever they are and keeps their base disks.
@@ -72,11 +72,12 @@ impl ImageStore {
                 let pulled = pull(&self.registry, &self.settings, &reference, digest, &folder, progress);
                 return pulled.await.map_err(|error| error.at(source));
             }
-            Source::OciLayout { path, reference } => {
+            Source::OciLayout(layout) => {
+                let LayoutAt { path, reference } = *layout;
                 stage_layout(job, path, reference, digest.clone(), folder, progress.clone()).await
             }
-            Source::Bundle { place, .. } => {
-                bundle::stage(job, &self.registry, &place, digest, folder, progress.clone()).await
+            Source::Bundle(bundle) => {
+                bundle::stage(job, &self.registry, &bundle.place, digest, folder, progress.clone()).await
             }
             Source::Files(files) => register(job, *files, digest.clone(), folder).await,
         };
@@ -117,12 +118,12 @@ impl Images for ImageStore {
         let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
         let found = match source.clone() {
             Source::Oci(reference) => return self.registry.resolve(&reference.parse()?).await,
-            Source::OciLayout { path, reference } => resolve_layout(job, path, reference).await,
-            Source::Bundle { sha256: Some(digest), .. } => Ok(digest),
-            Source::Bundle { place: Place::Path(path), .. } => bundle::resolve(job, path).await,
-            Source::Bundle { place: Place::Url(_), sha256: None } => {
-                Err(ImageError::invalid("a bundle of a URL needs its sha256"))
-            }
+            Source::OciLayout(layout) => resolve_layout(job, layout.path, layout.reference).await,
+            Source::Bundle(bundle) => match (bundle.sha256, bundle.place) {
+                (Some(digest), _) => Ok(digest),
+                (None, Place::Path(path)) => bundle::resolve(job, path).await,
+                (None, Place::Url(_)) => Err(ImageError::invalid("a bundle of a URL needs its sha256")),
+            },
             Source::Files(files) => {
                 blocking("looking at files", move || Ok(Registered::look(&files, &job)?.1)).await
             }
@@ -149,8 +150,10 @@ impl Images for ImageStore {
         let limit = self.settings.pull_timeout;
         let pulled = self.fill(source, digest, folder, progress);
         let pulled = tokio::time::timeout(limit, Box::pin(pulled)).await;
-        let pulled =
-            pulled.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not pulled within {limit:?}"))));
+        let pulled = pulled.unwrap_or_else(|_| {
+            let late = ImageError::unavailable(format!("not there within {limit:?}"));
+            Err(late.at(source))
+        });
         (staged.size, staged.config) = pulled?;
         Ok(staged)
     }

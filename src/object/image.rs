@@ -61,7 +61,7 @@ pub struct ImageStatus {
     /// The generation that this status speaks of; -1 before the first look.
     #[serde(default = "never_observed")]
     pub observed_generation: i64,
-    /// The manifest digest for this host's platform: `sha256:…`.
+    /// What the image is known by: `sha256:…`, of a registry's image the manifest for this host's platform.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     /// The base disk, once it is ready.

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Violation;
-use crate::image::{Digest, HostFiles, Place, Reference, Source};
+use crate::image::{BundleAt, Digest, HostFiles, LayoutAt, Place, Reference, Source};
 
 /// Where an image comes from: exactly one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -83,7 +83,8 @@ impl ImageSource {
         if let Some(oci) = oci {
             Some(Source::Oci(oci.reference.clone()))
         } else if let Some(layout) = oci_layout {
-            Some(Source::OciLayout { path: (&layout.path).into(), reference: layout.reference.clone() })
+            let OciLayoutSource { path, reference } = layout;
+            Some(Source::OciLayout(Box::new(LayoutAt { path: path.into(), reference: reference.clone() })))
         } else if let Some(bundle) = bundle {
             bundle.source()
         } else {
@@ -124,7 +125,7 @@ impl BundleSource {
             (Some(path), _) => Place::Path(path.into()),
             (None, url) => Place::Url(url.clone()?),
         };
-        Some(Source::Bundle { place, sha256: self.digest() })
+        Some(Source::Bundle(Box::new(BundleAt { place, sha256: self.digest() })))
     }
 
     fn digest(&self) -> Option<Digest> {

@@ -404,9 +404,9 @@ pub struct PortStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmImageStatus {
-    /// The OCI reference.
+    /// Where the image comes from: an OCI reference, a path or a URL.
     pub reference: String,
-    /// The manifest digest that it stands for.
+    /// The digest that it stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
 }

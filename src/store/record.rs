@@ -202,7 +202,7 @@ impl Problem {
 pub struct PinnedImage {
     /// As the spec (the VM's, or its Image object's) names it.
     pub source: Source,
-    /// The manifest digest.
+    /// What it was resolved to.
     pub digest: Digest,
     /// The kernel; none is the host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,14 +9,18 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::json;
-use vmlet::image::{Digest, KernelFiles, Limits, Place, Settings, Source};
+use vmlet::image::{BundleAt, Digest, KernelFiles, Limits, Place, Settings, Source};
 
 use super::Setup;
 use super::common::oci::{Item, Sparse, digest, gzip, noise, tar};
 use super::common::tree::{Mounted, read_disk, run};
 
 fn bundle(path: PathBuf) -> Source {
-    Source::Bundle { place: Place::Path(path), sha256: None }
+    at(Place::Path(path), None)
+}
+
+fn at(place: Place, sha256: Option<Digest>) -> Source {
+    Source::Bundle(Box::new(BundleAt { place, sha256 }))
 }
 
 fn sum(bytes: &[u8]) -> Digest {
@@ -90,10 +94,10 @@ async fn what_is_not_as_promised_is_not_published() {
     let setup = Setup::new();
     let bytes = whole(&setup.ext4("root.ext4", "^has_journal"));
     let path = setup.write("a.tar", &bytes);
-    let wrong = Source::Bundle { place: Place::Path(path.clone()), sha256: Some(sum(b"else")) };
+    let wrong = at(Place::Path(path.clone()), Some(sum(b"else")));
     let error = setup.refused(&wrong).await;
     assert!(error.starts_with("DigestMismatch") && error.contains(sum(&bytes).as_str()), "{error}");
-    let right = Source::Bundle { place: Place::Path(path.clone()), sha256: Some(sum(&bytes)) };
+    let right = at(Place::Path(path.clone()), Some(sum(&bytes)));
     assert_eq!(setup.get(&right).await.digest, sum(&bytes));
     // Trailing bytes count too.
     setup.store_is_emptied().await;
@@ -176,14 +180,11 @@ async fn a_bundle_can_come_from_a_web_server() {
     let setup = Setup::with(settings);
     let bytes = gzip(&whole(&setup.ext4("root.ext4", "^has_journal")));
     let server = serve(bytes.clone()).await;
-    let at = |path: &str, sha256: Digest| Source::Bundle {
-        place: Place::Url(format!("{server}/{path}")),
-        sha256: Some(sha256),
-    };
-    assert!(setup.refused(&at("good", sum(b"else"))).await.starts_with("DigestMismatch"));
-    assert!(setup.refused(&at("none", sum(&bytes))).await.starts_with("NotFound"));
+    let on = |path: &str, sha256| at(Place::Url(format!("{server}/{path}")), Some(sha256));
+    assert!(setup.refused(&on("good", sum(b"else"))).await.starts_with("DigestMismatch"));
+    assert!(setup.refused(&on("none", sum(&bytes))).await.starts_with("NotFound"));
     for path in ["good", "slow"] {
-        let disk = setup.get(&at(path, sum(&bytes))).await;
+        let disk = setup.get(&on(path, sum(&bytes))).await;
         assert_eq!(disk.digest, sum(&bytes));
         setup.store_is_emptied().await;
     }

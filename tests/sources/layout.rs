@@ -5,18 +5,18 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use vmlet::image::Source;
+use vmlet::image::{LayoutAt, Source};
 
 use super::common::oci::{Image, Item, Layer, Sparse, digest, gzip, noise, tar};
 use super::common::tree::{assert_same, read_disk, run};
 use super::{Setup, copy_tree, image};
 
 fn layout(path: PathBuf) -> Source {
-    Source::OciLayout { path, reference: None }
+    Source::OciLayout(Box::new(LayoutAt { path, reference: None }))
 }
 
 fn named(path: PathBuf, reference: &str) -> Source {
-    Source::OciLayout { path, reference: Some(reference.to_owned()) }
+    Source::OciLayout(Box::new(LayoutAt { path, reference: Some(reference.to_owned()) }))
 }
 
 fn skopeo(from: &str, to: &str) {

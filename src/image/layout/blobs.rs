@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -171,27 +171,61 @@ pub(crate) fn plain(mut file: File, job: &Job) -> Result<File, ImageError> {
         return Ok(file);
     }
     file.seek(SeekFrom::Start(0)).map_err(|error| ImageError::host("reading", &error))?;
-    let mut inflated = job.unnamed()?;
+    let compressed = file.metadata().map_err(|error| ImageError::host("reading", &error))?.len();
+    let inflated = job.unnamed()?;
     let source =
         decoder(file).map_err(|error| ImageError::from_read("the archive cannot be decompressed", error))?;
-    copy(source, &mut inflated, job)?;
+    copy(source, &inflated, Some(compressed), job)?;
     Ok(inflated)
 }
 
-/// Copies all, at most `unpacked_bytes`; returns how much it was.
-pub(crate) fn copy(mut from: impl Read, to: &mut impl Write, job: &Job) -> Result<u64, ImageError> {
-    let (mut buffer, mut length) = (vec![0; CHUNK], 0u64);
+/// Copies all into an empty file, but for what is zero; returns how much it was. `compressed` is how many bytes
+/// it was before it was inflated.
+pub(crate) fn copy(
+    mut from: impl Read,
+    to: &File,
+    compressed: Option<u64>,
+    job: &Job,
+) -> Result<u64, ImageError> {
+    let failed = |error: io::Error| ImageError::host("writing", &error);
+    let (limits, mut buffer, mut length) = (job.limits(), vec![0; CHUNK], 0u64);
+    let ratio = limits.inflate_ratio;
     loop {
-        let count = match from.read(&mut buffer) {
-            Ok(0) => return Ok(length),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(ImageError::from_read("the file cannot be read", error)),
-        };
         job.go_on()?;
+        let count = read(&mut from, &mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        let piece = &buffer[..count];
+        if piece.iter().any(|byte| *byte != 0) {
+            to.write_all_at(piece, length).map_err(failed)?;
+        }
         length += count as u64;
-        check("the size of the archive", "unpacked_bytes", length, job.limits().unpacked_bytes)?;
-        to.write_all(&buffer[..count]).map_err(|error| ImageError::host("writing", &error))?;
+        check("the size of the archive", "unpacked_bytes", length, limits.unpacked_bytes)?;
+        let many = |compressed| length > Limits::INFLATE_FREE_BYTES && length / ratio.max(1) > compressed;
+        if compressed.is_some_and(many) {
+            return Err(ImageError::limit("its size over its compressed size", "inflate_ratio", ratio));
+        }
+    }
+    to.set_len(length).map_err(failed)?;
+    Ok(length)
+}
+
+/// Reads what is left and forgets it.
+pub(crate) fn drain(mut from: impl Read, job: &Job) -> Result<(), ImageError> {
+    let mut buffer = vec![0; CHUNK];
+    while read(&mut from, &mut buffer)? > 0 {
+        job.go_on()?;
+    }
+    Ok(())
+}
+
+fn read(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, ImageError> {
+    loop {
+        match from.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read.map_err(|error| ImageError::from_read("it cannot be read", error)),
+        }
     }
 }
 

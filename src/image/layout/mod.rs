@@ -21,7 +21,7 @@ use super::local::Job;
 use super::manifest::{Config, Descriptor, Document, Manifest};
 use super::{Digest, ImageError};
 
-pub(crate) use blobs::{Blobs, Member, Section, copy, members, plain};
+pub(crate) use blobs::{Blobs, Member, Section, copy, drain, members, plain};
 
 /// Indexes within indexes that are followed.
 const MAX_DEPTH: usize = 4;
