@@ -107,6 +107,15 @@ fn the_whole_command_line() {
 }
 
 #[test]
+fn an_images_words_come_last_on_the_kernels_command_line() {
+    let mut launch = launch(Path::new("/vms/1"));
+    launch.command_line = Some("loglevel=7 mitigations=auto".to_owned());
+    let args = args::arguments(&launch, &host(Machine::Microvm, tcg()));
+    let at = args.iter().position(|arg| arg == "-append").expect("there is one");
+    assert!(args[at + 1].ends_with(" cryptomgr.notests loglevel=7 mitigations=auto"), "{}", args[at + 1]);
+}
+
+#[test]
 fn machines_and_accelerators_differ_where_they_must() {
     let mut bridged = launch(Path::new("/vms/1"));
     bridged.nic.as_mut().expect("it has one").link = Link::Bridge {
