@@ -34,5 +34,5 @@ lint: ## Checks format, lints, documentation and scripts.
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps
-	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh scripts/fixtures/*.sh examples/gitops/ci.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh scripts/fixtures/*.sh examples/gitops/ci.sh examples/images/*.sh .ci/run; \
 	else echo "SKIPPED: shellcheck is not installed (scripts/install-deps.sh shellcheck)" >&2; fi

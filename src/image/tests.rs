@@ -35,7 +35,7 @@ fn manifests_name_layers_that_are_file_systems() {
     assert_eq!((manifest_of_two.layers.len(), manifest_of_two.size()), (2, 11));
 
     let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
-    assert_refused(manifest(&layer(foreign, DIGEST, "5")), "InvalidImage", "not supported");
+    assert_refused(manifest(&layer(foreign, DIGEST, "5")), "InvalidImage", "is foreign");
     assert_refused(manifest(&layer(gzip, "sha512:00", "5")), "InvalidImage", "sha512:00");
     assert_refused(manifest(&layer(gzip, "sha256:../../etc", "5")), "InvalidImage", "digest");
     assert_refused(manifest(&layer(gzip, DIGEST, "-5")), "InvalidImage", "manifest");

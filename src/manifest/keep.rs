@@ -29,8 +29,8 @@ use crate::store::{
 const MENDED: &str = "ManifestGood";
 /// Declarations that wait for one flush, at most.
 const DECLARED_AT_ONCE: usize = 256;
-/// The wait after a pass that the store refused.
-const RETRY: Duration = Duration::from_secs(1);
+/// The wait after missed changes, which may have been deletions.
+const MISSED: Duration = Duration::from_secs(1);
 
 /// How far a folder has been read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,34 +91,25 @@ pub async fn keep(
         saying: HashSet::new(),
         clock,
     };
-    // The channel's first value is a placeholder, not a look at the folder.
-    let mut seen = false;
     let mut deletions = keeper.watch();
-    let mut retry = None;
     loop {
         tokio::select! {
             biased;
             () = cancel.cancelled() => return,
-            changed = snapshots.changed() => match changed {
-                Ok(()) => seen = true,
-                Err(_) => return,
-            },
+            // The first of them: the channel's first value is a placeholder, not a look at the folder.
+            changed = snapshots.changed() => if changed.is_err() { return },
             () = deleted(&mut deletions), if keeper.awaits => {}
             () = until(keeper.guard.due().map(Instant::from_std)) => {}
-            () = until(retry) => {}
-        }
-        if !seen {
-            continue;
         }
         // From before the pass on: what it waits for may be gone before it ends.
         deletions = keeper.watch();
         let snapshot = snapshots.borrow_and_update().clone();
         let applied = keeper.apply(&snapshot).await;
         readiness.send_modify(|ready| ready.advance(&snapshot, applied.as_ref().copied()));
-        retry = applied.err().map(|error| {
-            tracing::error!(%error, "the manifests could not be applied; tried again");
-            Instant::now() + RETRY
-        });
+        if let Err(error) = applied {
+            // The store takes no more changes: the next daemon applies them.
+            tracing::error!(%error, "the manifests could not be applied");
+        }
     }
 }
 
@@ -136,7 +127,7 @@ async fn deleted(changes: &mut Watch) {
             Ok(change) if change.kind != ChangeKind::Deleted => {}
             Ok(_) => return,
             // Missed changes may have been deletions. The next call goes on from now.
-            Err(Expired) => return tokio::time::sleep(RETRY).await,
+            Err(Expired) => return tokio::time::sleep(MISSED).await,
         }
     }
 }

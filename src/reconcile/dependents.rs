@@ -3,6 +3,9 @@
 //! In: the VMs' declarations and each change of a VM. Out: the VMs whose tasks are to look again, because
 //! what they wait for appeared, went, became ready, or is in another phase.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap};
 
 use crate::object::{Kind, ObjectKey};
@@ -76,11 +79,9 @@ impl Dependents {
     }
 }
 
-/// Whether those who wait for a VM need not wait any longer.
-pub(super) fn is_ready(vm: &VmRecord) -> bool {
+fn is_ready(vm: &VmRecord) -> bool {
     let conditions = &vm.object.status.conditions;
-    vm.object.metadata.deletion_timestamp.is_none()
-        && conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == true.into())
+    conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == true.into())
 }
 
 /// Why a VM of these dependencies is not to be started yet, with `look` giving the VMs of its namespace.

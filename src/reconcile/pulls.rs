@@ -5,6 +5,9 @@
 //! digests overlap up to the configured limit; a digest has one pull and one retry, however many
 //! wait; a pull that nobody waits for any more is cancelled and leaves nothing.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
@@ -270,16 +273,18 @@ async fn install(
             DiskClaim::Taken | DiskClaim::Removing => tokio::time::sleep(RIVAL_POLL).await,
         }
     }
-    match images.install(staged).await {
-        Ok(BaseDisk { path, size, config, .. }) => {
+    // Sound: what a panic left half done goes with the abandoned disk.
+    let installed = AssertUnwindSafe(images.install(staged)).catch_unwind().await;
+    let error = match installed {
+        Ok(Ok(BaseDisk { path, size, config, .. })) => {
             store.publish_disk(&digest, claim, path, Quantity::bytes(size), config).await?;
-            Ok(())
+            return Ok(());
         }
-        Err(error) => {
-            store.abandon_disk(&digest, claim).await?;
-            Err(error.into())
-        }
-    }
+        Ok(Err(error)) => error.into(),
+        Err(panic) => PullError::Panic(message_of(panic.as_ref())),
+    };
+    store.abandon_disk(&digest, claim).await?;
+    Err(error)
 }
 
 /// Why an attempt failed.

@@ -106,10 +106,8 @@ impl Supervisor {
     fn follow(&mut self, change: &Change) {
         let key = change.record.key();
         let news = if change.kind == ChangeKind::Deleted {
+            // Its task removed it, and ends.
             self.terminating.remove(&key);
-            if let Some(running) = self.running.get(&key) {
-                wake(running);
-            }
             true
         } else {
             self.ensure(&change.record)

@@ -5,6 +5,9 @@
 //! look; the loop never spins without one; a panic is a failed attempt of this object, counted and
 //! backed off like any other.
 
+#[cfg(test)]
+mod tests;
+
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 

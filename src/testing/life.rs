@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::options::Options;
 use super::timeline::Teller;
-use super::world::{ScriptedDriver, ScriptedImages, ScriptedKernels, ScriptedNetwork, World};
+use super::world::World;
 use crate::manifest::{Readiness, Snapshot, keep};
 use crate::object::{Condition, ObjectKey};
-use crate::reconcile::{Clock, Engine, Entropy, Parts, RecoveryError};
+use crate::reconcile::{Clock, Engine, Entropy, RecoveryError};
 use crate::store::{ChangeKind, EventWatch, MemoryBackend, Moment, Record, Severity, Store, Verdict, Watch};
 
 /// When a simulation starts: all its times count from here.
@@ -87,15 +87,7 @@ impl Life {
         world.begin(backend.durable());
         judge(world, &backend);
         let clock = Clock::Tokio { start: calendar(now), at: began.1 };
-        let parts = Parts {
-            images: Arc::new(ScriptedImages(world.clone())),
-            kernels: Arc::new(ScriptedKernels(world.clone())),
-            driver: Arc::new(ScriptedDriver(world.clone())),
-            network: Arc::new(ScriptedNetwork(world.clone())),
-            clock,
-            entropy: entropy.clone(),
-        };
-        let engine = Engine::new(store.clone(), parts, options.settings.clone());
+        let engine = Engine::new(store.clone(), world.parts(clock, entropy), options.settings.clone());
         let engine = runtime.spawn(async move { engine.run(CancellationToken::new()).await });
         // The first value is not a look at the folder.
         let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));

@@ -37,6 +37,8 @@ mod life;
 mod network;
 mod options;
 mod oracle;
+#[cfg(test)]
+mod rig;
 mod scenario;
 mod simulation;
 mod timeline;
@@ -46,14 +48,17 @@ mod world;
 pub use images::{FakeImages, ImageScript};
 pub use network::FakeNetwork;
 pub use options::{Options, Unflushed};
+#[cfg(test)]
+pub(crate) use rig::Rig;
 pub use scenario::{Outcome, Scenario, reference};
 pub use simulation::Simulation;
 pub use timeline::{Entry, Teller};
-pub use trouble::{Action, Trouble, VmScript, WorkloadExit};
+pub use trouble::{Action, EffectScript, Trouble, VmScript, WorkloadExit};
 
 /// Kernels of a host whose VMs all boot its own.
 pub fn host_kernels() -> std::sync::Arc<dyn crate::boot::Kernels> {
-    std::sync::Arc::new(world::ScriptedKernels(std::sync::Arc::new(world::World::new(0, Trouble::NONE))))
+    let world = std::sync::Arc::new(world::World::new(0, Trouble::NONE));
+    world.parts(crate::reconcile::Clock::Host, &crate::reconcile::Entropy::Host).kernels
 }
 
 /// The folder that a simulation's manifests are in, in messages.

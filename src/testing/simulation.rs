@@ -12,7 +12,7 @@ use super::life::{Life, Paused, Remains};
 use super::options::{Options, Unflushed};
 use super::oracle;
 use super::timeline::{Entry, Teller};
-use super::trouble::{Action, Trouble, VmScript};
+use super::trouble::{Action, EffectScript, Trouble, VmScript};
 use super::world::World;
 use crate::manifest::{FileState, Snapshot};
 use crate::object::{Kind, ObjectKey};
@@ -93,6 +93,12 @@ impl Simulation {
     /// Sets how the starts of a VM go from now on.
     pub fn script_vm(&mut self, key: ObjectKey, script: VmScript) {
         self.world.lock().vm_scripts.insert(key, script);
+    }
+
+    /// Sets how the effects of a name go from now on: `spawn`, or `spawn of vm/web` for one object's. The
+    /// timeline names them, see [`Options::tell_effects`].
+    pub fn script_effect(&mut self, name: &str, script: EffectScript) {
+        self.world.lock().effect_scripts.insert(name.to_owned(), script);
     }
 
     /// Gives a file of the manifests folder this text.

@@ -49,6 +49,21 @@ impl Default for VmScript {
     }
 }
 
+/// How the effects of one name go, whatever chance has in store: for a world that misbehaves to order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EffectScript {
+    /// How long each takes before it takes place, if that is to be more than chance has it.
+    pub takes: Duration,
+    /// So many fail before one succeeds.
+    pub failures: u32,
+    /// Those that fail take place nevertheless.
+    pub done: bool,
+    /// Those that fail say that no retry mends it.
+    pub lasting: bool,
+    /// So many panic before one does not.
+    pub panics: u32,
+}
+
 /// Trouble by chance. Each share is a probability from 0 to 1; all of it follows from the seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Trouble {

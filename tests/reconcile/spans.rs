@@ -34,15 +34,7 @@ async fn the_phases_of_a_start_follow_each_other_and_sum_up_to_the_timings() {
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}}))).await;
     rig.ready(&vm_key("web")).await;
     let spans = of(&rig.recorder().timeline().spans, &vm_key("web"));
-    let life = [
-        Phase::Resolve,
-        Phase::ImageWait,
-        Phase::Reserve,
-        Phase::BootWait,
-        Phase::Prepare,
-        Phase::Boot,
-        Phase::Ready,
-    ];
+    let life = [Phase::Resolve, Phase::ImageWait, Phase::Reserve, Phase::Prepare, Phase::Boot, Phase::Ready];
     assert_eq!(phases(&spans), life, "{spans:#?}");
     for pair in spans.windows(2) {
         assert_eq!((pair[0].end, pair[0].outcome), (Some(pair[1].start), Some(Outcome::Done)), "no gap");

@@ -11,17 +11,17 @@ use crate::threads;
 
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-fn shuffled(seed: u64) -> Simulation {
+pub(crate) fn shuffled(seed: u64) -> Simulation {
     Simulation::new(seed, Options { trouble: Trouble::SHUFFLED, ..Options::default() })
 }
 
-fn settle(sim: &mut Simulation) -> Result<(), String> {
+pub(crate) fn settle(sim: &mut Simulation) -> Result<(), String> {
     sim.run_until_converged(PATIENCE).map_err(|open| open.join("\n"))?;
     let violations = sim.violations();
     if violations.is_empty() { Ok(()) } else { Err(violations.join("\n")) }
 }
 
-fn starts(sim: &Simulation, name: &str) -> u32 {
+pub(crate) fn starts(sim: &Simulation, name: &str) -> u32 {
     let key = ObjectKey::new(Kind::Vm, "default", name);
     let of_name = |record: Record| match record {
         Record::Vm(vm) if vm.object.key() == key => Some(vm.starts),
@@ -30,7 +30,7 @@ fn starts(sim: &Simulation, name: &str) -> u32 {
     sim.objects().into_iter().find_map(of_name).unwrap_or(0)
 }
 
-fn every_seed(test: impl Fn(u64) -> Result<(), String> + Sync) {
+pub(crate) fn every_seed(test: impl Fn(u64) -> Result<(), String> + Sync) {
     let failed = threads::each(0..40, test);
     assert!(failed.is_empty(), "{failed:#?}");
 }

@@ -1,6 +1,6 @@
 //! A schedule from a seed: a folder that changes, a world that misbehaves, and in the end peace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use vmlet::object::{Kind, ObjectKey, Quantity};
 use vmlet::store::Record;
-use vmlet::testing::{Action, ImageScript, Options, Simulation, Trouble};
+use vmlet::testing::{Action, EffectScript, ImageScript, Options, Simulation, Trouble};
 
 /// When the trouble ends.
 const PEACE: Duration = Duration::from_secs(90);
@@ -19,6 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(2 * 3600);
 const REST: Duration = Duration::from_secs(400);
 
 const FILES: [&str; 4] = ["a.yaml", "b.yaml", "c.yaml", "sub/d.yaml"];
+/// As many names as VMs have.
+const VMS: u32 = 6;
+/// Effects that may panic once.
+const PANICS: [&str; 7] = ["resolve", "pull", "install", "prepare", "spawn", "attach", "cleanup"];
 const REFERENCES: [&str; 5] = ["r/a:1", "r/a:2", "r/b:1", "r/same:1", "r/missing:1"];
 
 /// Folder contents: what each file declares, by object.
@@ -36,28 +40,44 @@ impl Schedule {
 
     /// The simulation, with everything planned.
     pub(crate) fn simulation(&mut self, seed: u64, tell: bool) -> Simulation {
-        let mut options = Options { tell_effects: tell, trouble: self.trouble(), ..Options::default() };
+        let trouble = self.trouble();
+        let mut options = Options { tell_effects: tell, trouble, ..Options::default() };
         options.history = *[3, 10, 8192].choose(&mut self.dice).unwrap();
         options.down = self.time(20);
         options.settings.max_pulls = self.dice.random_range(1..4);
         options.settings.max_boots = self.dice.random_range(1..5);
-        match self.dice.random_range(0..6) {
-            0 => options.settings.capacity.memory = Quantity::mebibytes(600),
-            1 => options.settings.capacity.cpus = 4,
-            _ => {}
+        let capacity = &mut options.settings.capacity;
+        let mut tight = || self.dice.random_bool(0.25);
+        if tight() {
+            capacity.memory = Quantity::mebibytes(if tight() { 300 } else { 600 });
+        }
+        if tight() {
+            capacity.cpus = if tight() { 2 } else { 4 };
+        }
+        if tight() {
+            capacity.disk = Quantity::mebibytes(if tight() { 2500 } else { 5000 });
         }
         options.settings.patience = self.time(60);
         let mut sim = Simulation::new(seed, options);
         self.script_registry(&mut sim);
+        if self.dice.random_bool(0.1) {
+            // A bug of the engine's parts.
+            let panics = self.dice.random_range(1..4);
+            let name = *PANICS.choose(&mut self.dice).unwrap();
+            sim.script_effect(name, EffectScript { panics, ..EffectScript::default() });
+        }
         let mut folder = Folder::new();
         self.populate(&mut folder);
         for (path, objects) in &folder {
             sim.write(path, &text(objects));
         }
-        for _ in 0..self.dice.random_range(2..9) {
+        for _ in 0..self.dice.random_range(2..10) {
             let at = self.time(PEACE.as_secs());
             self.plan(&mut sim, at);
         }
+        // What is refused for good waits for an edit: no refusal comes after the last one.
+        let mended = Trouble { lasting: 0.0, ..trouble };
+        sim.at(PEACE - Duration::from_secs(10), Action::Trouble(Box::new(mended)));
         let mut edits: Vec<Duration> =
             (0..self.dice.random_range(0..6)).map(|_| self.time(PEACE.as_secs())).collect();
         edits.sort();
@@ -116,12 +136,12 @@ impl Schedule {
 
     /// Something other than an edit.
     fn plan(&mut self, sim: &mut Simulation, at: Duration) {
-        let key = vm_key(self.dice.random_range(0..5));
-        let action = match self.dice.random_range(0..8) {
+        let key = vm_key(self.dice.random_range(0..VMS));
+        let action = match self.dice.random_range(0..9) {
             0 | 1 => Action::Crash { down: self.time(20) },
-            2 => Action::Reboot { down: self.time(60) },
-            3 => Action::FailStore,
-            4 | 5 => Action::KillVmm(key),
+            2 | 3 => Action::Reboot { down: self.time(60) },
+            4 => Action::FailStore,
+            5 | 6 => Action::KillVmm(key),
             _ => Action::EndWorkload(key, self.dice.random_range(0..2)),
         };
         sim.at(at, action);
@@ -135,7 +155,7 @@ impl Schedule {
                 folder.entry(path).or_default().insert(key, image(name, reference));
             }
         }
-        for number in 0..self.dice.random_range(1..5) {
+        for number in 0..self.dice.random_range(1..VMS) {
             let path = *FILES.choose(&mut self.dice).unwrap();
             let key = vm_key(number);
             let object = self.object(&key);
@@ -158,7 +178,7 @@ impl Schedule {
         let key = if self.dice.random_bool(0.3) {
             image_key(self.dice.random_range(0..3))
         } else {
-            vm_key(self.dice.random_range(0..5))
+            vm_key(self.dice.random_range(0..VMS))
         };
         // Mostly where it is already: one name has one place.
         let home = folder.iter().find(|(_, objects)| objects.contains_key(&key)).map(|(path, _)| *path);
@@ -240,7 +260,7 @@ impl Schedule {
             "oci: 'r/same:1'",
             "oci: 'r/missing:1'",
         ]);
-        let memory = pick(&["128Mi", "256Mi"]);
+        let memory = pick(&["128Mi", "256Mi", "256Mi", "400Mi"]);
         let disk = pick(&["1Gi", "1Gi", "2Gi"]);
         let network = pick(&[
             "{}",
@@ -255,19 +275,18 @@ impl Schedule {
         let grace = pick(&["0", "1", "10"]);
         let label = pick(&["x", "y"]);
         let cpus = pick(&["1", "1", "2"]);
-        let priority = pick(&["0", "0", "7"]);
+        let priority = pick(&["0", "0", "7", "-3"]);
         // Only on smaller numbers: nothing goes round in a circle.
         let number: u32 = name[1..].parse().unwrap();
-        let depends = if number > 0 && dice.random_bool(0.15) {
-            format!("[v{}]", dice.random_range(0..number))
-        } else {
-            "[]".to_owned()
-        };
+        let count = if number > 0 { *[0, 0, 1, 2].choose(dice).unwrap() } else { 0 };
+        let depends: BTreeSet<String> =
+            (0..count).map(|_| format!("v{}", dice.random_range(0..number))).collect();
+        let depends = Vec::from_iter(depends).join(", ");
         vm(
             name,
             &label,
             &format!(
-                "{{image: {{{image}}}, cpus: {cpus}, priority: {priority}, dependsOn: {depends}, memory: {memory}, rootDisk: {{size: {disk}}}, network: {network}, runPolicy: {policy}, terminationGracePeriodSeconds: {grace}}}"
+                "{{image: {{{image}}}, cpus: {cpus}, priority: {priority}, dependsOn: [{depends}], memory: {memory}, rootDisk: {{size: {disk}}}, network: {network}, runPolicy: {policy}, terminationGracePeriodSeconds: {grace}}}"
             ),
         )
     }

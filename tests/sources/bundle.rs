@@ -189,3 +189,16 @@ async fn a_bundle_can_come_from_a_web_server() {
         setup.store_is_emptied().await;
     }
 }
+
+#[tokio::test]
+async fn the_example_makes_a_bundle() {
+    let setup = Setup::new();
+    setup.write("root/etc/issue", "example\n");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/images/make-bundle.sh");
+    let (root, path) = (setup.path("root"), setup.path("a.tar.gz"));
+    let printed = run(script, "tar", &[root.to_str().unwrap(), path.to_str().unwrap()]);
+    let disk = setup.get(&bundle(path)).await;
+    assert_eq!(printed.split(' ').next(), Some(&disk.digest.as_str()["sha256:".len()..]));
+    assert_eq!(disk.config.cmd, ["/bin/sh"]);
+    assert_eq!(read_disk(&disk.path)[&b"etc/issue"[..]].size, 8);
+}

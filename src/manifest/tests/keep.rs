@@ -3,13 +3,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::super::*;
+use crate::object::{Kind, ObjectKey, Uid};
 use crate::reconcile::Clock;
-use crate::store::{Event, EventWatch, Severity, Store, Subject};
+use crate::store::{Event, EventWatch, MemoryBackend, Origin, Severity, Store, Subject};
 
 const ROOT: &str = "/m";
 
@@ -63,4 +65,182 @@ async fn errors_of_a_file_without_objects_are_events_of_the_file() {
     let event = next(&mut events).await;
     assert_eq!((&event.subject, event.reason.as_str()), (&file, "ManifestGood"));
     assert_eq!(broken_files(&store.events(None)), BTreeMap::new());
+}
+
+/// The folder `/m`, kept: what is shown is applied to the store.
+struct Kept {
+    store: Store,
+    backend: MemoryBackend,
+    shown: watch::Sender<Arc<Snapshot>>,
+    events: EventWatch,
+    _cancel: DropGuard,
+}
+
+impl Kept {
+    fn new() -> Kept {
+        let (store, backend) = Store::in_memory();
+        let (shown, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let events = store.watch_events();
+        let cancel = CancellationToken::new();
+        let (guard, (ready, _)) = (MassDeleteSettings::default(), watch::channel(Readiness::default()));
+        let (kept, keeper) = (store.clone(), cancel.clone());
+        tokio::spawn(async move {
+            keep(kept, Path::new(ROOT), snapshots, guard, ready, Clock::Host, keeper).await
+        });
+        Kept { store, backend, shown, events, _cancel: cancel.drop_guard() }
+    }
+
+    /// Shows a folder of these files, and lets all that comes of it at once happen.
+    async fn show(&self, files: &[(&str, &str)]) {
+        let state = |text: &str| FileState::of(Path::new(ROOT), text.as_bytes());
+        let files = files.iter().map(|(path, text)| (PathBuf::from(path), state(text))).collect();
+        self.shown.send_replace(Arc::new(Snapshot { complete: true, files, trouble: Vec::new() }));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    /// The reasons of all events since the last call.
+    async fn reasons(&mut self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        while let Ok(Ok(event)) = timeout(Duration::from_millis(1), self.events.next()).await {
+            reasons.push(event.reason.clone());
+        }
+        reasons
+    }
+
+    fn problem(&self, name: &str) -> Option<String> {
+        self.store.record(&key(name))?.problem().map(|problem| problem.reason.clone())
+    }
+
+    fn uid(&self, name: &str) -> Option<Uid> {
+        self.store.vm(&key(name))?.object.metadata.uid
+    }
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new(Kind::Vm, "default", name)
+}
+
+fn vm(name: &str, depends_on: &str) -> String {
+    format!(
+        "---\napiVersion: vmlet.dev/v1alpha1\nkind: VM\nmetadata: {{name: {name}}}\nspec: {{image: {{name: base}}, dependsOn: [{depends_on}]}}\n"
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_declared_again_while_it_is_deleted_is_created_when_it_is_gone() {
+    let kept = Kept::new();
+    let web = vm("web", "");
+    kept.show(&[("a.yaml", &web)]).await;
+    let first = kept.uid("web").unwrap();
+    kept.show(&[]).await;
+    kept.show(&[("a.yaml", &web)]).await;
+    assert_eq!((kept.uid("web"), kept.problem("web").as_deref()), (Some(first), Some("Redeclared")));
+    kept.store.remove_vm(&key("web"), first).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(kept.uid("web").is_some_and(|second| second != first));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_another_source_gives_up_is_declared_when_it_is_free() {
+    let kept = Kept::new();
+    let FileState::Good(objects) = FileState::of(Path::new(ROOT), vm("web", "").as_bytes()) else { panic!() };
+    let origin = Origin { source: "directory:/old".to_owned(), path: "a.yaml".into(), line: 1 };
+    kept.store.declare(objects[0].object.clone(), origin, false, Timestamp::now()).await.unwrap();
+    kept.store.undeclare(&key("web"), "directory:/old", Timestamp::now()).await.unwrap();
+    let old = kept.uid("web").unwrap();
+    kept.show(&[("a.yaml", &vm("web", ""))]).await;
+    assert_eq!(kept.uid("web"), Some(old));
+    kept.store.remove_vm(&key("web"), old).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(kept.uid("web").is_some_and(|new| new != old));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_gone_before_a_look_at_the_folder_ends_is_noticed() {
+    let kept = Kept::new();
+    let (web, other) = (vm("web", ""), vm("other", ""));
+    kept.show(&[("a.yaml", &web)]).await;
+    let first = kept.uid("web").unwrap();
+    kept.show(&[]).await;
+    kept.backend.hold();
+    kept.show(&[("a.yaml", &web), ("b.yaml", &other)]).await;
+    let store = kept.store.clone();
+    tokio::spawn(async move { store.remove_vm(&key("web"), first).await });
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    kept.backend.release();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(kept.uid("web").is_some_and(|second| second != first));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_order_within_a_look_does_not_matter() {
+    let kept = Kept::new();
+    kept.show(&[("a.yaml", &(vm("a", "") + &vm("b", "a")))]).await;
+    // The first is refused for what the second is no more.
+    kept.show(&[("a.yaml", &(vm("a", "b") + &vm("b", "")))]).await;
+    let depends_on = |name: &str| kept.store.vm(&key(name)).unwrap().object.spec.depends_on.clone();
+    assert_eq!((depends_on("a"), depends_on("b")), (vec!["b".to_owned()], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lasting_trouble_is_told_once() {
+    let mut kept = Kept::new();
+    let broken = ("broken.yaml", "kind: VMM\n");
+    kept.show(&[("a.yaml", &vm("a", "")), ("b.yaml", &vm("b", "a")), broken]).await;
+    assert_eq!(kept.reasons().await, ["InvalidManifest", "Declared", "Declared"]);
+    // A circle: the one in force stays, and says so.
+    let circle = ("a.yaml", vm("a", "b"));
+    kept.show(&[(circle.0, &circle.1), ("b.yaml", &vm("b", "a")), broken]).await;
+    let first = kept.reasons().await;
+    let problem = kept.problem("a").expect("it has a problem");
+    assert_eq!(first, std::slice::from_ref(&problem));
+    kept.show(&[(circle.0, &circle.1), ("b.yaml", &vm("b", "a")), broken, ("c.yaml", &vm("c", ""))]).await;
+    assert_eq!(kept.reasons().await, ["Declared"]);
+    assert_eq!(kept.problem("a"), Some(problem));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mass_deletion_that_lasts_takes_place_though_nothing_changes_any_more() {
+    let kept = Kept::new();
+    let files: Vec<(String, String)> =
+        (0..10).map(|n| (format!("{n}.yaml"), vm(&format!("v{n}"), ""))).collect();
+    let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    kept.show(&files).await;
+    kept.show(&files[..1]).await;
+    let going = || {
+        let (vms, _) = kept.store.list(Kind::Vm, None);
+        vms.iter().filter(|record| record.metadata().deletion_timestamp.is_some()).count()
+    };
+    assert_eq!((going(), kept.problem("v9").as_deref()), (0, Some("MassDelete")));
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert_eq!(going(), 0);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(going(), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_written_is_taken_in_when_it_is_whole() {
+    let kept = Kept::new();
+    let files = |state: FileState| {
+        let good = FileState::of(Path::new(ROOT), vm("a", "").as_bytes());
+        let files = BTreeMap::from([(PathBuf::from("a.yaml"), good), (PathBuf::from("b.yaml"), state)]);
+        Arc::new(Snapshot { complete: true, files, trouble: Vec::new() })
+    };
+    for state in [FileState::Unsettled, FileState::of(Path::new(ROOT), vm("b", "").as_bytes())] {
+        kept.shown.send_replace(files(state));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(kept.uid("b").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_source_declares_is_not_this_ones_business() {
+    let kept = Kept::new();
+    let FileState::Good(objects) = FileState::of(Path::new(ROOT), vm("web", "").as_bytes()) else { panic!() };
+    let origin = Origin { source: "directory:/old".to_owned(), path: "a.yaml".into(), line: 1 };
+    kept.store.declare(objects[0].object.clone(), origin, false, Timestamp::now()).await.unwrap();
+    // A file that may be about to declare it, as far as its text tells.
+    kept.show(&[("broken.yaml", "kind: VMM\nmetadata: {name: web}\n")]).await;
+    assert_eq!(kept.problem("web"), None);
+    assert_eq!(kept.store.record(&key("web")).unwrap().metadata().deletion_timestamp, None);
 }

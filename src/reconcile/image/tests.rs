@@ -1,12 +1,20 @@
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::json;
+use tokio::sync::watch;
 
+use super::ImageTask;
 use super::plan::{Failure, Observed, Plan, Step, plan, status};
 use crate::boot::{Boot, KernelChoice, KernelId, KernelSource};
 use crate::image::{Progress, Source};
 use crate::object::{DiskStatus, Quantity};
 use crate::reconcile::pulls::PullState;
+use crate::reconcile::step::StepError;
+use crate::reconcile::task::Wake;
+use crate::reconcile::world::World;
 use crate::store::{ImageRecord, Origin, PinnedImage, PinnedKernel};
+use crate::testing::Rig;
 
 const REFERENCE: &str = "127.0.0.1:5055/debian:12";
 
@@ -189,4 +197,23 @@ fn a_kernel_that_cannot_be_made_stalls_its_image() {
         ("Failed", "KernelLacksDriver")
     );
     assert!(said("Stalled").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_digest_that_was_asked_for_before_an_edit_is_not_recorded_after_it() {
+    let rig = Rig::new();
+    let manifest = |reference: &str| {
+        format!(
+            "apiVersion: vmlet.dev/v1alpha1\nkind: Image\nmetadata: {{name: base}}\nspec: {{source: {{oci: {{reference: '{reference}'}}}}}}"
+        )
+    };
+    let key = rig.declare(&manifest("r/a:1")).await;
+    let before = rig.store.image(&key).unwrap();
+    let world = Arc::new(World::new(rig.store.clone(), rig.parts(), rig.settings.clone()));
+    let mut task = ImageTask::new(world, key.clone(), before.object.metadata.uid.unwrap());
+    rig.declare(&manifest("r/b:1")).await;
+    let (_sender, receiver) = watch::channel(0);
+    let resolved = task.resolve(&before, &Source::Oci("r/a:1".to_owned()), &mut Wake::new(receiver)).await;
+    assert!(matches!(resolved, Err(StepError::Stale)));
+    assert_eq!(rig.store.image(&key).unwrap().image, None);
 }

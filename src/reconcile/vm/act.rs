@@ -1,6 +1,9 @@
 //! The steps of a VM's plan. No policy here: each step does what the plan said, records it before
 //! it can have effects and publishes what came of it.
 
+#[cfg(test)]
+mod tests;
+
 use std::mem::discriminant;
 use std::time::Duration;
 
@@ -114,6 +117,8 @@ impl VmTask {
             world.network.detach(nic).await?;
         }
         if discard_disk {
+            // What is on it is lost: not if the edit that asks for that was taken back meanwhile.
+            self.unchanged(record)?;
             world.driver.remove_disk(&world.vm_dir(self.uid)).await?;
         }
         let claim = VmClaim { impatient, ..self.claim(record).ok_or(StepError::Stale)? };
@@ -198,10 +203,9 @@ impl VmTask {
         if let Some(held) = &record.reservation {
             world.images.check(&held.image).await?;
         }
-        // None of these can be cut off: what they leave behind would come after the next step's work.
-        // So an edit or a deletion is looked for between them.
+        // Neither of what follows can be cut off: what it leaves behind would come after the next step's work.
+        // So an edit or a deletion is looked for after them.
         world.driver.prepare(&launch).await?;
-        self.unchanged(record)?;
         if let Some(nic) = &launch.nic {
             world.network.attach(nic).await?;
         }
@@ -220,7 +224,6 @@ impl VmTask {
         // An edit or a deletion in the meantime refuses this, and the process ends at its gate.
         self.publish(record, update).await?;
         self.launched = true;
-        self.asked = false;
         gated.release().await?;
         if record.starts > 0 {
             world.meters.restart();
@@ -342,7 +345,6 @@ impl VmTask {
         let publish = self.world.store.publish_vm(&self.key, self.uid, update);
         publish.await?;
         self.process = None;
-        self.permit = None;
         self.launched = false;
         if failed {
             let (reason, message) = ("WorkloadExited".to_owned(), format!("{message}; it is started again"));

@@ -27,7 +27,7 @@ use vmlet_wire::GuestState;
 
 use self::activity::{Stopwatch, activity};
 use self::link::Link;
-use self::plan::{Rules, Step, plan};
+use self::plan::{Rules, Step};
 use self::state::{Failure, Guest, ImageView, LineView, Observed};
 use super::backoff::Backoff;
 use super::dependents::blocker;
@@ -85,7 +85,6 @@ enum InLine {
 
 /// The watch over a recorded process.
 struct Process {
-    pid: u32,
     link: Link,
     waiting: BoxFuture<'static, VmmExit>,
     exit: Option<VmmExit>,
@@ -151,11 +150,9 @@ impl VmTask {
         }
     }
 
-    /// Only the start of a VM depends on others.
     fn dependency(&self, record: &VmRecord) -> Option<String> {
-        let spec = &record.object.spec;
-        let down = !matches!(record.run, Run::Up { .. });
-        down.then(|| blocker(&self.key.namespace, &spec.depends_on, |key| self.world.store.vm(key)))?
+        let depends_on = &record.object.spec.depends_on;
+        blocker(&self.key.namespace, depends_on, |key| self.world.store.vm(key))
     }
 
     fn place_in_line(&mut self) -> Option<LineView> {
@@ -185,7 +182,8 @@ impl VmTask {
             self.process = None;
             return;
         };
-        if self.process.as_ref().is_some_and(|watched| watched.pid == process.pid) {
+        // There is no other before its exit is recorded, which ends the watch.
+        if self.process.is_some() {
             return;
         }
         let (driver, dir) = (self.world.driver.clone(), self.world.vm_dir(self.uid));
@@ -199,8 +197,7 @@ impl VmTask {
         let identity = process.clone();
         let waiting = async move { driver.exited(&dir, &identity).await }.boxed();
         let since = self.world.clock.now();
-        self.process =
-            Some(Process { pid: process.pid, link, waiting, exit: None, killed: None, ever: adopted, since });
+        self.process = Some(Process { link, waiting, exit: None, killed: None, ever: adopted, since });
     }
 
     /// The guest as the link shows it, and the last state that it reported.
@@ -304,6 +301,14 @@ impl VmTask {
                 refuse(phase, format!("{key} is not ready: {message}"))
             }
         }
+    }
+
+    /// Takes a boot permit if one is free and nobody waits for it: then there is no need to queue.
+    fn permit_at_once(&mut self) -> bool {
+        let Ok(permit) = self.world.boots.clone().try_acquire_owned() else { return false };
+        // The queue may have one too by now.
+        (self.permit, self.queue) = (Some(permit), None);
+        true
     }
 
     /// A boot permit is for who boots. A VM that waits for something else (an image, its next try) gives
@@ -414,9 +419,13 @@ impl Reconciler for VmTask {
         }
         self.held_off = false;
         self.steady(&record, now);
-        let seen = self.observe(&record, now);
+        let mut seen = self.observe(&record, now);
         let rules = Rules { boot_timeout: world.settings.boot_timeout, patience: world.settings.patience };
-        let plan = plan(&record, &seen, rules, now);
+        let mut plan = plan::plan(&record, &seen, rules, now);
+        if plan.step == Step::Queue && self.permit_at_once() {
+            seen.permit = true;
+            plan = plan::plan(&record, &seen, rules, now);
+        }
         self.record_activity(&record, &seen, &plan);
         let extras = status::Extras { driver: world.driver.name(), timings: &self.stopwatch.timings };
         let status = status::status(&record, &seen, &plan, &extras, now);
@@ -459,8 +468,8 @@ impl Reconciler for VmTask {
         let acting = self.acting;
         let fresh = VmTask::new(self.world.clone(), self.key.clone(), self.uid);
         let forgotten = mem::replace(self, fresh);
-        let VmTask { backoff, line, asked, .. } = forgotten;
-        (self.backoff, self.line, self.asked) = (backoff, line, asked);
+        let VmTask { backoff, line, .. } = forgotten;
+        (self.backoff, self.line) = (backoff, line);
         let step = acting.unwrap_or(discriminant(&Step::Wait(None)));
         self.fail(Failure::of_panic(message, step));
         if acting.is_some() {

@@ -108,8 +108,14 @@ fn conditions(
     let stalled = stalled(seen);
     let settled = ready && matches!(plan.step, Step::Wait(_)) && seen.failure.is_none();
     let resting = matches!(plan.phase, "Stopped" | "Failed");
-    list.set_if(!settled && !stalled && !resting, "Reconciling", &plan.reason, &plan.message);
-    list.set_if(stalled, "Stalled", &plan.reason, &plan.message);
+    // What runs may be as it should be, and what is to come after it fail.
+    let (reason, message) = if ready && seen.failure.is_some() {
+        failure(seen)
+    } else {
+        (plan.reason.as_str(), plan.message.as_str())
+    };
+    list.set_if(!settled && !stalled && !resting, "Reconciling", reason, message);
+    list.set_if(stalled, "Stalled", reason, message);
     list.problem(record.problem.as_ref());
     list.finish()
 }

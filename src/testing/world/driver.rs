@@ -89,6 +89,15 @@ impl State {
         }
     }
 
+    /// A folder goes when its VM is gone or being deleted, for certain.
+    fn audit_cleanup(&mut self, dir: &Path) {
+        let Some(folder) = self.folders.get(dir) else { return };
+        let vm = self.durable_vm(&folder.key, folder.uid);
+        if vm.is_some_and(|vm| vm.object.metadata.deletion_timestamp.is_none()) {
+            self.violation(format!("the folder of {} goes, though it may be needed", folder.key));
+        }
+    }
+
     fn audit_release(&mut self, pid: u32) {
         let now = self.now();
         let Some(process) = self.processes.get(&pid) else { return };
@@ -297,6 +306,7 @@ impl Driver for ScriptedDriver {
     async fn cleanup(&self, dir: &Path) -> Result<(), DriverError> {
         let act = |state: &mut State| {
             state.audit_idle("cleanup", dir);
+            state.audit_cleanup(dir);
             state.folders.remove(dir);
             Ok(())
         };

@@ -15,15 +15,11 @@ mod kernels;
 mod network;
 mod process;
 
-pub(super) use self::driver::ScriptedDriver;
-pub(super) use self::images::ScriptedImages;
-pub(super) use self::kernels::ScriptedKernels;
-pub(super) use self::network::ScriptedNetwork;
 pub(super) use self::process::Process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -31,14 +27,18 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::driver::Folder;
+use self::driver::{Folder, ScriptedDriver};
+use self::images::ScriptedImages;
+use self::kernels::ScriptedKernels;
+use self::network::ScriptedNetwork;
 use super::images::ImageScript;
 use super::timeline::{Entry, Teller};
-use super::trouble::{Trouble, VmScript};
+use super::trouble::{EffectScript, Trouble, VmScript};
 use crate::boot::KernelId;
 use crate::image::Digest;
 use crate::network::Nic;
 use crate::object::{ObjectKey, Uid};
+use crate::reconcile::{Clock, Entropy, Parts};
 use crate::store::DurableView;
 
 /// The longest pause of an effect that is not slow: below a millisecond time stands still, and only the
@@ -79,6 +79,8 @@ pub(super) struct State {
     pub(super) processes: BTreeMap<u32, Process>,
     pub(super) folders: BTreeMap<PathBuf, Folder>,
     pub(super) vm_scripts: BTreeMap<ObjectKey, VmScript>,
+    /// By the effect's name, or by its name and object.
+    pub(super) effect_scripts: BTreeMap<String, EffectScript>,
     pub(super) image_scripts: BTreeMap<String, ImageScript>,
     pub(super) staged: BTreeMap<u64, Digest>,
     pub(super) disks: BTreeSet<Digest>,
@@ -103,11 +105,12 @@ pub(super) struct Refusal {
     pub(super) transient: bool,
 }
 
-/// What chance has in store for an effect.
+/// What chance, or a script, has in store for an effect.
 struct Luck {
     before: Pause,
     after: Pause,
     failure: Option<Failure>,
+    panics: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -144,6 +147,7 @@ impl World {
             processes: BTreeMap::new(),
             folders: BTreeMap::new(),
             vm_scripts: BTreeMap::new(),
+            effect_scripts: BTreeMap::new(),
             image_scripts: BTreeMap::new(),
             staged: BTreeMap::new(),
             disks: BTreeSet::new(),
@@ -151,6 +155,18 @@ impl World {
             attached: BTreeMap::new(),
         };
         World { state: Mutex::new(state), died: Notify::new() }
+    }
+
+    /// The world as a daemon gets it, on the clock of the runtime that this is called in.
+    pub(super) fn parts(self: &Arc<Self>, clock: Clock, entropy: &Entropy) -> Parts {
+        Parts {
+            images: Arc::new(ScriptedImages(self.clone())),
+            kernels: Arc::new(ScriptedKernels(self.clone())),
+            driver: Arc::new(ScriptedDriver(self.clone())),
+            network: Arc::new(ScriptedNetwork(self.clone())),
+            clock,
+            entropy: entropy.clone(),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -228,6 +244,7 @@ impl World {
         let luck = self.lock().luck(effect);
         luck.before.take().await;
         self.not_dead().await;
+        assert!(!luck.panics, "{effect} panics, as scripted");
         if let Some(Failure { done: false, lasting }) = luck.failure {
             return Err(self.lock().fail(effect, lasting));
         }
@@ -325,7 +342,22 @@ impl State {
             lasting: effect.fate.is_some() && self.chance(self.trouble.lasting),
             done: self.dice.random(),
         });
-        Luck { before, after, failure }
+        self.scripted(effect, Luck { before, after, failure, panics: false })
+    }
+
+    fn scripted(&mut self, effect: &Effect, chance: Luck) -> Luck {
+        let name = effect.to_string();
+        let name = if self.effect_scripts.contains_key(&name) { name.as_str() } else { effect.name };
+        let Some(script) = self.effect_scripts.get_mut(name) else { return chance };
+        let EffectScript { takes, failures, done, lasting, panics } = *script;
+        script.panics = panics.saturating_sub(1);
+        script.failures = failures.saturating_sub(u32::from(panics == 0));
+        Luck {
+            before: if takes.is_zero() { chance.before } else { Pause::Sleep(takes) },
+            failure: if failures > 0 { Some(Failure { lasting, done }) } else { chance.failure },
+            panics: panics > 0,
+            ..chance
+        }
     }
 
     fn fail(&mut self, effect: &Effect, lasting: bool) -> Refusal {

@@ -1,0 +1,55 @@
+use serde_json::json;
+
+use super::*;
+use crate::object::Vm;
+use crate::store::{Origin, Run};
+
+fn vm(name: &str, depends_on: &[&str], ready: bool) -> VmRecord {
+    let status = if ready { "True" } else { "False" };
+    let mut object: Vm = serde_json::from_value(json!({
+        "apiVersion": "vmlet.dev/v1alpha1", "kind": "VM", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"image": {"name": "base"}, "dependsOn": depends_on},
+    }))
+    .unwrap();
+    object.status.phase = "Running".to_owned();
+    object.status.conditions = serde_json::from_value(json!([{
+        "type": "Ready", "status": status, "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z",
+        "reason": "Ready", "message": ""
+    }]))
+    .unwrap();
+    VmRecord {
+        object,
+        origin: Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 },
+        problem: None,
+        reservation: None,
+        image: None,
+        run: Run::Idle,
+        starts: 0,
+        last_exit: None,
+    }
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new(Kind::Vm, "default", name)
+}
+
+#[test]
+fn who_waits_looks_again_when_a_running_vm_becomes_ready() {
+    let mut index = Dependents::default();
+    index.declare(&vm("web", &["db"], false));
+    assert_eq!(index.affected(&key("db"), Some(&vm("db", &[], false))), [key("web")]);
+    assert_eq!(index.affected(&key("db"), Some(&vm("db", &[], false))), [], "nothing is new");
+    assert_eq!(index.affected(&key("db"), Some(&vm("db", &[], true))), [key("web")], "it is Ready now");
+    assert_eq!(index.affected(&key("db"), None), [key("web")], "it is gone");
+}
+
+#[test]
+fn who_waits_for_another_by_now_is_not_woken_by_the_first() {
+    let mut index = Dependents::default();
+    index.declare(&vm("web", &["db"], false));
+    index.declare(&vm("web", &["cache"], false));
+    assert_eq!(index.affected(&key("db"), Some(&vm("db", &[], true))), []);
+    assert_eq!(index.affected(&key("cache"), Some(&vm("cache", &[], true))), [key("web")]);
+    index.declare(&vm("web", &[], false));
+    assert_eq!(index.affected(&key("cache"), None), []);
+}

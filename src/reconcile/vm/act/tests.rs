@@ -1,0 +1,111 @@
+//! Steps of a VM's task, taken by hand in a scripted world.
+
+use std::sync::Arc;
+
+use super::super::super::task::{Outcome, Reconciler};
+use super::super::super::world::World;
+use super::*;
+use crate::object::ObjectKey;
+use crate::testing::Rig;
+
+fn manifest(reference: &str) -> String {
+    format!(
+        "apiVersion: vmlet.dev/v1alpha1\nkind: VM\nmetadata: {{name: web}}\nspec: {{image: {{oci: '{reference}'}}}}"
+    )
+}
+
+fn wake() -> (watch::Sender<u64>, Wake) {
+    let (sender, receiver) = watch::channel(0);
+    (sender, Wake::new(receiver))
+}
+
+/// A VM that is declared, and its task.
+async fn task(rig: &Rig) -> (ObjectKey, VmTask) {
+    let key = rig.declare(&manifest("r/a:1")).await;
+    let world = Arc::new(World::new(rig.store.clone(), rig.parts(), rig.settings.clone()));
+    let uid = rig.store.vm(&key).unwrap().object.metadata.uid.unwrap();
+    (key.clone(), VmTask::new(world, key, uid))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_keeps_the_place_in_line_and_the_count_of_failures() {
+    let rig = Rig::new();
+    let (_, mut task) = task(&rig).await;
+    task.line = Some(InLine::Called);
+    task.panicked("once").await;
+    task.panicked("and again").await;
+    assert!(matches!(task.line, Some(InLine::Called)));
+    assert_eq!(task.backoff.failures(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_look_that_panicked_only_time_or_an_edit_causes_another() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let (_sender, mut wake) = wake();
+    task.observe_declaration(&rig.store.vm(&key).unwrap());
+    let held_off = task.panicked("the look").await;
+    assert!(matches!(held_off, Outcome::Wait(Some(_))));
+    assert_eq!(task.reconcile(&mut wake).await, held_off);
+    assert_eq!(rig.store.vm(&key).unwrap().object.status.phase, "", "it did not look");
+    rig.declare(&manifest("r/b:1")).await;
+    assert_eq!(task.reconcile(&mut wake).await, Outcome::Again);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_digest_that_was_asked_for_before_an_edit_is_not_recorded_after_it() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let (_sender, mut wake) = wake();
+    let before = rig.store.vm(&key).unwrap();
+    rig.declare(&manifest("r/b:1")).await;
+    let resolved = task.resolve(&before, &Source::Oci("r/a:1".to_owned()), &mut wake).await;
+    assert!(matches!(resolved, Err(StepError::Stale)));
+    assert_eq!(rig.store.vm(&key).unwrap().image, None);
+}
+
+/// A deletion that is not durable yet may not have happened: what it asks for is not done.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_touches_the_host_waits_until_what_it_is_based_on_is_durable() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let (_sender, mut wake) = wake();
+    while rig.store.vm(&key).unwrap().reservation.is_none() {
+        if let Outcome::Wait(_) = task.reconcile(&mut wake).await {
+            task.changed().await;
+        }
+    }
+    rig.backend.hold();
+    let (store, gone) = (rig.store.clone(), key.clone());
+    let now = rig.now();
+    tokio::spawn(async move { store.undeclare(&gone, "directory:/m", now).await });
+    tokio::task::yield_now().await;
+    let deleted = rig.store.vm(&key).unwrap();
+    assert!(deleted.object.metadata.deletion_timestamp.is_some());
+    let before = rig.effects();
+    let (last, step) = (Duration::from_secs(60), task.reconcile(&mut wake));
+    assert!(tokio::time::timeout(last, step).await.is_err(), "the step waits");
+    assert_eq!(rig.effects(), before);
+    rig.backend.release();
+    while task.reconcile(&mut wake).await != Outcome::Gone {}
+    assert!(rig.store.vm(&key).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_takes_one_boot_permit_though_it_could_have_two() {
+    let mut rig = Rig::new();
+    rig.settings.max_boots = 2;
+    let (key, mut task) = task(&rig).await;
+    let boots = task.world.boots.clone();
+    let taken = boots.clone().acquire_many_owned(2).await.unwrap();
+    let (sender, mut wake) = wake();
+    let queued = task.queue(&mut wake).now_or_never();
+    assert!(queued.is_none(), "it waits in line");
+    sender.send_replace(1);
+    task.queue(&mut wake).await.ok().unwrap();
+    assert!(task.queue.is_some(), "and keeps its place when it is woken");
+    drop(taken);
+    assert!(task.permit_at_once());
+    assert_eq!(boots.available_permits(), 1);
+    assert!(rig.store.vm(&key).is_some());
+}

@@ -1,0 +1,68 @@
+//! A scripted world and a store without a daemon: for tests of one part of the engine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::life::calendar;
+use super::timeline::Teller;
+use super::world::World;
+use super::{EffectScript, Options, Trouble};
+use crate::manifest::FileState;
+use crate::object::ObjectKey;
+use crate::reconcile::{Clock, Entropy, Parts, Settings};
+use crate::store::{Declared, MemoryBackend, Origin, Store};
+
+/// Nothing fails in it but what is scripted. For a runtime whose clock is paused.
+pub(crate) struct Rig {
+    world: Arc<World>,
+    pub(crate) store: Store,
+    pub(crate) backend: MemoryBackend,
+    pub(crate) settings: Settings,
+    clock: Clock,
+}
+
+impl Rig {
+    pub(crate) fn new() -> Rig {
+        let world = Arc::new(World::new(1, Trouble::NONE));
+        let (store, backend) = Store::in_memory();
+        world.begin(backend.durable());
+        world.lock().tells = true;
+        let clock = Clock::Tokio { start: calendar(std::time::Duration::ZERO), at: Instant::now() };
+        Rig { world, store, backend, settings: Options::default().settings, clock }
+    }
+
+    pub(crate) fn parts(&self) -> Parts {
+        self.world.parts(self.clock, &Entropy::seeded(1))
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn script(&self, effect: &str, script: EffectScript) {
+        self.world.lock().effect_scripts.insert(effect.to_owned(), script);
+    }
+
+    /// The effects on the world so far, each as `name` or `name: how it failed`.
+    pub(crate) fn effects(&self) -> Vec<String> {
+        let world = self.world.lock();
+        let effects = world.timeline.iter().filter(|entry| entry.teller == Teller::World);
+        effects.map(|entry| entry.text.clone()).collect()
+    }
+
+    /// Declares the one object of a manifest, or edits it.
+    pub(crate) async fn declare(&self, manifest: &str) -> ObjectKey {
+        let FileState::Good(objects) = FileState::of(Path::new("/m/a.yaml"), manifest.as_bytes()) else {
+            panic!("no manifest: {manifest}")
+        };
+        let object = objects[0].object.clone();
+        let key = object.key();
+        let origin = Origin { source: "directory:/m".to_owned(), path: "a.yaml".into(), line: 1 };
+        let declared = self.store.declare(object, origin, false, self.now()).await.expect("it is sound");
+        assert!(matches!(declared, Declared::Created { .. } | Declared::Updated { .. }), "{declared:?}");
+        key
+    }
+}

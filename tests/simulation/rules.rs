@@ -1,0 +1,409 @@
+//! One rule of the engine a test: a story in which nothing goes wrong but what is scripted, and which ends
+//! otherwise without the rule.
+
+use std::time::Duration;
+
+use vmlet::object::{Kind, ObjectKey};
+use vmlet::store::Record;
+use vmlet::testing::{Action, EffectScript, ImageScript, Options, Simulation, Teller, Trouble, VmScript};
+
+use crate::calm::{every_seed, settle, starts};
+use crate::schedule::{image, vm};
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A world in which everything succeeds at once, and tells of each effect.
+fn told() -> Simulation {
+    with(|_| {})
+}
+
+fn with(set: impl FnOnce(&mut Options)) -> Simulation {
+    let mut options = Options { tell_effects: true, ..Options::default() };
+    set(&mut options);
+    let mut sim = Simulation::new(1, options);
+    for (reference, digit) in [("r/a:1", 'a'), ("r/b:1", 'b')] {
+        sim.script_image(reference, ImageScript::new(digit, secs(2)));
+    }
+    sim
+}
+
+fn slow(effect: &str, sim: &mut Simulation) {
+    sim.script_effect(effect, EffectScript { takes: secs(10), ..EffectScript::default() });
+}
+
+/// `web`, or another, of a reference.
+fn of(name: &str, reference: &str, more: &str) -> String {
+    vm(name, "x", &format!("{{image: {{oci: '{reference}'}}{more}}}"))
+}
+
+fn named(name: &str, image: &str) -> String {
+    vm(name, "x", &format!("{{image: {{name: {image}}}}}"))
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new(Kind::Vm, "default", name)
+}
+
+/// What the timeline tells of a teller that starts so.
+fn count(sim: &Simulation, teller: Teller, text: &str) -> usize {
+    sim.timeline().iter().filter(|entry| entry.teller == teller && entry.text.starts_with(text)).count()
+}
+
+fn effects(sim: &Simulation, name: &str) -> usize {
+    sim.timeline().iter().filter(|entry| entry.teller == Teller::World && entry.text == name).count()
+}
+
+fn record(sim: &Simulation, key: &ObjectKey) -> Record {
+    sim.objects().into_iter().find(|record| record.key() == *key).expect("it is there")
+}
+
+/// A condition's reason and message.
+fn condition(sim: &Simulation, key: &ObjectKey, kind: &str) -> Option<(String, String)> {
+    let record = record(sim, key);
+    let conditions = record.object().conditions().to_vec();
+    let found = conditions.into_iter().find(|condition| condition.kind == kind)?;
+    Some((found.reason, found.message))
+}
+
+#[track_caller]
+fn settled(sim: &mut Simulation) {
+    if let Err(open) = settle(sim) {
+        let timeline: Vec<String> = sim.timeline().iter().map(ToString::to_string).collect();
+        panic!("{open}\n{}", timeline.join("\n"));
+    }
+}
+
+#[test]
+fn after_missed_changes_every_object_is_looked_at() {
+    let mut sim = with(|options| options.history = 3);
+    for number in 0..8 {
+        let (name, reference) = (format!("i{number}"), format!("r/{number}:1"));
+        // One pull: all of them become ready at one instant, and most of that is missed.
+        sim.script_image(&reference, ImageScript::new('a', secs(5)));
+        sim.write(&format!("{name}.yaml"), &image(&name, &reference));
+        sim.write(&format!("v{number}.yaml"), &named(&format!("v{number}"), &name));
+    }
+    settled(&mut sim);
+}
+
+#[test]
+fn what_is_not_durable_yet_is_not_acted_upon() {
+    every_seed(|seed| {
+        let trouble = Trouble { slow_flushes: 1.0, ..Trouble::NONE };
+        let mut sim = Simulation::new(seed, Options { trouble, ..Options::default() });
+        sim.script_image("r/slow:1", ImageScript::new('b', secs(100_000)));
+        sim.write("db.yaml", &of("db", "r/a:1", ""));
+        sim.write("web.yaml", &of("web", "r/a:1", ", dependsOn: [db]"));
+        settle(&mut sim)?;
+        // It holds a folder and a disk, waits for an image, and looks whenever the other one changes.
+        sim.write("web.yaml", &of("web", "r/slow:1", ", dependsOn: [db]"));
+        sim.run_for(secs(5));
+        sim.at(Duration::ZERO, Action::KillVmm(key("web")));
+        sim.run_for(secs(20));
+        sim.write("db.yaml", &of("db", "r/a:1", ", memory: 512Mi"));
+        sim.run_for(Duration::from_millis(seed * 50));
+        sim.remove("web.yaml");
+        settle(&mut sim)
+    });
+}
+
+#[test]
+fn an_edit_while_devices_are_made_starts_no_process() {
+    let mut sim = told();
+    slow("prepare", &mut sim);
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(7));
+    sim.write("web.yaml", &of("web", "r/a:1", ", memory: 512Mi"));
+    settled(&mut sim);
+    assert_eq!((effects(&sim, "spawn"), starts(&sim, "web")), (1, 1));
+}
+
+#[test]
+fn an_edit_that_is_taken_back_in_time_costs_no_disk() {
+    let mut sim = told();
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    sim.write("web.yaml", &of("web", "r/a:1", ", rootDisk: {size: 3Gi}"));
+    sim.run_for(Duration::from_millis(1));
+    slow("detach", &mut sim);
+    sim.run_for(secs(15));
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    assert_eq!((effects(&sim, "remove disk"), starts(&sim, "web")), (0, 2));
+}
+
+#[test]
+fn an_edit_while_the_process_is_at_its_gate_ends_it_there() {
+    let mut sim = told();
+    slow("spawn", &mut sim);
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(7));
+    sim.write("web.yaml", &of("web", "r/a:1", ", memory: 512Mi"));
+    settled(&mut sim);
+    assert_eq!((effects(&sim, "spawn"), effects(&sim, "release"), starts(&sim, "web")), (2, 1, 1));
+}
+
+#[test]
+fn a_vm_says_why_its_image_cannot_be_had() {
+    let mut sim = told();
+    sim.script_image("r/missing:1", ImageScript { digest: None, ..ImageScript::new('d', secs(1)) });
+    sim.script_effect("pull", EffectScript { failures: 1000, ..EffectScript::default() });
+    for (name, reference) in [("gone", "r/missing:1"), ("broken", "r/a:1")] {
+        sim.write(&format!("{name}.yaml"), &image(name, reference));
+        sim.write(&format!("v{name}.yaml"), &named(&format!("v{name}"), name));
+    }
+    sim.run_for(secs(60));
+    let why = |name: &str| condition(&sim, &key(name), "Ready").expect("it says something");
+    let (reason, message) = why("vgone");
+    assert_eq!(reason, "ImageFailed");
+    assert!(
+        message.starts_with("image/gone is not ready: ") && message.contains("not in the registry"),
+        "{message}"
+    );
+    let (reason, message) = why("vbroken");
+    assert_eq!(reason, "ImageFailed");
+    assert!(message.starts_with("image/broken is not ready: pull fails, as scripted"), "{message}");
+}
+
+#[test]
+fn a_disk_that_is_being_installed_is_not_there_yet() {
+    let mut sim = told();
+    slow("install", &mut sim);
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    sim.run_for(secs(7));
+    let (reason, message) = condition(&sim, &key("web"), "ImageReady").expect("it says something");
+    assert_eq!(reason, "Pulling");
+    assert!(message.starts_with("image/base is not ready: "), "{message}");
+    settled(&mut sim);
+}
+
+#[test]
+fn a_vm_of_an_edited_image_waits_for_the_new_one() {
+    let mut sim = told();
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("old.yaml", &named("old", "base"));
+    settled(&mut sim);
+    slow("resolve", &mut sim);
+    sim.write("base.yaml", &image("base", "r/b:1"));
+    sim.write("new.yaml", &named("new", "base"));
+    settled(&mut sim);
+    assert_eq!((starts(&sim, "old"), starts(&sim, "new")), (2, 1));
+}
+
+#[test]
+fn an_edited_reference_is_resolved_anew() {
+    let mut sim = told();
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    sim.write("web.yaml", &of("web", "r/b:1", ""));
+    settled(&mut sim);
+    assert_eq!(starts(&sim, "web"), 2);
+}
+
+#[test]
+fn an_edit_to_another_image_does_not_wait_for_the_first() {
+    let mut sim = told();
+    sim.script_image("r/slow:1", ImageScript::new('c', secs(100_000)));
+    sim.write("web.yaml", &of("web", "r/slow:1", ""));
+    sim.run_for(secs(10));
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(30));
+    assert_eq!(starts(&sim, "web"), 1);
+    settled(&mut sim);
+}
+
+#[test]
+fn a_vm_that_waits_for_its_next_try_holds_no_boot_permit() {
+    let mut sim = with(|options| options.settings.max_boots = 1);
+    sim.script_effect("spawn of vm/a", EffectScript { failures: 1000, ..EffectScript::default() });
+    sim.write("a.yaml", &of("a", "r/a:1", ""));
+    sim.run_for(secs(40));
+    sim.write("b.yaml", &of("b", "r/a:1", ""));
+    sim.run_for(secs(2));
+    assert_eq!((starts(&sim, "a"), starts(&sim, "b")), (0, 1));
+}
+
+#[test]
+fn a_live_edit_does_not_cost_the_place_in_line_for_a_boot_permit() {
+    let mut sim = with(|options| options.settings.max_boots = 1);
+    for (name, at) in [("a", 0), ("b", 5), ("c", 10)] {
+        sim.script_vm(key(name), VmScript { boot: secs(30), ..VmScript::default() });
+        let text = of(name, "r/a:1", "");
+        sim.at(secs(at), Action::Write { path: format!("{name}.yaml"), text });
+    }
+    sim.run_for(secs(15));
+    sim.write("b.yaml", &of("b", "r/a:1", ", terminationGracePeriodSeconds: 3"));
+    sim.run_for(secs(30));
+    assert_eq!(["a", "b", "c"].map(|name| starts(&sim, name)), [1, 1, 0]);
+    settled(&mut sim);
+}
+
+#[test]
+fn a_free_boot_permit_is_taken_without_a_word_of_waiting() {
+    let mut sim = told();
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    assert_eq!(count(&sim, Teller::Status, "generation 1: Pending, WaitingForBoot"), 0);
+}
+
+#[test]
+fn a_pull_that_is_refused_for_good_waits_for_an_edit() {
+    let mut sim = told();
+    sim.script_effect("pull", EffectScript { failures: 1, lasting: true, ..EffectScript::default() });
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    sim.run_for(secs(3600));
+    let base = ObjectKey::new(Kind::Image, "default", "base");
+    assert_eq!(effects(&sim, "begin a pull"), 1);
+    let (reason, message) = condition(&sim, &base, "Stalled").expect("it is stalled");
+    assert_eq!(
+        (reason.as_str(), message.as_str()),
+        ("Scripted", "pull fails for good, as scripted (attempt 1)")
+    );
+    assert_eq!(condition(&sim, &key("web"), "Ready").expect("it says why").0, "ImageFailed");
+    sim.write("base.yaml", &image("base", "r/b:1"));
+    settled(&mut sim);
+    assert_eq!(starts(&sim, "web"), 1);
+}
+
+#[test]
+fn an_install_that_fails_is_given_up_and_tried_again() {
+    for done in [false, true] {
+        let mut sim = told();
+        sim.script_effect("install", EffectScript { failures: 2, done, ..EffectScript::default() });
+        sim.write("web.yaml", &of("web", "r/a:1", ""));
+        sim.run_for(secs(60));
+        assert_eq!(starts(&sim, "web"), 1);
+        settled(&mut sim);
+    }
+}
+
+#[test]
+fn a_removal_that_fails_is_tried_again() {
+    for done in [false, true] {
+        let mut sim = told();
+        sim.write("web.yaml", &of("web", "r/a:1", ""));
+        settled(&mut sim);
+        sim.script_effect("remove a disk", EffectScript { failures: 3, done, ..EffectScript::default() });
+        sim.remove("web.yaml");
+        settled(&mut sim);
+        assert_eq!(count(&sim, Teller::World, "remove a disk"), if done { 7 } else { 4 });
+    }
+}
+
+#[test]
+fn a_tear_down_that_fails_is_tried_again() {
+    for effect in ["detach", "cleanup of vm/web", "remove disk of vm/web"] {
+        let mut sim = told();
+        sim.write("web.yaml", &of("web", "r/a:1", ""));
+        settled(&mut sim);
+        sim.script_effect(effect, EffectScript { failures: 3, ..EffectScript::default() });
+        sim.write("web.yaml", &of("web", "r/b:1", ""));
+        sim.run_for(secs(60));
+        sim.remove("web.yaml");
+        settled(&mut sim);
+    }
+}
+
+#[test]
+fn an_image_that_is_wanted_again_while_it_is_removed_is_pulled_after_that() {
+    let mut sim = told();
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    slow("remove a disk", &mut sim);
+    sim.remove("web.yaml");
+    sim.run_for(secs(5));
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    assert_eq!(effects(&sim, "remove a disk"), 1);
+}
+
+#[test]
+fn a_disk_that_is_installed_for_nobody_goes() {
+    let mut sim = told();
+    slow("install", &mut sim);
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(7));
+    sim.remove("web.yaml");
+    settled(&mut sim);
+    assert_eq!(effects(&sim, "install"), 1);
+}
+
+#[test]
+fn a_disk_goes_when_the_vm_that_pinned_it_pins_another() {
+    let mut sim = told();
+    sim.write("other.yaml", &of("other", "r/b:1", ""));
+    // It never reserves anything.
+    sim.write("web.yaml", &of("web", "r/a:1", ", dependsOn: [ghost]"));
+    settled(&mut sim);
+    assert_eq!(effects(&sim, "install"), 2);
+    sim.write("web.yaml", &of("web", "r/b:1", ", dependsOn: [ghost]"));
+    settled(&mut sim);
+    assert_eq!(effects(&sim, "remove a disk"), 1);
+}
+
+#[test]
+fn a_disk_goes_when_the_image_that_pinned_it_pins_another() {
+    let mut sim = told();
+    sim.write("other.yaml", &of("other", "r/b:1", ""));
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    settled(&mut sim);
+    sim.write("base.yaml", &image("base", "r/b:1"));
+    settled(&mut sim);
+    assert_eq!(effects(&sim, "remove a disk"), 1);
+}
+
+#[test]
+fn a_deleted_image_in_use_pulls_no_more() {
+    let mut sim = told();
+    sim.script_image("r/slow:1", ImageScript::new('c', secs(100_000)));
+    sim.write("base.yaml", &image("base", "r/slow:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    sim.run_for(secs(10));
+    sim.remove("base.yaml");
+    // Settled is also: nothing is staged.
+    settled(&mut sim);
+}
+
+#[test]
+fn a_deleted_image_in_use_says_so_once() {
+    let mut sim = told();
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    settled(&mut sim);
+    sim.remove("base.yaml");
+    settled(&mut sim);
+    sim.write("web.yaml", &vm("web", "x", "{image: {name: base}, terminationGracePeriodSeconds: 3}"));
+    settled(&mut sim);
+    assert_eq!(count(&sim, Teller::Status, "generation 1, to be deleted: Terminating, InUse"), 1);
+}
+
+#[test]
+fn a_step_that_panics_is_a_failed_attempt() {
+    let mut sim = told();
+    sim.script_effect("spawn", EffectScript { panics: 3, ..EffectScript::default() });
+    sim.script_effect("resolve", EffectScript { panics: 2, ..EffectScript::default() });
+    sim.script_effect("install", EffectScript { panics: 2, ..EffectScript::default() });
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    assert_eq!(count(&sim, Teller::Event, "Warning InternalError"), 5);
+    // Doubled each time: 1 + 2 seconds, and for the last step 1 + 2 + 4, less a fifth at most.
+    assert!(sim.now() > secs(8), "{:?}", sim.now());
+}
+
+#[test]
+fn while_a_new_image_cannot_be_had_the_vm_runs_and_says_why() {
+    let mut sim = told();
+    sim.script_image("r/missing:1", ImageScript { digest: None, ..ImageScript::new('d', secs(1)) });
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    sim.write("web.yaml", &of("web", "r/missing:1", ""));
+    sim.run_for(secs(60));
+    assert_eq!(condition(&sim, &key("web"), "Ready").expect("it is told").0, "Ready");
+    let (reason, message) = condition(&sim, &key("web"), "Reconciling").expect("it is not done");
+    assert_eq!(reason, "NotFound");
+    assert!(message.contains("r/missing:1 is not in the registry"), "{message}");
+}
