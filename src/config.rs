@@ -10,6 +10,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 
+use crate::image::Limits;
 use crate::object::Quantity;
 
 /// What the daemon is told.
@@ -94,6 +95,11 @@ pub struct Settings {
     #[arg(long, value_name = "HOST[:PORT]", env = "VMLET_INSECURE_REGISTRY", value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
 
+    /// A bound on images that are pulled, for one that you trust and that is over it: the message names
+    /// it. Sizes may have a suffix, as in disk_bytes=128Gi. Can be repeated.
+    #[arg(long, value_name = "NAME=VALUE", env = "VMLET_IMAGE_LIMIT", value_delimiter = ',')]
+    pub image_limit: Vec<ImageLimit>,
+
     /// A scan that would delete more than this share of all objects, in percent, is not believed
     /// until it has stayed the same for a while. 100 believes every scan.
     #[arg(long, value_name = "PERCENT", env = "VMLET_MASS_DELETE_PERCENT", default_value = "50",
@@ -156,6 +162,38 @@ impl FromStr for UserRange {
             Some(range) if !range.is_empty() && range.start > 0 => Ok(UserRange(range)),
             _ => Err("write two user numbers above 0, for example 3000000-3065536".to_owned()),
         }
+    }
+}
+
+/// One of the [`Limits`] on images, with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageLimit {
+    name: String,
+    value: u64,
+}
+
+impl ImageLimit {
+    /// Puts it among the others.
+    pub fn apply(&self, limits: &mut Limits) {
+        limits.set(&self.name, self.value);
+    }
+}
+
+impl FromStr for ImageLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Limits::NAMES.join(", ");
+        let (name, value) =
+            text.split_once('=').ok_or_else(|| format!("write NAME=VALUE, with one of the names {known}"))?;
+        let value = value
+            .parse::<Quantity>()
+            .map_err(|_| format!("{value:?} is no number; write for example disk_bytes=128Gi"))?
+            .as_bytes();
+        if !Limits::default().set(name, value) {
+            return Err(format!("there is no limit {name:?}; there are {known}"));
+        }
+        Ok(ImageLimit { name: name.to_owned(), value })
     }
 }
 
@@ -238,6 +276,18 @@ mod tests {
         for bad in ["", "..", "a/b", "has space", "sixteen-bytes-xx"] {
             assert!(interface_name(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn limits_on_images_have_names_and_values() {
+        let mut limits = Limits::default();
+        "disk_bytes=128Gi".parse::<ImageLimit>().unwrap().apply(&mut limits);
+        "depth=1000".parse::<ImageLimit>().unwrap().apply(&mut limits);
+        assert_eq!((limits.disk_bytes, limits.depth), (128 << 30, 1000));
+        let error = |text: &str| text.parse::<ImageLimit>().unwrap_err();
+        assert!(error("disc_bytes=1").contains("disk_bytes"));
+        assert!(error("depth").contains("NAME=VALUE"));
+        assert!(error("depth=many").contains("no number"));
     }
 
     #[test]

@@ -157,8 +157,9 @@ async fn engine(
     store: &Store,
     host: Option<Arc<HostNetwork>>,
 ) -> Result<Engine> {
-    let images =
+    let mut images =
         image::Settings { plain_http: settings.insecure_registry.clone(), ..image::Settings::default() };
+    settings.image_limit.iter().for_each(|limit| limit.apply(&mut images.limits));
     let images = ImageStore::open(&folders.state, images)?;
     let driver = driver(settings).await?;
     let kernels = kernels(settings, folders, &driver).await?;

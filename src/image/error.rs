@@ -50,7 +50,7 @@ impl ImageError {
         ImageError {
             reason: "LimitExceeded",
             message: format!(
-                "{what} exceeds the limit of {bound}; if you trust the image, raise `{name}` in the image limits"
+                "{what} exceeds the limit of {bound}; if you trust the image, start the daemon with a higher one: `--image-limit {name}=…`"
             ),
             transient: false,
         }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::ImageError;
+use super::{ImageError, ext4};
 
 /// Bounds on one image. Sizes are bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,8 @@ pub struct Limits {
     pub inflate_ratio: u64,
     /// Tar entries of all layers together.
     pub entries: u64,
-    /// Length of a path and of a link target, in bytes (Linux' PATH_MAX).
+    /// Length of a path, of a link target, and of all symlinks together that one path leads through, in
+    /// bytes (Linux' PATH_MAX).
     pub path_bytes: usize,
     /// Directories on the way to a file.
     pub depth: usize,
@@ -40,6 +41,51 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// What [`Limits::set`] knows.
+    pub const NAMES: [&str; 13] = [
+        "manifest_bytes",
+        "config_bytes",
+        "layers",
+        "compressed_bytes",
+        "unpacked_bytes",
+        "disk_bytes",
+        "inflate_ratio",
+        "entries",
+        "path_bytes",
+        "depth",
+        "xattr_bytes",
+        "header_bytes",
+        "sparse_segments",
+    ];
+
+    /// Sets the bound that messages give this name. Returns whether there is one.
+    pub fn set(&mut self, name: &str, value: u64) -> bool {
+        let count = usize::try_from(value).unwrap_or(usize::MAX);
+        match name {
+            "manifest_bytes" => self.manifest_bytes = value,
+            "config_bytes" => self.config_bytes = value,
+            "layers" => self.layers = count,
+            "compressed_bytes" => self.compressed_bytes = value,
+            "unpacked_bytes" => self.unpacked_bytes = value,
+            "disk_bytes" => self.disk_bytes = value,
+            "inflate_ratio" => self.inflate_ratio = value,
+            "entries" => self.entries = value,
+            "path_bytes" => self.path_bytes = count,
+            "depth" => self.depth = count,
+            "xattr_bytes" => self.xattr_bytes = count,
+            "header_bytes" => self.header_bytes = value,
+            "sparse_segments" => self.sparse_segments = count,
+            _ => return false,
+        }
+        true
+    }
+
+    /// The share of the disk's writer.
+    pub(crate) fn disk(&self) -> ext4::Limits {
+        let max_inodes = u32::try_from(self.entries).unwrap_or(u32::MAX);
+        ext4::Limits { max_bytes: self.disk_bytes, max_inodes }
+    }
+
     /// Up to here a layer may inflate at any ratio: a file of zeros is no attack.
     pub const INFLATE_FREE_BYTES: u64 = 1 << 30;
 }
@@ -113,5 +159,23 @@ impl Default for Settings {
             backoff: Duration::from_millis(500),
             backoff_max: Duration::from_secs(30),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bound_can_be_set() {
+        for name in Limits::NAMES {
+            let mut limits = Limits::default();
+            assert!(limits.set(name, 7), "{name}");
+            let text = format!("{limits:?}");
+            assert!(text.contains(&format!("{name}: 7")), "{text}");
+        }
+        let bounds = format!("{:?}", Limits::default()).matches(": ").count();
+        assert_eq!(bounds, Limits::NAMES.len(), "each bound has a name");
+        assert!(!Limits::default().set("patience", 7));
     }
 }

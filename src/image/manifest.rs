@@ -106,8 +106,9 @@ fn this_level() -> u8 {
 impl Document {
     /// Reads a manifest or an index.
     pub(crate) fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, ImageError> {
-        let raw: RawDocument = serde_json::from_slice(bytes)
-            .map_err(|error| ImageError::invalid(format!("the manifest cannot be read: {error}")))?;
+        let raw: RawDocument = serde_json::from_slice(bytes).map_err(|error| {
+            ImageError::invalid(format!("the manifest cannot be read: {}", one_line(&error)))
+        })?;
         if raw.schema_version != 2 {
             return Err(ImageError::invalid(format!(
                 "the manifest has schema version {}, and only version 2 is supported; push the image again with a current tool",
@@ -228,6 +229,11 @@ struct RawRun {
     stop_signal: Option<String>,
 }
 
+/// What the parser says, which may quote what it was given.
+fn one_line(error: &serde_json::Error) -> String {
+    printable(error.to_string().as_bytes())
+}
+
 /// Go writes an absent list as `null`.
 pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
@@ -240,8 +246,9 @@ where
 impl Config {
     /// Reads the config of an image with `layers` layers.
     pub(crate) fn parse(bytes: &[u8], layers: usize) -> Result<Self, ImageError> {
-        let raw: RawConfig = serde_json::from_slice(bytes)
-            .map_err(|error| ImageError::invalid(format!("the image's config cannot be read: {error}")))?;
+        let raw: RawConfig = serde_json::from_slice(bytes).map_err(|error| {
+            ImageError::invalid(format!("the image's config cannot be read: {}", one_line(&error)))
+        })?;
         if (raw.os.as_str(), raw.architecture.as_str()) != ("linux", "amd64") {
             return Err(ImageError::invalid(format!(
                 "the image is for {}/{}, and this host runs linux/amd64",

@@ -20,6 +20,7 @@ mod layout;
 mod limits;
 mod local;
 mod manifest;
+pub mod probe;
 mod pull;
 mod reference;
 mod registry;

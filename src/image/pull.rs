@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::blob::{self, BlobWriter};
-use super::ext4::{self, Builder};
+use super::ext4::Builder;
 use super::layer::{Budget, Tree, inflate, on_disk};
 use super::manifest::{Config, Descriptor, Manifest};
 use super::registry::Registry;
@@ -147,11 +147,7 @@ impl Build {
     /// Returns the disk's length in bytes.
     pub(crate) fn run(self) -> Result<u64, ImageError> {
         let limits = &self.settings.limits;
-        let bounds = ext4::Limits {
-            max_bytes: limits.disk_bytes,
-            max_inodes: u32::try_from(limits.entries).unwrap_or(u32::MAX),
-        };
-        let builder = Builder::new(self.disk, self.uuid, bounds).map_err(on_disk)?;
+        let builder = Builder::new(self.disk, self.uuid, limits.disk()).map_err(on_disk)?;
         let mut tree = Tree::new(builder, limits)?;
         let mut budget = Budget::new(limits, self.cancel);
         for Layer { blob, descriptor, diff_id } in self.layers {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::error::printable;
+
 /// `registry/repository:tag` or `registry/repository@sha256:…`, with a registry always named.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reference(oci_distribution::Reference);
@@ -25,7 +27,15 @@ impl FromStr for Reference {
         if text.len() > 1024 {
             return Err(refuse("it is longer than 1024 characters".to_owned()));
         }
-        text.parse().map(Reference).map_err(|error: oci_distribution::ParseError| refuse(error.to_string()))
+        let parse = |text: &str| {
+            text.parse::<oci_distribution::Reference>().map_err(|error| refuse(error.to_string()))
+        };
+        let reference = parse(text)?;
+        // Such as upper-case repositories: what is kept is the written form, which must be read again.
+        if parse(&reference.to_string()).ok().as_ref() != Some(&reference) {
+            return Err(refuse("no registry has such a repository".to_owned()));
+        }
+        Ok(Reference(reference))
     }
 }
 
@@ -77,7 +87,7 @@ impl TryFrom<String> for Digest {
         if hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             Ok(Digest(text))
         } else {
-            Err(format!("{text:?} is not a sha256 digest"))
+            Err(format!("\"{}\" is not a sha256 digest", printable(text.as_bytes())))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Manifests and configs, by value.
 
 use super::manifest::{Config, Document};
-use super::{ImageError, Limits};
+use super::{Digest, ImageError, Limits, Reference};
 
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -42,7 +42,7 @@ fn manifests_name_layers_that_are_file_systems() {
     let huge = layer(gzip, DIGEST, &u64::MAX.to_string());
     assert_refused(manifest(&[huge.clone(), huge].join(",")), "LimitExceeded", "compressed_bytes");
     let many = vec![layer(gzip, DIGEST, "1"); 129].join(",");
-    assert_refused(manifest(&many), "LimitExceeded", "`layers`");
+    assert_refused(manifest(&many), "LimitExceeded", "layers=…");
 }
 
 #[test]
@@ -80,4 +80,19 @@ fn configs_say_how_to_run() {
     assert!(config("linux", &one, "null").is_ok());
     assert_refused(config("windows", &one, "null"), "InvalidImage", "windows/amd64");
     assert_refused(config("linux", "null", "null"), "InvalidImage", "0 layers");
+}
+
+#[test]
+fn references_can_be_read_back() {
+    let reference: Reference = "registry.example:5000/team/app:1".parse().unwrap();
+    assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
+    let upper = "Team/app:1".parse::<Reference>().unwrap_err().to_string();
+    assert!(upper.contains("not an OCI reference"), "{upper}");
+}
+
+#[test]
+fn messages_quote_little() {
+    let long = format!(r#"{{"schemaVersion": "{}"}}"#, "x".repeat(100_000));
+    assert!(parse(&long).unwrap_err().message.len() < 500);
+    assert!("x".repeat(100_000).parse::<Digest>().unwrap_err().len() < 500);
 }

@@ -206,7 +206,7 @@ pub struct PinnedImage {
     pub digest: Digest,
     /// The kernel; none is the host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<PinnedKernel>,
+    pub kernel: Option<Box<PinnedKernel>>,
 }
 
 impl PinnedImage {

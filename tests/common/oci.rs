@@ -17,6 +17,7 @@ pub(crate) struct Item {
     gid: u64,
     mtime: (i64, u32),
     xattrs: Vec<(String, Vec<u8>)>,
+    records: Vec<(String, Vec<u8>)>,
     gnu_names: bool,
 }
 
@@ -51,13 +52,14 @@ impl Item {
             gid: 0,
             mtime: (1_700_000_000, 0),
             xattrs: Vec::new(),
+            records: Vec::new(),
             gnu_names: false,
         }
     }
     pub(crate) fn file(path: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Self {
         Item::new(path, Kind::File(content.as_ref().to_vec()), 0o644)
     }
-    pub(crate) fn sparse(path: &str, form: Sparse, size: u64, data: &[(u64, &[u8])]) -> Self {
+    pub(crate) fn sparse(path: impl AsRef<[u8]>, form: Sparse, size: u64, data: &[(u64, &[u8])]) -> Self {
         let data = data.iter().map(|(offset, bytes)| (*offset, bytes.to_vec())).collect();
         Item::new(path, Kind::Sparse(form, size, data), 0o644)
     }
@@ -70,13 +72,13 @@ impl Item {
     pub(crate) fn hardlink(path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         Item::new(path, Kind::Hardlink(target.as_ref().to_vec()), 0o644)
     }
-    pub(crate) fn char_device(path: &str, major: u32, minor: u32) -> Self {
+    pub(crate) fn char_device(path: impl AsRef<[u8]>, major: u32, minor: u32) -> Self {
         Item::new(path, Kind::Char(major, minor), 0o620)
     }
-    pub(crate) fn block_device(path: &str, major: u32, minor: u32) -> Self {
+    pub(crate) fn block_device(path: impl AsRef<[u8]>, major: u32, minor: u32) -> Self {
         Item::new(path, Kind::Block(major, minor), 0o660)
     }
-    pub(crate) fn fifo(path: &str) -> Self {
+    pub(crate) fn fifo(path: impl AsRef<[u8]>) -> Self {
         Item::new(path, Kind::Fifo, 0o600)
     }
     pub(crate) fn mode(mut self, mode: u32) -> Self {
@@ -93,6 +95,11 @@ impl Item {
     }
     pub(crate) fn xattr(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.xattrs.push((name.to_owned(), value.as_ref().to_vec()));
+        self
+    }
+    /// Any PAX record.
+    pub(crate) fn record(mut self, key: &str, value: impl AsRef<[u8]>) -> Self {
+        self.records.push((key.to_owned(), value.as_ref().to_vec()));
         self
     }
     /// Long names as GNU tar writes them, not as PAX says.
@@ -113,8 +120,8 @@ impl Item {
             Kind::Hardlink(target) => (flag, link) = (b'1', target.clone()),
             Kind::Char(major, minor) | Kind::Block(major, minor) => {
                 flag = if matches!(self.kind, Kind::Char(..)) { b'3' } else { b'4' };
-                header.set_device_major(*major).unwrap();
-                header.set_device_minor(*minor).unwrap();
+                header.as_gnu_mut().unwrap().dev_major = octal(*major);
+                header.as_gnu_mut().unwrap().dev_minor = octal(*minor);
             }
             Kind::Fifo => flag = b'6',
             Kind::Sparse(form, size, segments) => {
@@ -167,12 +174,18 @@ impl Item {
             }
         }
         pax.extend(self.xattrs.iter().map(|(name, value)| (format!("SCHILY.xattr.{name}"), value.clone())));
+        pax.extend(self.records.clone());
         if !pax.is_empty() {
             let records: Vec<u8> = pax.iter().flat_map(|(key, value)| record(key, value)).collect();
             append(tar, &mut tar::Header::new_ustar(), b'x', &[], &records);
         }
         append(tar, &mut header, flag, &extra, &data);
     }
+}
+
+/// Seven digits and a NUL.
+fn octal(number: u32) -> [u8; 8] {
+    format!("{number:07o}\0").into_bytes().try_into().unwrap()
 }
 
 fn append(tar: &mut Vec<u8>, header: &mut tar::Header, flag: u8, extra: &[u8], data: &[u8]) {
@@ -237,6 +250,7 @@ fn pax_sparse(
         Sparse::Old => unreachable!("not a PAX form"),
         Sparse::Pax00 => {
             add("size", size.to_string());
+            add("numblocks", segments.len().to_string());
             for pair in numbers.chunks(2) {
                 add("offset", pair[0].clone());
                 add("numbytes", pair[1].clone());
@@ -244,6 +258,7 @@ fn pax_sparse(
         }
         Sparse::Pax01 => {
             add("size", size.to_string());
+            add("numblocks", segments.len().to_string());
             add("map", numbers.join(","));
         }
         Sparse::Pax10 => {

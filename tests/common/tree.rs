@@ -18,6 +18,10 @@ pub(crate) struct Node {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) mtime: (i64, i64),
+    /// The last access before this one; of directories only reading tells, which changes it.
+    pub(crate) atime: (i64, i64),
+    /// Names; 0 for directories.
+    pub(crate) links: u64,
     /// Bytes; 0 for all but files.
     pub(crate) size: u64,
     pub(crate) rdev: u64,
@@ -34,6 +38,7 @@ pub(crate) type Tree = BTreeMap<Vec<u8>, Node>;
 pub(crate) fn read(root: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut first_names = HashMap::new();
+    let mut first_atimes = HashMap::new();
     let mut ahead = vec![root.to_owned()];
     while let Some(path) = ahead.pop() {
         let meta = fs::symlink_metadata(&path).unwrap();
@@ -41,7 +46,10 @@ pub(crate) fn read(root: &Path) -> Tree {
             ahead.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
         let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
-        tree.insert(name, node(&path, &meta));
+        let mut node = node(&path, &meta);
+        // Reading by one name is an access by all.
+        node.atime = *first_atimes.entry(meta.ino()).or_insert(node.atime);
+        tree.insert(name, node);
     }
     for (name, node) in &mut tree {
         if node.kind != "directory" {
@@ -77,6 +85,8 @@ fn node(path: &Path, meta: &fs::Metadata) -> Node {
         uid: meta.uid(),
         gid: meta.gid(),
         mtime: (meta.mtime(), meta.mtime_nsec()),
+        atime: if kind == "directory" { (0, 0) } else { (meta.atime(), meta.atime_nsec()) },
+        links: if kind == "directory" { 0 } else { meta.nlink() },
         size: if kind == "file" { meta.size() } else { 0 },
         rdev: meta.rdev(),
         content,
@@ -107,8 +117,7 @@ pub(crate) fn assert_same(ours: &Tree, theirs: &Tree) {
         .into_iter()
         .filter(|name| ours.get(*name) != theirs.get(*name))
         .map(|name| {
-            let name_text = String::from_utf8_lossy(name);
-            format!("{name_text:?}\n  ours   {:?}\n  theirs {:?}", ours.get(name), theirs.get(name))
+            format!("{:?}{}", String::from_utf8_lossy(name), difference(ours.get(name), theirs.get(name)))
         })
         .collect();
     assert!(
@@ -117,6 +126,33 @@ pub(crate) fn assert_same(ours: &Tree, theirs: &Tree) {
         different.len(),
         different[..different.len().min(8)].join("\n")
     );
+}
+
+/// What differs, a line for each thing.
+fn difference(ours: Option<&Node>, theirs: Option<&Node>) -> String {
+    let (Some(ours), Some(theirs)) = (ours, theirs) else {
+        return format!(
+            "\n  ours   {:?}\n  theirs {:?}",
+            ours.map(|node| node.kind),
+            theirs.map(|node| node.kind)
+        );
+    };
+    let facts = |node: &Node| {
+        let Node { kind, mode, uid, gid, mtime, atime, links, size, rdev, .. } = node;
+        let Node { content, first_name, xattrs, .. } = node;
+        [
+            format!("{kind} {mode:o} {uid}:{gid}, {links} links, {size} bytes, device {rdev}"),
+            format!("mtime {mtime:?} atime {atime:?}"),
+            format!("content {}", content[..content.len().min(40)].escape_ascii()),
+            format!("same as {}", first_name.escape_ascii()),
+            format!(
+                "{:?}",
+                xattrs.iter().map(|(name, value)| (name, hex::encode(value))).collect::<Vec<_>>()
+            ),
+        ]
+    };
+    let pairs = facts(ours).into_iter().zip(facts(theirs)).filter(|(ours, theirs)| ours != theirs);
+    pairs.map(|(ours, theirs)| format!("\n  ours   {ours:.400}\n  theirs {theirs:.400}")).collect()
 }
 
 /// Runs a tool; tells what to install if it is missing.

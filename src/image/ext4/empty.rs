@@ -10,13 +10,13 @@ use std::os::unix::fs::FileExt;
 use super::alloc::Run;
 use super::checksum::Seed;
 use super::finish::new_inode_bitmap;
-use super::inode::{Body, EXTENTS, Record};
+use super::inode::{Body, EXTENTS, Record, Stamp};
 use super::layout::{
     BLOCK, BLOCK_BYTES, BLOCKS_PER_GROUP, FIRST_INODE, INODE_SIZE, INODES_PER_BLOCK, JOURNAL_INODE,
     MAX_BYTES, MIN_INODES_PER_GROUP, ROOT_INODE, descriptor_blocks, has_superblock,
 };
 use super::superblock::{Descriptor, JournalBackup, Superblock};
-use super::{Error, Time, dir, extent};
+use super::{Error, dir, extent};
 
 const MIN_BYTES: u64 = 8 << 20;
 /// A last group with less room than this behind its own metadata is left out.
@@ -150,8 +150,16 @@ impl Layout {
         let Run { start, blocks } = content;
         let map = extent::single(start, blocks as u32);
         let body = Body { size: blocks * BLOCK_BYTES, blocks, flags: EXTENTS, map, xattr_block: 0 };
-        let record =
-            Record { mode, uid: 0, gid: 0, mtime: Time::default(), links, body: &body, xattrs: None };
+        let record = Record {
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime: Stamp::default(),
+            atime: Stamp::default(),
+            links,
+            body: &body,
+            xattrs: None,
+        };
         let offset = u64::from(number - 1) * INODE_SIZE as u64;
         write(file, self.bitmaps(0) + 2, offset, &record.encode(number, seed))?;
         Ok(map)

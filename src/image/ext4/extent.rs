@@ -29,19 +29,21 @@ impl Extent {
     }
 }
 
-/// Appends a run that begins at block `logical` of the file, merging it with its predecessor where it
-/// can. Returns the run's length.
+/// Appends a run that begins at block `logical` of the file, merging it with its predecessor as far as
+/// that goes: the extents do not depend on the pieces in which a file was written. Returns the run's length.
 pub(super) fn push(extents: &mut Vec<Extent>, logical: u32, run: Run) -> u32 {
     let blocks = run.blocks as u32;
-    match extents.last_mut() {
-        Some(last)
-            if last.logical + last.blocks == logical
-                && last.start + u64::from(last.blocks) == run.start
-                && u64::from(last.blocks + blocks) <= MAX_RUN =>
-        {
-            last.blocks += blocks;
-        }
-        _ => extents.push(Extent { logical, blocks, start: run.start }),
+    let mut merged = 0;
+    if let Some(last) = extents.last_mut()
+        && last.logical + last.blocks == logical
+        && last.start + u64::from(last.blocks) == run.start
+    {
+        merged = blocks.min(MAX_RUN as u32 - last.blocks);
+        last.blocks += merged;
+    }
+    if merged < blocks {
+        let start = run.start + u64::from(merged);
+        extents.push(Extent { logical: logical + merged, blocks: blocks - merged, start });
     }
     blocks
 }
@@ -105,4 +107,27 @@ fn index_entry(first: &[u8; ENTRY], block: u64) -> [u8; ENTRY] {
     put32(&mut entry, 4, low32(block));
     put16(&mut entry, 8, low16(high32(block)));
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_do_not_depend_on_pieces() {
+        let in_pieces = |piece: u64| {
+            let (mut extents, mut at) = (Vec::new(), 0);
+            while at < 100_000 {
+                let blocks = piece.min(100_000 - at);
+                push(&mut extents, at as u32, Run { start: 50 + at, blocks });
+                at += blocks;
+            }
+            extents
+        };
+        let lengths: Vec<u64> = in_pieces(64).iter().map(|extent| extent.run().blocks).collect();
+        assert_eq!(lengths, [MAX_RUN, MAX_RUN, MAX_RUN, 100_000 - 3 * MAX_RUN]);
+        for piece in [1, 63, 1000, MAX_RUN - 1, MAX_RUN] {
+            assert_eq!(in_pieces(piece), in_pieces(64), "{piece}");
+        }
+    }
 }

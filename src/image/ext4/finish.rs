@@ -185,6 +185,7 @@ fn write_inodes(
             uid: attributes.uid,
             gid: attributes.gid,
             mtime: attributes.mtime,
+            atime: attributes.atime,
             links: *links,
             body,
             xattrs: attributes.xattrs.as_ref().and_then(|xattrs| xattrs.inline.as_ref()),

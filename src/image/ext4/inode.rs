@@ -16,7 +16,8 @@ pub(super) struct Record<'a> {
     pub(super) mode: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    pub(super) mtime: Time,
+    pub(super) mtime: Stamp,
+    pub(super) atime: Stamp,
     pub(super) links: u16,
     pub(super) body: &'a Body,
     pub(super) xattrs: Option<&'a [u8; INLINE]>,
@@ -39,7 +40,6 @@ impl Record<'_> {
     /// As the inode of this number.
     pub(super) fn encode(&self, number: u32, seed: Seed) -> [u8; INODE_SIZE] {
         let inode = &mut [0; INODE_SIZE];
-        let (seconds, extra) = encode_time(self.mtime);
         let sectors = self.body.blocks * 8;
         put16(inode, 0x00, self.mode);
         put16(inode, 0x02, low16(self.uid));
@@ -57,7 +57,13 @@ impl Record<'_> {
         put16(inode, 0x7a, high16(self.gid));
         put16(inode, 0x80, EXTRA_INODE_SIZE);
         // Access, inode change, data change, birth.
-        for (at, extra_at) in [(0x08, 0x8c), (0x0c, 0x84), (0x10, 0x88), (0x90, 0x94)] {
+        let times = [
+            (0x08, 0x8c, self.atime),
+            (0x0c, 0x84, self.mtime),
+            (0x10, 0x88, self.mtime),
+            (0x90, 0x94, self.mtime),
+        ];
+        for (at, extra_at, Stamp { seconds, extra }) in times {
             put32(inode, at, seconds);
             put32(inode, extra_at, extra);
         }
@@ -74,10 +80,25 @@ impl Record<'_> {
 /// The last second before those that e2fsck takes for mistakes of old kernels: 2310-04-04 16:10:39 UTC.
 const LATEST: i64 = (3 << 32) - (1 << 31) - 1;
 
-/// Signed 32-bit seconds, and 30 bits of nanoseconds above two bits that extend the seconds upwards.
-fn encode_time(time: Time) -> (u32, u32) {
-    let seconds = time.sec.clamp(i32::MIN.into(), LATEST);
-    let low = seconds as i32;
-    let epoch = ((seconds - i64::from(low)) >> 32) as u32;
-    (low as u32, time.nsec.min(999_999_999) << 2 | epoch)
+/// The first second that ext4 can hold: 1901-12-13 20:45:52 UTC.
+const EARLIEST: i64 = i32::MIN as i64;
+
+/// A time as ext4 keeps it: signed 32-bit seconds, and 30 bits of nanoseconds above two bits that extend
+/// the seconds upwards.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Stamp {
+    seconds: u32,
+    extra: u32,
+}
+
+impl From<Time> for Stamp {
+    fn from(time: Time) -> Self {
+        let seconds = time.sec.clamp(EARLIEST, LATEST);
+        // Linux keeps no fraction of the earliest second, and what is beyond becomes a whole one.
+        let exact = seconds == time.sec && seconds > EARLIEST;
+        let nsec = if exact { time.nsec.min(999_999_999) } else { 0 };
+        let low = seconds as i32;
+        let epoch = ((seconds - i64::from(low)) >> 32) as u32;
+        Stamp { seconds: low as u32, extra: nsec << 2 | epoch }
+    }
 }

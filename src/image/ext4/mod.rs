@@ -88,8 +88,10 @@ pub struct Meta {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Time of the last change; becomes the times of access, inode change and birth too.
+    /// Time of the last change; becomes the times of inode change and birth too.
     pub mtime: Time,
+    /// Time of the last access; if there is none, that of the last change.
+    pub atime: Option<Time>,
     /// Extended attributes: full names (`security.capability`, `system.posix_acl_access`, `user.…`,
     /// `trusted.…`) and values as `getxattr` gives them. Of two with one name the later counts.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,

@@ -188,6 +188,8 @@ fn times_outside_ext4_become_the_nearest() {
     let seen = |index| fs::metadata(mounted.path().join(format!("{index}"))).unwrap().mtime();
     let expected = [-(1 << 31), -(1 << 31), -1, 0, 1 << 31, 10_737_418_239, 10_737_418_239];
     assert_eq!([0, 1, 2, 3, 4, 5, 6].map(seen), expected);
+    let fraction = |index| fs::metadata(mounted.path().join(format!("{index}"))).unwrap().mtime_nsec();
+    assert_eq!([0, 1, 2, 3, 4, 5, 6].map(fraction), [0, 0, 5, 5, 5, 5, 0], "as Linux would keep them");
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::extent::Extent;
+use super::inode::Stamp;
 use super::layout::{FIRST_INODE, ROOT_INODE};
 use super::xattr::Xattrs;
-use super::{Error, FileType, Inode, Limits, Meta, Special, Time};
+use super::{Error, FileType, Inode, Limits, Meta, Special};
 
 /// Hard links of one file.
 const MAX_LINKS: u32 = 65000;
@@ -41,15 +42,17 @@ pub(super) struct Attributes {
     pub(super) mode: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    pub(super) mtime: Time,
+    pub(super) mtime: Stamp,
+    pub(super) atime: Stamp,
     pub(super) xattrs: Option<Box<Xattrs>>,
 }
 
 impl Attributes {
     pub(super) fn new(meta: &Meta) -> Result<Self, Error> {
-        let Meta { mode, uid, gid, mtime, xattrs } = meta;
+        let Meta { mode, uid, gid, mtime, atime, xattrs } = meta;
         let xattrs = Xattrs::new(xattrs)?;
-        Ok(Attributes { mode: mode & 0o7777, uid: *uid, gid: *gid, mtime: *mtime, xattrs })
+        let (mtime, atime) = (Stamp::from(*mtime), Stamp::from(atime.unwrap_or(*mtime)));
+        Ok(Attributes { mode: mode & 0o7777, uid: *uid, gid: *gid, mtime, atime, xattrs })
     }
 
     /// Bytes of memory that count against the limit.

@@ -8,12 +8,15 @@
 //!   still describe them, and a directory that is listed again keeps its children.
 //! - Whiteouts and opaque directories hide what lower layers put there and nothing of their own
 //!   layer, wherever in it they stand.
+//! - What aufs kept for itself (`/.wh..wh.…`) is no part of the disk; hard links to its `.wh..wh.plnk` are
+//!   hard links of one file.
 //! - Metadata of hard link entries is ignored: it is the target's.
 
 use std::collections::HashSet;
 
 use super::archive::{Archive, CopyError, Entry, Kind};
 use super::sparse::SparseMap;
+use super::whiteout::{self, Name};
 use crate::image::error::printable;
 use crate::image::ext4::{self, Builder, FileType, Inode, Meta};
 use crate::image::limits::check;
@@ -22,12 +25,9 @@ use crate::image::{ImageError, Limits};
 /// Linux follows as many symlinks in one path (path_resolution(7)).
 const MAX_HOPS: usize = 40;
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-
 /// The file system under construction.
 pub(crate) struct Tree<'a> {
-    builder: Builder,
+    pub(super) builder: Builder,
     limits: &'a Limits,
     entries: u64,
 }
@@ -44,6 +44,15 @@ impl<'a> Tree<'a> {
         self.builder
     }
 
+    /// Bounds what one path may cost: Linux follows as many symlinks, and none of such a length together.
+    fn check_hops(&self, hops: usize, followed: usize) -> Result<(), ImageError> {
+        if hops > MAX_HOPS {
+            return Err(ImageError::invalid("too many levels of symbolic links"));
+        }
+        let bound = self.limits.path_bytes;
+        check("the symlinks on the way to a path, together,", "path_bytes", followed, bound)
+    }
+
     /// Applies one layer, a tar stream.
     pub(crate) fn apply(&mut self, layer: impl std::io::BufRead) -> Result<(), ImageError> {
         let limits = self.limits;
@@ -58,25 +67,25 @@ impl<'a> Tree<'a> {
                 .entry(&path, entry, &mut archive)
                 .map_err(|error| error.at(format_args!("\"{}\"", printable(&path))))?;
         }
-        Ok(())
+        layer.remove_aufs_links()
     }
 }
 
 /// What directories are that no layer describes.
-fn implied() -> Meta {
+pub(super) fn implied() -> Meta {
     Meta { mode: 0o755, ..Meta::default() }
 }
 
 /// A layer while it is applied: what in the tree is its own.
-struct Layer<'t, 'a> {
-    tree: &'t mut Tree<'a>,
+pub(super) struct Layer<'t, 'a> {
+    pub(super) tree: &'t mut Tree<'a>,
     /// Made or, for directories, described by this layer. An inode that is freed may come back
     /// for another file: that one is this layer's too.
-    made: HashSet<Inode>,
+    pub(super) made: HashSet<Inode>,
     /// Names that this layer linked to files of lower layers.
-    linked: HashSet<(Inode, Vec<u8>)>,
+    pub(super) linked: HashSet<(Inode, Vec<u8>)>,
     /// Directories without anything of lower layers in or below them.
-    pruned: HashSet<Inode>,
+    pub(super) pruned: HashSet<Inode>,
 }
 
 impl Layer<'_, '_> {
@@ -94,8 +103,11 @@ impl Layer<'_, '_> {
                 _ => Err(ImageError::invalid("the root is not a directory")),
             };
         };
-        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            return self.whiteout(components, name, hidden);
+        match whiteout::meaning(&components, name) {
+            Name::Whiteout(hidden) => return self.whiteout(components, hidden),
+            Name::Opaque => return self.opaque(components),
+            Name::Aufs => return Ok(()),
+            Name::Plain => {}
         }
         let Some(parent) = self.resolve(components, true)? else { return Ok(()) };
         match entry.kind {
@@ -148,50 +160,57 @@ impl Layer<'_, '_> {
         Ok(components)
     }
 
-    /// The directory at a path. Missing ones are made, or the answer is `None`.
-    fn resolve(&mut self, path: Vec<&[u8]>, make: bool) -> Result<Option<Inode>, ImageError> {
+    /// The directory at a path. Missing ones are made, or the answer is `None`. A missing one that the path
+    /// leaves again by `..` is none of them.
+    pub(super) fn resolve(&mut self, path: Vec<&[u8]>, make: bool) -> Result<Option<Inode>, ImageError> {
         let mut way = vec![self.tree.builder.root()];
+        let mut missing: Vec<Vec<u8>> = Vec::new();
         let mut ahead: Vec<Vec<u8>> = path.into_iter().rev().map(<[u8]>::to_vec).collect();
-        let mut hops = 0;
+        let (mut hops, mut followed) = (0, 0);
         while let Some(name) = ahead.pop() {
             let here = *way.last().expect("the root is never left");
             match name.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
-                    way.truncate((way.len() - 1).max(1));
+                    if missing.pop().is_none() {
+                        way.truncate((way.len() - 1).max(1));
+                    }
                     continue;
                 }
-                _ => {}
-            }
-            match self.tree.builder.lookup(here, &name) {
-                Some((inode, FileType::Directory)) => way.push(inode),
-                Some((inode, FileType::Symlink)) => {
-                    hops += 1;
-                    if hops > MAX_HOPS {
-                        return Err(ImageError::invalid("too many levels of symbolic links"));
+                _ if !missing.is_empty() => missing.push(name),
+                _ => match self.tree.builder.lookup(here, &name) {
+                    Some((inode, FileType::Directory)) => way.push(inode),
+                    Some((inode, FileType::Symlink)) => {
+                        hops += 1;
+                        let target = self.tree.builder.symlink_target(inode).unwrap_or_default();
+                        followed += target.len();
+                        self.tree.check_hops(hops, followed)?;
+                        if target.starts_with(b"/") {
+                            way.truncate(1);
+                        }
+                        ahead.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
                     }
-                    let target = self.tree.builder.symlink_target(inode).unwrap_or_default();
-                    if target.starts_with(b"/") {
-                        way.truncate(1);
+                    Some(_) => {
+                        return Err(ImageError::invalid(format!(
+                            "\"{}\" on its way is not a directory",
+                            printable(&name)
+                        )));
                     }
-                    ahead.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
-                }
-                Some(_) => {
-                    return Err(ImageError::invalid(format!(
-                        "\"{}\" on its way is not a directory",
-                        printable(&name)
-                    )));
-                }
-                None if make => {
-                    let inode = self.tree.builder.mkdir(here, &name, implied()).map_err(on_disk)?;
-                    self.made.insert(inode);
-                    way.push(inode);
-                }
-                None => return Ok(None),
+                    None => missing.push(name),
+                },
             }
-            check("the depth of a path", "depth", way.len() - 1, self.tree.limits.depth)?;
+            let depth = way.len() + missing.len() - 1;
+            check("the depth of a path", "depth", depth, self.tree.limits.depth)?;
         }
-        Ok(way.pop())
+        if !make && !missing.is_empty() {
+            return Ok(None);
+        }
+        let mut here = *way.last().expect("the root is never left");
+        for name in missing {
+            here = self.tree.builder.mkdir(here, &name, implied()).map_err(on_disk)?;
+            self.made.insert(here);
+        }
+        Ok(Some(here))
     }
 
     fn directory(&mut self, parent: Inode, name: &[u8], meta: Meta) -> Result<(), ImageError> {
@@ -259,57 +278,10 @@ impl Layer<'_, '_> {
     }
 
     /// Makes room for a new entry.
-    fn clear(&mut self, parent: Inode, name: &[u8]) -> Result<(), ImageError> {
+    pub(super) fn clear(&mut self, parent: Inode, name: &[u8]) -> Result<(), ImageError> {
         if self.tree.builder.lookup(parent, name).is_some() {
             self.tree.builder.remove(parent, name).map_err(on_disk)?;
             self.linked.remove(&(parent, name.to_vec()));
-        }
-        Ok(())
-    }
-
-    fn whiteout(&mut self, parents: Vec<&[u8]>, name: &[u8], hidden: &[u8]) -> Result<(), ImageError> {
-        if matches!(hidden, b"" | b"." | b"..") {
-            return Err(ImageError::invalid("a whiteout of no name"));
-        }
-        let Some(parent) = self.resolve(parents, false)? else { return Ok(()) };
-        if name == OPAQUE {
-            return self.prune(parent);
-        }
-        // Other names with two marks are aufs' own files, which were never part of an image.
-        if !hidden.starts_with(WHITEOUT) {
-            self.hide(parent, hidden)?;
-        }
-        Ok(())
-    }
-
-    /// Removes everything of lower layers in and below a directory.
-    fn prune(&mut self, directory: Inode) -> Result<(), ImageError> {
-        // Once is enough: all that comes later is this layer's.
-        if self.pruned.insert(directory) {
-            let names: Vec<Vec<u8>> =
-                self.tree.builder.children(directory).map(|(name, _)| name.to_vec()).collect();
-            for name in names {
-                self.hide(directory, &name)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what lower layers have under a name, if anything. The depth of paths bounds the recursion.
-    fn hide(&mut self, parent: Inode, name: &[u8]) -> Result<(), ImageError> {
-        let Some((inode, kind)) = self.tree.builder.lookup(parent, name) else { return Ok(()) };
-        let ours = self.made.contains(&inode) || self.linked.contains(&(parent, name.to_vec()));
-        if kind != FileType::Directory {
-            return if ours { Ok(()) } else { self.clear(parent, name) };
-        }
-        self.prune(inode)?;
-        if !ours && self.tree.builder.children(inode).next().is_none() {
-            return self.clear(parent, name);
-        }
-        if !ours {
-            // Only files that this layer put below it keep it: it is as if just made for them.
-            self.tree.builder.set_meta(inode, implied()).map_err(on_disk)?;
-            self.made.insert(inode);
         }
         Ok(())
     }

@@ -1,18 +1,25 @@
 //! Iterates over the entries of a tar stream.
 //!
-//! The layout of headers is the `tar` crate's. Its iterator is not used: it reads long names, PAX records and
-//! sparse maps into memory whatever their size, turns holes into zeros, and cannot read negative times.
+//! The `tar` crate's iterator is not used: it reads long names, PAX records and sparse maps into memory
+//! whatever their size, turns holes into zeros, and cannot read negative times.
 //! Where readers disagree, this one does what Go's archive/tar does, which most images were made with:
-//! links, directories and devices have no data whatever their size says, and a GNU long name beats a PAX path.
+//! - links, directories and devices have no data whatever their size says;
+//! - a GNU long name beats a PAX path, and the later of two PAX headers the earlier;
+//! - global PAX headers are skipped;
+//! - a block of zeros ends the archive, and so does the end of the stream between two entries, the last
+//!   one's padding missing or not;
+//! - a name that ends in a slash makes a directory of an entry only if its type is the oldest one (NUL).
 
 use std::io::{self, BufRead, Seek, Write};
 
-use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
+use tar::{GnuExtSparseHeader, GnuSparseHeader};
 
-use super::pax::{Pax, number};
+use super::header::{self, Header, field, until_nul};
+use super::pax::Pax;
 use super::sparse::{Segment, SparseMap, read_map};
+use super::xattrs::{self, Bearer};
 use crate::image::error::printable;
-use crate::image::ext4::{Meta, Special, Time};
+use crate::image::ext4::{Meta, Special};
 use crate::image::limits::check;
 use crate::image::{ImageError, Limits};
 
@@ -68,12 +75,11 @@ impl<'a, R: BufRead> Archive<'a, R> {
         loop {
             self.skip()?;
             let Some(header) = self.header()? else { return Ok(None) };
-            let size = field(&header.as_old().size, "size")?;
-            match header.as_old().linkflag[0] {
+            let size = header.size()?;
+            match header.flag() {
                 b'x' => extensions.pax = Pax::parse(&self.small(size)?, self.limits)?,
-                b'L' => extensions.long_name = Some(until_nul(self.small(size)?)),
-                b'K' => extensions.long_link = Some(until_nul(self.small(size)?)),
-                // Global PAX headers hold a commit id or the like.
+                b'L' => extensions.long_name = self.long_text(size)?,
+                b'K' => extensions.long_link = self.long_text(size)?,
                 b'g' => self.set_data(size),
                 _ => {
                     let path = extensions.path(&header);
@@ -113,20 +119,19 @@ impl<'a, R: BufRead> Archive<'a, R> {
         let size = extensions.pax.size.unwrap_or(size);
         let link = extensions.link(header);
         let Extensions { pax, .. } = extensions;
-        let uid = pax.uid.map_or_else(|| field(&header.as_old().uid, "uid"), Ok)?;
-        let gid = pax.gid.map_or_else(|| field(&header.as_old().gid, "gid"), Ok)?;
+        let uid = pax.uid.map_or_else(|| header.uid(), Ok)?;
+        let gid = pax.gid.map_or_else(|| header.gid(), Ok)?;
         let id = |id: u64| {
             u32::try_from(id).map_err(|_| ImageError::invalid(format!("{id} is no user or group id")))
         };
-        let mtime = match pax.mtime {
-            Some(mtime) => mtime,
-            None => Time { sec: signed_field(&header.as_old().mtime, "mtime")?, nsec: 0 },
-        };
-        // Masked: the file's type is in the flag.
-        let mode = (field(&header.as_old().mode, "mode")? & 0o7777) as u16;
-        let meta = Meta { mode, uid: id(uid)?, gid: id(gid)?, mtime, xattrs: pax.xattrs };
-        let kind = match header.as_old().linkflag[0] {
-            b'\0' if path.ends_with(b"/") => Kind::Directory,
+        let mtime = pax.mtime.map_or_else(|| header.mtime(), Ok)?;
+        let atime = pax.atime.or_else(|| header.atime());
+        let mut mode = header.mode()?;
+        let kind = match header.flag() {
+            b'\0' if path.ends_with(b"/") => {
+                self.set_data(size);
+                Kind::Directory
+            }
             b'\0' | b'0' | b'7' => {
                 self.set_data(size);
                 if pax.sparse.is_present() { self.pax_sparse(pax.sparse)? } else { Kind::File(size) }
@@ -134,8 +139,14 @@ impl<'a, R: BufRead> Archive<'a, R> {
             b'S' => self.gnu_sparse(header, size)?,
             b'1' => Kind::Hardlink(link),
             b'2' => Kind::Symlink(link),
-            b'3' => Kind::Special(device(header, |major, minor| Special::Char { major, minor })?),
-            b'4' => Kind::Special(device(header, |major, minor| Special::Block { major, minor })?),
+            b'3' => {
+                let (major, minor) = header.device()?;
+                Kind::Special(Special::Char { major, minor })
+            }
+            b'4' => {
+                let (major, minor) = header.device()?;
+                Kind::Special(Special::Block { major, minor })
+            }
             b'5' => Kind::Directory,
             b'6' => Kind::Special(Special::Fifo),
             other => {
@@ -143,7 +154,22 @@ impl<'a, R: BufRead> Archive<'a, R> {
                 return Err(ImageError::invalid(format!("entries of type '{flag}' are not supported")));
             }
         };
-        Ok(Entry { path, kind, meta })
+        if matches!(kind, Kind::Symlink(_)) {
+            // Linux has no others, whatever the header says.
+            mode = 0o777;
+        }
+        let mut named = pax.xattrs;
+        for (name, acl) in [(xattrs::ACCESS, pax.access_acl), (xattrs::DEFAULT, pax.default_acl)] {
+            let Some(acl) = acl.filter(|_| named.iter().all(|(earlier, _)| earlier != name)) else {
+                continue;
+            };
+            if name == xattrs::ACCESS && !matches!(kind, Kind::Symlink(_)) {
+                mode = xattrs::mode_of_acl(&acl, mode)?;
+            }
+            named.push((name.to_vec(), acl));
+        }
+        let xattrs = xattrs::fit(named, kind.bearer(), mode)?;
+        Ok(Entry { path, kind, meta: Meta { mode, uid: id(uid)?, gid: id(gid)?, mtime, atime, xattrs } })
     }
 
     fn pax_sparse(&mut self, sparse: super::pax::PaxSparse) -> Result<Kind, ImageError> {
@@ -164,8 +190,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
 
     /// The old format: four segments in the header, 21 in each block that may follow it.
     fn gnu_sparse(&mut self, header: &Header, stored: u64) -> Result<Kind, ImageError> {
-        let gnu =
-            header.as_gnu().ok_or_else(|| ImageError::invalid("a sparse entry without a GNU header"))?;
+        let gnu = header.gnu().ok_or_else(|| ImageError::invalid("a sparse entry without a GNU header"))?;
         let size = field(&gnu.realsize, "real size")?;
         let mut segments = Vec::new();
         add_segments(&gnu.sparse, &mut segments)?;
@@ -191,9 +216,17 @@ impl<'a, R: BufRead> Archive<'a, R> {
     fn skip(&mut self) -> Result<(), ImageError> {
         let data = self.data;
         self.copy(data, &mut io::sink())?;
-        self.data = std::mem::take(&mut self.padding);
-        let padding = self.data;
-        Ok(self.copy(padding, &mut io::sink())?)
+        let mut padding = std::mem::take(&mut self.padding);
+        while padding > 0 {
+            let buffer = self.reader.fill_buf().map_err(broken)?;
+            let count = buffer.len().min(padding as usize);
+            if count == 0 {
+                break;
+            }
+            self.reader.consume(count);
+            padding -= count as u64;
+        }
+        Ok(())
     }
 
     /// Reads the data of an extension header into memory.
@@ -205,23 +238,31 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Ok(data)
     }
 
+    /// A name that is too long for a header. An empty one says nothing.
+    fn long_text(&mut self, size: u64) -> Result<Option<Vec<u8>>, ImageError> {
+        let mut text = self.small(size)?;
+        text.truncate(until_nul(&text).len());
+        Ok(Some(text).filter(|text| !text.is_empty()))
+    }
+
     fn header(&mut self) -> Result<Option<Header>, ImageError> {
         if self.reader.fill_buf().map_err(broken)?.is_empty() {
             return Ok(None);
         }
-        let mut header = Header::new_old();
-        self.reader.read_exact(header.as_mut_bytes()).map_err(broken)?;
-        let bytes = header.as_bytes();
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Ok(None);
-        }
-        // The sum of all bytes, its own field taken as blanks; old tars summed signed bytes.
-        let summed = || bytes[..148].iter().chain(b"        ").chain(&bytes[156..]);
-        let unsigned: i64 = summed().map(|byte| i64::from(*byte)).sum();
-        let signed: i64 = summed().map(|byte| i64::from(byte.cast_signed())).sum();
-        match number(&header.as_old().cksum) {
-            Some(sum) if sum == unsigned || sum == signed => Ok(Some(header)),
-            _ => Err(ImageError::invalid("a tar header has a wrong checksum")),
+        let mut bytes = [0; header::SIZE];
+        self.reader.read_exact(&mut bytes).map_err(broken)?;
+        Header::read(bytes)
+    }
+}
+
+impl Kind {
+    fn bearer(&self) -> Bearer {
+        match self {
+            Kind::File(_) | Kind::Sparse(_) => Bearer::File,
+            Kind::Directory => Bearer::Directory,
+            Kind::Symlink(_) => Bearer::Symlink,
+            // A hard link's own attributes are not used.
+            Kind::Special(_) | Kind::Hardlink(_) => Bearer::Special,
         }
     }
 }
@@ -239,12 +280,12 @@ impl<R: BufRead + Seek> Archive<'_, R> {
 impl Extensions {
     fn path(&self, header: &Header) -> Vec<u8> {
         let said = self.pax.sparse.name.as_ref().or(self.long_name.as_ref()).or(self.pax.path.as_ref());
-        said.cloned().unwrap_or_else(|| header.path_bytes().into_owned())
+        said.cloned().unwrap_or_else(|| header.path())
     }
 
     fn link(&self, header: &Header) -> Vec<u8> {
         let said = self.long_link.as_ref().or(self.pax.link.as_ref()).cloned();
-        said.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned())
+        said.unwrap_or_else(|| header.link().to_vec())
     }
 }
 
@@ -264,31 +305,6 @@ impl From<CopyError> for ImageError {
 
 fn broken(error: io::Error) -> ImageError {
     ImageError::from_read("the layer breaks off or cannot be decompressed", error)
-}
-
-fn until_nul(mut text: Vec<u8>) -> Vec<u8> {
-    text.truncate(text.iter().position(|byte| *byte == 0).unwrap_or(text.len()));
-    text
-}
-
-fn signed_field(bytes: &[u8], name: &str) -> Result<i64, ImageError> {
-    number(bytes).ok_or_else(|| ImageError::invalid(format!("the tar header's {name} is no number")))
-}
-
-fn field(bytes: &[u8], name: &str) -> Result<u64, ImageError> {
-    signed_field(bytes, name)?
-        .try_into()
-        .map_err(|_| ImageError::invalid(format!("the tar header's {name} is negative")))
-}
-
-fn device(header: &Header, make: impl FnOnce(u32, u32) -> Special) -> Result<Special, ImageError> {
-    // At the same place in ustar and GNU headers.
-    let bytes = header.as_bytes();
-    let part = |range| {
-        u32::try_from(field(&bytes[range], "device number")?)
-            .map_err(|_| ImageError::invalid("no device has such a number"))
-    };
-    Ok(make(part(329..337)?, part(337..345)?))
 }
 
 fn add_segments(headers: &[GnuSparseHeader], segments: &mut Vec<Segment>) -> Result<(), ImageError> {

@@ -18,6 +18,10 @@ const QUEUE: usize = 8;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Frames without content (RFC 8878, 3.1.2), from 0x184d2a50 to 0x184d2a5f; a stream may begin with one.
+const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
+/// Compressors that other tools know and the OCI image-spec does not. No tar begins like this.
+const FOREIGN: [([u8; 4], &str); 2] = [(*b"\xfd7zX", "xz"), (*b"\x04\x22\x4d\x18", "lz4")];
 
 /// What the layers of one image may still inflate to.
 pub(crate) struct Budget<'a> {
@@ -142,10 +146,15 @@ pub(crate) fn is_compressed(start: &[u8]) -> bool {
 pub(crate) fn decoder<'a>(mut blob: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut magic = [0; 4];
     let length = fill(&mut blob, &mut magic)?;
+    if let Some((_, name)) = FOREIGN.iter().find(|(foreign, _)| magic == *foreign) {
+        let text = format!("the layer is compressed with {name}; push it with gzip, zstd or nothing");
+        return Err(ImageError::invalid(text).into());
+    }
+    let skippable = magic[0] & 0xf0 == 0x50 && magic[1..] == ZSTD_SKIPPABLE;
     let blob = BufReader::with_capacity(CHUNK, Read::take(Cursor::new(magic), length as u64).chain(blob));
     Ok(if magic.starts_with(&GZIP) {
         Box::new(flate2::bufread::MultiGzDecoder::new(blob))
-    } else if magic == ZSTD {
+    } else if magic == ZSTD || skippable {
         Box::new(zstd::stream::read::Decoder::with_buffer(blob)?)
     } else {
         Box::new(blob)

@@ -11,11 +11,14 @@
 
 mod apply;
 mod archive;
+mod header;
 mod inflate;
 mod pax;
 mod sparse;
 #[cfg(test)]
 mod tests;
+mod whiteout;
+mod xattrs;
 
 pub(crate) use apply::{Tree, on_disk};
 pub(crate) use archive::{Archive, Kind};

@@ -1,6 +1,7 @@
-//! PAX extended headers (POSIX.1-2017, pax, "pax Extended Header"), and the numbers in tar headers.
+//! PAX extended headers (POSIX.1-2017, pax, "pax Extended Header").
 
 use super::sparse::Segment;
+use super::xattrs::{Xattr, acl_of_text, decode_name, decode_value, is_kept};
 use crate::image::error::printable;
 use crate::image::ext4::Time;
 use crate::image::limits::check;
@@ -15,7 +16,12 @@ pub(super) struct Pax {
     pub(super) uid: Option<u64>,
     pub(super) gid: Option<u64>,
     pub(super) mtime: Option<Time>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) atime: Option<Time>,
+    /// As star and most others spell them, then those that only libarchive spelled.
+    pub(super) xattrs: Vec<Xattr>,
+    /// ACLs in words, for system calls; if there is one in `xattrs`, that one counts.
+    pub(super) access_acl: Option<Vec<u8>>,
+    pub(super) default_acl: Option<Vec<u8>>,
     pub(super) sparse: PaxSparse,
 }
 
@@ -37,25 +43,31 @@ impl Pax {
     /// Parses the records of one header; a later record replaces an earlier one.
     pub(super) fn parse(mut records: &[u8], limits: &Limits) -> Result<Self, ImageError> {
         let mut pax = Pax::default();
+        let mut libarchive = Vec::new();
         let mut xattr_bytes = 0;
         while !records.is_empty() {
             let (key, value, rest) = record(records).ok_or_else(|| {
                 ImageError::invalid(format!("malformed PAX record \"{}\"", printable(records)))
             })?;
             records = rest;
-            if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                if !is_kept(name) {
-                    continue;
+            if let Some((spelling, (name, value))) = xattr(key, value)? {
+                if is_kept(&name) {
+                    xattr_bytes += name.len() + value.len();
+                    check("the size of extended attributes", "xattr_bytes", xattr_bytes, limits.xattr_bytes)?;
+                    let xattrs = match spelling {
+                        Spelling::Star => &mut pax.xattrs,
+                        Spelling::Libarchive => &mut libarchive,
+                    };
+                    xattrs.retain(|(earlier, _)| *earlier != name);
+                    xattrs.push((name, value));
                 }
-                xattr_bytes += name.len() + value.len();
-                check("the size of extended attributes", "xattr_bytes", xattr_bytes, limits.xattr_bytes)?;
-                pax.xattrs.retain(|(earlier, _)| earlier != name);
-                pax.xattrs.push((name.to_vec(), value.to_vec()));
                 continue;
             }
             pax.set(key, value, limits)?
                 .ok_or_else(|| ImageError::invalid(format!("malformed PAX value of {}", printable(key))))?;
         }
+        libarchive.retain(|(name, _)| pax.xattrs.iter().all(|(earlier, _)| earlier != name));
+        pax.xattrs.append(&mut libarchive);
         Ok(pax)
     }
 
@@ -73,6 +85,15 @@ impl Pax {
             b"uid" => set(&mut self.uid, number()),
             b"gid" => set(&mut self.gid, number()),
             b"mtime" => set(&mut self.mtime, time(value)),
+            b"atime" => set(&mut self.atime, time(value)),
+            b"SCHILY.acl.access" => {
+                self.access_acl = acl_of_text(value);
+                true
+            }
+            b"SCHILY.acl.default" => {
+                self.default_acl = acl_of_text(value);
+                true
+            }
             b"GNU.sparse.major" => number().inspect(|major| sparse.map_in_data = *major == 1).is_some(),
             b"GNU.sparse.name" => set(&mut sparse.name, text()),
             b"GNU.sparse.size" | b"GNU.sparse.realsize" => set(&mut sparse.size, number()),
@@ -89,6 +110,23 @@ impl Pax {
             limits.sparse_segments,
         )?;
         Ok(known.then_some(()))
+    }
+}
+
+enum Spelling {
+    Star,
+    Libarchive,
+}
+
+/// The attribute that a record holds, if any.
+fn xattr(key: &[u8], value: &[u8]) -> Result<Option<(Spelling, Xattr)>, ImageError> {
+    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+        return Ok(Some((Spelling::Star, (name.to_vec(), value.to_vec()))));
+    }
+    let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") else { return Ok(None) };
+    match decode_name(name).zip(decode_value(value)) {
+        Some(xattr) => Ok(Some((Spelling::Libarchive, xattr))),
+        None => Err(ImageError::invalid(format!("malformed PAX value of {}", printable(key)))),
     }
 }
 
@@ -133,16 +171,6 @@ fn record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     (equals > 0).then_some((&body[..equals], &body[equals + 1..], rest))
 }
 
-/// The attributes that ext4 can hold. Overlayfs' own are dropped: the disk becomes the lower side
-/// of an overlay, where they would redirect and hide files at an image's will.
-fn is_kept(name: &[u8]) -> bool {
-    let has = |prefix: &[u8]| name.len() > prefix.len() && name.starts_with(prefix);
-    let overlay = has(b"trusted.overlay.") || has(b"user.overlay.");
-    let namespace = has(b"user.") || has(b"trusted.") || has(b"security.");
-    let acl = name == b"system.posix_acl_access" || name == b"system.posix_acl_default";
-    (namespace && !overlay || acl) && !name.contains(&0)
-}
-
 /// Decimal seconds, perhaps negative, perhaps with a fraction, of which nanoseconds are kept.
 fn time(value: &[u8]) -> Option<Time> {
     let text = std::str::from_utf8(value).ok()?;
@@ -162,26 +190,6 @@ fn time(value: &[u8]) -> Option<Time> {
         (true, 0) => Time { sec: -sec, nsec: 0 },
         (true, nsec) => Time { sec: -sec - 1, nsec: 1_000_000_000 - nsec },
     })
-}
-
-/// A number in a tar header: octal digits, or GNU's big-endian binary with the top bit set.
-/// An empty field is 0, as some tars leave unused ones blank.
-pub(super) fn number(field: &[u8]) -> Option<i64> {
-    if field.first().is_some_and(|first| first & 0x80 != 0) {
-        // Two's complement; the marker bit is not part of it.
-        let mut value =
-            if field[0] & 0x40 != 0 { i128::from(field[0]) - 0x100 } else { i128::from(field[0] & 0x7f) };
-        for byte in &field[1..] {
-            value = value << 8 | i128::from(*byte);
-        }
-        return i64::try_from(value).ok();
-    }
-    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
-    match std::str::from_utf8(&field[..end]).ok()?.trim_matches(' ') {
-        "" => Some(0),
-        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => i64::from_str_radix(digits, 8).ok(),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -212,18 +220,6 @@ mod tests {
     }
 
     #[test]
-    fn numbers() {
-        assert_eq!(number(b"0000644\0"), Some(0o644));
-        assert_eq!(number(b" 644 \0\0\0"), Some(0o644));
-        assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
-        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0x01, 0, 0]), Some(65536));
-        assert_eq!(number(&[0xff; 12]), Some(-1));
-        assert_eq!(number(b"12x\0"), None);
-        assert_eq!(number(b"-1\0"), None);
-        assert_eq!(number(b"9\0"), None);
-    }
-
-    #[test]
     fn overlay_attributes_are_dropped() {
         let limits = Limits::default();
         let kept = |name: &str| {
@@ -241,6 +237,21 @@ mod tests {
     }
 
     #[test]
+    fn libarchive_attributes_count_where_no_others_are() {
+        let records = [
+            encode(b"LIBARCHIVE.xattr.user.both", b"bm90"),
+            encode(b"SCHILY.xattr.user.both", b"\0binary\n\xff"),
+            encode(b"LIBARCHIVE.xattr.user.one%3Dtwo", b"AP8"),
+        ]
+        .concat();
+        let pax = Pax::parse(&records, &Limits::default()).unwrap();
+        let expected: [(&[u8], &[u8]); 2] = [(b"user.both", b"\0binary\n\xff"), (b"user.one=two", b"\0\xff")];
+        assert_eq!(pax.xattrs, expected.map(|(name, value)| (name.to_vec(), value.to_vec())));
+        let bad = encode(b"LIBARCHIVE.xattr.user.a", b"?");
+        assert!(Pax::parse(&bad, &Limits::default()).unwrap_err().message.contains("LIBARCHIVE"));
+    }
+
+    #[test]
     fn xattrs_are_bounded() {
         let limits = Limits { xattr_bytes: 10, ..Limits::default() };
         let error = Pax::parse(&encode(b"SCHILY.xattr.user.long", b"value"), &limits).unwrap_err();
@@ -252,7 +263,7 @@ mod tests {
         #[test]
         fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Pax::parse(&bytes, &Limits::default());
-            let _ = number(&bytes);
+            let _ = super::super::header::number(&bytes);
             let _ = time(&bytes);
         }
 

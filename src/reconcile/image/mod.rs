@@ -133,7 +133,7 @@ impl ImageTask {
         let pin = record.image.clone().ok_or(StepError::Stale)?;
         let update = ImageUpdate {
             generation: Some(record.object.metadata.generation),
-            image: Some(Some(PinnedImage { kernel, ..pin })),
+            image: Some(Some(PinnedImage { kernel: kernel.map(Box::new), ..pin })),
             status: None,
         };
         self.publish_pin(update).await

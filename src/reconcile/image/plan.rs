@@ -115,7 +115,7 @@ fn kernel(wanted: Option<KernelChoice>, pin: &PinnedImage, seen: &Observed) -> O
             let source =
                 source.as_ref().map_or_else(|| "the image's own kernel".to_owned(), ToString::to_string);
             let new = || PinnedKernel { choice: choice.clone(), disk: None, boot: None };
-            let kernel = held.cloned().unwrap_or_else(new);
+            let kernel = held.map(|held| (**held).clone()).unwrap_or_else(new);
             told(Step::MakeKernel(kernel), &format!("{source} is made ready to boot"))
         }
     }

@@ -103,7 +103,7 @@ fn a_deletion_is_not_held_up_by_a_pull() {
 
 /// An image whose disk is ready, with this kernel in its spec and in its pin.
 fn with_kernel(spec: serde_json::Value, kernel: Option<PinnedKernel>) -> ImageRecord {
-    let mut record = record(Some(PinnedImage { kernel, ..pin(REFERENCE) }));
+    let mut record = record(Some(PinnedImage { kernel: kernel.map(Box::new), ..pin(REFERENCE) }));
     record.object.spec.kernel = serde_json::from_value(spec).unwrap();
     record
 }

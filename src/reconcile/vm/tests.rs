@@ -265,7 +265,10 @@ fn another_kernel_of_its_image_restarts_a_vm_on_its_disk() {
     let made = |name: &str, command_line: Option<&str>| {
         let kernel = Some(KernelId(name.to_owned()));
         let boot = Some(Boot { kernel, command_line: command_line.map(str::to_owned) });
-        PinnedImage { kernel: Some(PinnedKernel { choice: choice.clone(), disk: None, boot }), ..pin('a') }
+        PinnedImage {
+            kernel: Some(Box::new(PinnedKernel { choice: choice.clone(), disk: None, boot })),
+            ..pin('a')
+        }
     };
     let look = |pin: &PinnedImage| Observed { image: known(pin.clone()), ..ready() };
     let mut record = up();
@@ -286,8 +289,8 @@ fn another_kernel_of_its_image_restarts_a_vm_on_its_disk() {
     let look_at = look(record.image.as_ref().unwrap());
     assert!(matches!(decide(&started(&record, &wanted), &look_at).step, Step::Stop { .. }));
     let other = KernelChoice { source: Some(KernelSource::Oci("k:1".to_owned())), command_line: None };
-    let same = PinnedKernel { choice: other, ..wanted.kernel.clone().unwrap() };
-    record.image = Some(PinnedImage { kernel: Some(same), ..wanted.clone() });
+    let same = PinnedKernel { choice: other, ..*wanted.kernel.clone().unwrap() };
+    record.image = Some(PinnedImage { kernel: Some(Box::new(same)), ..wanted.clone() });
     let look_at = look(record.image.as_ref().unwrap());
     assert_eq!(decide(&started(&record, &wanted), &look_at).step, Step::Wait(None));
     // It is started again on what it reserved.

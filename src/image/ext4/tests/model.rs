@@ -36,14 +36,14 @@ fn meta() -> impl Strategy<Value = Meta> {
         Just((b"security.capability".to_vec(), capability())),
         (0..1500usize).prop_map(|length| (b"security.vmlet".to_vec(), noise(length, 9))),
     ];
-    let time = (-(1i64 << 31)..(3 << 32) - (1 << 31), 0..1_000_000_000u32);
+    let time = (1 - (1i64 << 31)..(3 << 32) - (1 << 31), 0..1_000_000_000u32);
     let xattrs = prop::collection::btree_map(0..3u8, xattr, 0..4);
     (0..0o10000u16, any::<u32>(), any::<u32>(), time, xattrs).prop_map(|(mode, uid, gid, time, xattrs)| {
         // uid and gid -1 mean "none" to the kernel.
         let (uid, gid) = (uid.min(u32::MAX - 1), gid.min(u32::MAX - 1));
         let by_name: BTreeMap<_, _> = xattrs.into_values().collect();
         let mtime = Time { sec: time.0, nsec: time.1 };
-        Meta { mode, uid, gid, mtime, xattrs: by_name.into_iter().collect() }
+        Meta { mode, uid, gid, mtime, atime: None, xattrs: by_name.into_iter().collect() }
     })
 }
 

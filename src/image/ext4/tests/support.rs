@@ -145,6 +145,7 @@ pub(super) fn survey(root: &Path) -> BTreeMap<Vec<u8>, Seen> {
             uid: stat.uid(),
             gid: stat.gid(),
             mtime: time,
+            atime: None,
             xattrs: xattrs(&path),
         };
         let content = content(&path, &stat);

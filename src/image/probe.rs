@@ -1,0 +1,63 @@
+//! The parts of a pull on bytes that are at hand, without a registry: what comparisons with other unpackers
+//! and fuzzing drive. Each does what a pull does with the same bytes.
+
+use std::fs::File;
+use std::io::BufRead;
+
+use tokio_util::sync::CancellationToken;
+
+use super::ext4::{self, Builder};
+use super::layer::{Budget, Tree, inflate, on_disk};
+use super::manifest::{Config, Document};
+use super::{ImageError, Limits};
+
+/// The filesystem of every disk that is made here.
+const UUID: [u8; 16] = *b"vmlet probe disk";
+
+/// Makes `disk` the base disk of these layers, uncompressed tars, bottom to top.
+///
+/// # Errors
+/// What a pull of such an image fails with.
+pub fn build_disk<R: BufRead>(
+    disk: File,
+    layers: impl IntoIterator<Item = R>,
+    limits: &Limits,
+) -> Result<ext4::Summary, ImageError> {
+    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits)?;
+    layers.into_iter().try_for_each(|layer| tree.apply(layer))?;
+    tree.into_builder().finish().map_err(on_disk)
+}
+
+/// Makes `disk` the base disk of these layers as registries serve them, compressed or not, bottom to top.
+/// There are no digests to check them against.
+///
+/// # Errors
+/// What a pull of such an image fails with.
+pub fn build_disk_of_blobs(
+    disk: File,
+    blobs: &[&[u8]],
+    limits: &Limits,
+) -> Result<ext4::Summary, ImageError> {
+    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits)?;
+    let mut budget = Budget::new(limits, CancellationToken::new());
+    for blob in blobs {
+        inflate(*blob, blob.len() as u64, None, &mut budget, |chunks| tree.apply(chunks))?;
+    }
+    tree.into_builder().finish().map_err(on_disk)
+}
+
+/// Reads what a reference stands for: an image's manifest, or an index.
+///
+/// # Errors
+/// If it is neither, or not one that can run here.
+pub fn read_manifest(bytes: &[u8], limits: &Limits) -> Result<(), ImageError> {
+    Document::parse(bytes, limits).map(drop)
+}
+
+/// Reads the config of an image of so many layers.
+///
+/// # Errors
+/// If it is malformed, or of an image that cannot run here.
+pub fn read_config(bytes: &[u8], layers: usize) -> Result<(), ImageError> {
+    Config::parse(bytes, layers).map(drop)
+}
