@@ -157,7 +157,12 @@ fn image_cells(image: &Image, object: &AnyObject, now: Timestamp) -> Vec<Value> 
         image.metadata.name.clone().into(),
         ready(object).into(),
         phase(&image.metadata, &status.phase).into(),
-        image.spec.source.chosen().map_or_else(|| NONE.to_owned(), |source| source.to_string()).into(),
+        image
+            .spec
+            .source
+            .chosen(&image.metadata.namespace)
+            .map_or_else(|| NONE.to_owned(), |source| source.to_string())
+            .into(),
         short_digest(status.digest.as_deref()).into(),
         status.disk.as_ref().map_or(NONE.to_owned(), |disk| human_size(disk.size)).into(),
         age_of(&image.metadata, now).into(),

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
@@ -23,6 +23,8 @@ const BASE: &str = "/dev/vda";
 const PRIVATE: &str = "/dev/vdb";
 /// The config disk: JSON padded with zeros.
 const CONFIG: &str = "/dev/vdc";
+/// Where an export goes.
+pub(crate) const EXPORT: &str = "/dev/vdd";
 /// More than this is no config.
 const CONFIG_LIMIT: u64 = 1 << 20;
 /// How long devices may take to appear. A busy emulated machine needs seconds.
@@ -184,6 +186,22 @@ pub(crate) fn switch_root() -> Result<PrivateDisk, Failure> {
     chroot(".").during(root)?;
     chdir("/").during(root)?;
     Ok(PrivateDisk(private))
+}
+
+/// Joins the disks for reading only. Returns where.
+pub(crate) fn join_for_reading() -> Result<PathBuf, Failure> {
+    wait_for(EXPORT)?;
+    mount_disk(BASE, "/base", MsFlags::MS_RDONLY, "noload")?;
+    // The kernel replays the journal of a VM that was killed.
+    mount_disk(PRIVATE, "/private", MsFlags::MS_RDONLY, "")?;
+    if !Path::new("/private/upper").is_dir() {
+        return Ok(PathBuf::from("/base"));
+    }
+    make_dir("/newroot").during(|| "make /newroot".to_owned())?;
+    let layers = "lowerdir=/private/upper:/base,redirect_dir=follow";
+    mount(Some("overlay"), "/newroot", Some("overlay"), MsFlags::MS_RDONLY, Some(layers))
+        .during(|| "join base and private disk with overlayfs".to_owned())?;
+    Ok(PathBuf::from("/newroot"))
 }
 
 fn mount_disk(device: &str, target: &str, flags: MsFlags, options: &str) -> Result<(), Failure> {

@@ -9,6 +9,8 @@
 //!                                                     signals, link, workload output, execs, timers
 //! ```
 //!
+//! A guest that is to export its disks writes them as a tar instead (`export`), and goes off.
+//!
 //! Guaranteed: whatever fails or ends, the host is told (over the link, or on the console if nobody
 //! listens), file systems are left clean and the machine goes off. A panic kills PID 1, and with it
 //! the kernel (`panic=-1` ends the VM). No buffer grows with what a workload does.
@@ -17,6 +19,7 @@ mod boot;
 mod cgroup;
 mod console;
 mod exec;
+mod export;
 mod failure;
 mod identity;
 mod init_system;
@@ -39,8 +42,13 @@ use workload::Workload;
 
 fn main() {
     console::attach();
+    let config = wake_up();
+    if let Ok(GuestConfig { export: Some(wanted), .. }) = &config {
+        console::report_exit(export::run(wanted));
+        power::off(None);
+    }
     let mut private = None;
-    let started = start(&mut private);
+    let started = config.and_then(|config| start(config, &mut private));
     if let Err(failure) = &started {
         console::say(failure);
     }
@@ -49,14 +57,21 @@ fn main() {
     power::off(private.as_ref());
 }
 
-/// Everything up to the running workload. `private` is set as soon as the private disk is mounted.
-fn start(private: &mut Option<boot::PrivateDisk>) -> Result<(GuestConfig, Workload), Failure> {
+/// Everything up to knowing what to do.
+fn wake_up() -> Result<GuestConfig, Failure> {
     signals::block()?;
     boot::mount_kernel_file_systems()?;
     // Children start without this exemption.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     boot::load_modules();
-    let config = boot::read_config()?;
+    boot::read_config()
+}
+
+/// Everything up to the running workload. `private` is set as soon as the private disk is mounted.
+fn start(
+    config: GuestConfig,
+    private: &mut Option<boot::PrivateDisk>,
+) -> Result<(GuestConfig, Workload), Failure> {
     *private = Some(boot::switch_root()?);
     boot::mount_kernel_file_systems()?;
     boot::mount_workload_file_systems();

@@ -121,9 +121,24 @@ pub struct Launch {
     pub nic: Option<Nic>,
     /// What the guest is told: the guest's third block device, read-only, JSON padded with zeros.
     pub guest: vmlet_wire::GuestConfig,
+    /// Nothing runs: the guest writes the disks of a stopped VM as a tar ([`vmlet_wire::Export`]).
+    pub export: Option<ExportDisks>,
     /// The user that the VMM runs as; none leaves it as the daemon's.
     pub vmm_user: Option<u32>,
 }
+
+/// The disks of an export.
+#[derive(Clone, Debug)]
+pub struct ExportDisks {
+    /// The stopped VM's folder: its private disk is this guest's too.
+    pub of: PathBuf,
+    /// The most that the tar may take: the guest's fourth block device, [`EXPORT_FILE`] in the
+    /// guest's folder.
+    pub room: Quantity,
+}
+
+/// The tar that an export leaves in its folder.
+pub const EXPORT_FILE: &str = "export.tar";
 
 /// Which process, beyond the reuse of numbers: pids wrap, start times and boots do not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -126,7 +126,9 @@ fn launch(name: &str) -> Launch {
                 stop_signal: None,
                 grace_seconds: 1,
             },
+            export: None,
         },
+        export: None,
         vmm_user: None,
     }
 }

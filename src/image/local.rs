@@ -3,15 +3,18 @@
 //! Work that reads files runs on threads for it; dropping a future ends its thread at the next chunk.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::SeekFrom;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::layout::Layout;
+use super::manifest::Descriptor;
 use super::pull::{Build, DISK, Layer, blocking, create_public, filesystem_uuid, write_config};
-use super::{Digest, ImageConfig, ImageError, Limits, Progress, Settings};
+use super::{Digest, ImageConfig, ImageError, Limits, Progress, Root, Settings};
 
 /// What a thread needs to work for a future.
 #[derive(Clone)]
@@ -98,6 +101,33 @@ pub(crate) async fn stage_layout(
     });
     let ((), size) = tokio::try_join!(biased; verify, build)?;
     finish(folder, config.run, size).await
+}
+
+/// Makes a base disk of a root in a tar, flushed to disk.
+pub(crate) async fn stage_root(
+    job: Job,
+    root: Root,
+    digest: Digest,
+    folder: PathBuf,
+    progress: watch::Sender<Progress>,
+) -> Result<(u64, ImageConfig), ImageError> {
+    let Root { tar, config } = root;
+    let place = folder.join(DISK);
+    let size = blocking("making a base disk of a root", move || {
+        let at = |error| ImageError::host(tar.display(), &error);
+        let blob = File::open(&tar).map_err(at)?;
+        // A tar on a sparse disk ends before the first hole.
+        let size = rustix::fs::seek(&blob, SeekFrom::Hole(0)).map_err(|error| at(error.into()))?;
+        rustix::fs::seek(&blob, SeekFrom::Start(0)).map_err(|error| at(error.into()))?;
+        let disk = create_public(&place).map_err(|error| ImageError::host(place.display(), &error))?;
+        progress.send_modify(|progress| (progress.layers, progress.bytes) = (1, size));
+        let descriptor = Descriptor { media_type: String::new(), digest: digest.clone(), size };
+        let layers = vec![Layer { blob: Box::new(blob.take(size)), descriptor, diff_id: None }];
+        let Job { settings, cancel, .. } = job;
+        Build { disk, uuid: filesystem_uuid(&digest), layers, settings, cancel, progress }.run()
+    })
+    .await?;
+    finish(folder, config, size).await
 }
 
 /// Writes the config beside a disk that is complete.

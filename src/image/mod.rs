@@ -32,7 +32,7 @@ mod tests;
 pub use limits::{Limits, Settings};
 pub use reference::{Digest, Reference, ReferenceError};
 pub(crate) use registry::check_url;
-pub use source::{BundleAt, HostFiles, LayoutAt, Place, Source};
+pub use source::{BundleAt, HostFiles, LayoutAt, Place, Source, VmAt};
 pub use store::ImageStore;
 
 use std::path::PathBuf;
@@ -59,6 +59,14 @@ pub trait Images: Send + Sync + 'static {
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError>;
 
+    /// The same of a root that is in a tar on the host, whoever wrote that.
+    async fn stage_root(
+        &self,
+        root: Root,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError>;
+
     /// Renames a staged disk into its place, durably. If the place is taken by an earlier install
     /// of the same digest, that one stays and the staged one is removed.
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError>;
@@ -78,6 +86,15 @@ pub trait Images: Send + Sync + 'static {
 
     /// The digests that have an installed disk, for the sweep at start-up.
     async fn installed(&self) -> Result<Vec<Digest>, ImageError>;
+}
+
+/// A root that becomes a base disk as one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Root {
+    /// The tar. What follows its end is not read.
+    pub tar: PathBuf,
+    /// What the image says about its process.
+    pub config: ImageConfig,
 }
 
 /// A base disk that is installed: content-addressed, complete, read-only.

@@ -63,6 +63,12 @@ impl Digest {
         Digest(format!("sha256:{}", hex::encode(hash)))
     }
 
+    /// The digest of a text that stands for an image before there is one.
+    pub(crate) fn of(text: &str) -> Self {
+        use sha2::Digest as _;
+        Digest::sha256(sha2::Sha256::digest(text).into())
+    }
+
     /// As one path component: `sha256-…`.
     pub fn folder(&self) -> String {
         self.0.replace(':', "-")

@@ -22,6 +22,8 @@ pub enum Source {
     Bundle(Box<BundleAt>),
     /// Files of the host, used where they are.
     Files(Box<HostFiles>),
+    /// A stopped VM.
+    Vm(Box<VmAt>),
 }
 
 /// An image in a folder or tar of the host.
@@ -40,6 +42,17 @@ pub struct BundleAt {
     pub place: Place,
     /// The SHA-256 of the whole file; known of every URL.
     pub sha256: Option<Digest>,
+}
+
+/// A VM whose root becomes an image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VmAt {
+    /// Its namespace, which is the image's.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// SSH keys that the image has in place of the VM's.
+    pub authorized_keys: Vec<String>,
 }
 
 /// Where a bundle is.
@@ -71,6 +84,7 @@ impl Source {
         match self {
             Source::Oci(reference) => format!("asking the registry for {reference}"),
             Source::OciLayout(_) | Source::Bundle(_) | Source::Files(_) => format!("reading {self}"),
+            Source::Vm(_) => format!("looking at {self}"),
         }
     }
 }
@@ -89,6 +103,7 @@ impl fmt::Display for Source {
                 Place::Url(url) => f.write_str(url),
             },
             Source::Files(files) => files.root.display().fmt(f),
+            Source::Vm(vm) => write!(f, "vm/{}", vm.name),
         }
     }
 }

@@ -23,12 +23,12 @@ use uuid::Uuid;
 
 use super::bundle::{self, INITRD, KERNEL, MODULES};
 use super::host::Registered;
-use super::local::{Job, finish, resolve_layout, stage_layout};
+use super::local::{Job, finish, resolve_layout, stage_layout, stage_root};
 use super::pull::{CONFIG, DISK, blocking, pull};
 use super::registry::Registry;
 use super::{
     BaseDisk, Digest, HostFiles, ImageConfig, ImageError, Images, KernelFiles, LayoutAt, Place, Progress,
-    Settings, Source, StagedDisk,
+    Root, Settings, Source, StagedDisk,
 };
 
 /// Gets images from wherever they are and keeps their base disks.
@@ -57,6 +57,33 @@ impl ImageStore {
 }
 
 impl ImageStore {
+    /// What `fill` makes in a staging folder within the time for it.
+    async fn staged<F>(
+        &self,
+        digest: &Digest,
+        fill: impl FnOnce(PathBuf) -> F,
+    ) -> Result<StagedDisk, ImageError>
+    where
+        F: Future<Output = Result<(u64, ImageConfig), ImageError>>,
+    {
+        let folder = self.folders.staging.join(Uuid::new_v4().to_string());
+        make_folder(&folder).map_err(at(&folder))?;
+        // From here on the folder goes when this is dropped.
+        let mut staged = StagedDisk {
+            digest: digest.clone(),
+            dir: Some(folder.clone()),
+            held: None,
+            size: 0,
+            config: ImageConfig::default(),
+        };
+        let limit = self.settings.pull_timeout;
+        let filled = tokio::time::timeout(limit, fill(folder)).await;
+        let filled =
+            filled.unwrap_or_else(|_| Err(ImageError::unavailable(format!("not there within {limit:?}"))));
+        (staged.size, staged.config) = filled?;
+        Ok(staged)
+    }
+
     /// Makes an image's files in its staging folder. Returns the disk's length in bytes, and the config.
     async fn fill(
         &self,
@@ -80,6 +107,7 @@ impl ImageStore {
                 bundle::stage(job, &self.registry, &bundle.place, digest, folder, progress.clone()).await
             }
             Source::Files(files) => register(job, *files, digest.clone(), folder).await,
+            Source::Vm(_) => Err(not_of_files()),
         };
         filled.map_err(|error| of_host(error, source))
     }
@@ -107,6 +135,11 @@ async fn register(
     finish(folder, ImageConfig::default(), size).await
 }
 
+/// A VM is the engine's business: what comes of it arrives by [`Images::stage_root`].
+fn not_of_files() -> ImageError {
+    ImageError::invalid("a VM's root is no file of the host")
+}
+
 /// An error about files of the host: what is wrong with them can be mended without any change of the spec.
 fn of_host(error: ImageError, source: &Source) -> ImageError {
     ImageError { transient: true, ..error.at(source) }
@@ -127,6 +160,7 @@ impl Images for ImageStore {
             Source::Files(files) => {
                 blocking("looking at files", move || Ok(Registered::look(&files, &job)?.1)).await
             }
+            Source::Vm(_) => Err(not_of_files()),
         };
         found.map_err(|error| of_host(error, source))
     }
@@ -137,25 +171,18 @@ impl Images for ImageStore {
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
-        let folder = self.folders.staging.join(Uuid::new_v4().to_string());
-        make_folder(&folder).map_err(at(&folder))?;
-        // From here on the folder goes when this is dropped.
-        let mut staged = StagedDisk {
-            digest: digest.clone(),
-            dir: Some(folder.clone()),
-            held: None,
-            size: 0,
-            config: ImageConfig::default(),
-        };
-        let limit = self.settings.pull_timeout;
-        let pulled = self.fill(source, digest, folder, progress);
-        let pulled = tokio::time::timeout(limit, Box::pin(pulled)).await;
-        let pulled = pulled.unwrap_or_else(|_| {
-            let late = ImageError::unavailable(format!("not there within {limit:?}"));
-            Err(late.at(source))
-        });
-        (staged.size, staged.config) = pulled?;
-        Ok(staged)
+        self.staged(digest, |folder| Box::pin(self.fill(source, digest, folder, progress))).await
+    }
+
+    async fn stage_root(
+        &self,
+        root: Root,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let fill = |folder| Box::pin(stage_root(job, root, digest.clone(), folder, progress.clone()));
+        self.staged(digest, fill).await
     }
 
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {

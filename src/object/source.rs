@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Violation;
-use crate::image::{BundleAt, Digest, HostFiles, LayoutAt, Place, Reference, Source};
+use super::meta::validate_name;
+use crate::image::{BundleAt, Digest, HostFiles, LayoutAt, Place, Reference, Source, VmAt};
 
 /// Where an image comes from: exactly one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -22,6 +23,9 @@ pub struct ImageSource {
     /// Files of the host, which are used where they are: never copied, never changed, never deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<FilesSource>,
+    /// A stopped VM of this namespace: its root as it left it becomes the image. Said in docs/images.md.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmSource>,
 }
 
 /// An image in a registry.
@@ -76,10 +80,23 @@ pub struct FilesSource {
     pub modules: Option<String>,
 }
 
+/// A VM whose root becomes an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VmSource {
+    /// The VM, of the image's namespace. The image waits until it is stopped, and is made once for each
+    /// generation of the spec; the VM waits meanwhile. Afterwards neither needs the other.
+    pub name: String,
+    /// SSH keys that may log in as root, in place of those that may in the VM; none leaves those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authorized_keys: Vec<String>,
+}
+
 impl ImageSource {
     /// The field that is set. A spec that keeps to the rules has exactly one.
-    pub fn chosen(&self) -> Option<Source> {
-        let ImageSource { oci, oci_layout, bundle, files } = self;
+    /// `namespace` is the image's.
+    pub fn chosen(&self, namespace: &str) -> Option<Source> {
+        let ImageSource { oci, oci_layout, bundle, files, vm } = self;
         if let Some(oci) = oci {
             Some(Source::Oci(oci.reference.clone()))
         } else if let Some(layout) = oci_layout {
@@ -87,17 +104,19 @@ impl ImageSource {
             Some(Source::OciLayout(Box::new(LayoutAt { path: path.into(), reference: reference.clone() })))
         } else if let Some(bundle) = bundle {
             bundle.source()
+        } else if let Some(files) = files {
+            Some(files.source())
         } else {
-            files.as_ref().map(FilesSource::source)
+            vm.as_ref().map(|vm| vm.source(namespace))
         }
     }
 
     pub(super) fn check(&self, found: &mut Vec<Violation>) {
-        let ImageSource { oci, oci_layout, bundle, files } = self;
-        let set = [oci.is_some(), oci_layout.is_some(), bundle.is_some(), files.is_some()];
+        let ImageSource { oci, oci_layout, bundle, files, vm } = self;
+        let set = [oci.is_some(), oci_layout.is_some(), bundle.is_some(), files.is_some(), vm.is_some()];
         if set.into_iter().filter(|set| *set).count() != 1 {
             let message = "set exactly one of `oci` (a registry), `ociLayout` (a layout or docker archive), \
-                           `bundle` (a tar) and `files` (files of the host)";
+                           `bundle` (a tar), `files` (files of the host) and `vm` (a stopped VM's root)";
             found.push(Violation::new("spec.source", message));
         }
         if let Some(oci) = oci {
@@ -115,6 +134,9 @@ impl ImageSource {
         }
         if let Some(files) = files {
             files.check(found);
+        }
+        if let Some(vm) = vm {
+            vm.check(found);
         }
     }
 }
@@ -176,6 +198,41 @@ impl FilesSource {
             }
             if path.is_some() && self.kernel.is_none() {
                 found.push(Violation::new(at, "is for the kernel of `kernel`, which is missing"));
+            }
+        }
+    }
+}
+
+/// Keys in a [`VmSource`].
+const MAX_KEYS: usize = 256;
+/// The length of a key: an RSA key of 16384 bits has some 2800 characters.
+const MAX_KEY: usize = 8192;
+
+impl VmSource {
+    fn source(&self, namespace: &str) -> Source {
+        Source::Vm(Box::new(VmAt {
+            namespace: namespace.to_owned(),
+            name: self.name.clone(),
+            authorized_keys: self.authorized_keys.clone(),
+        }))
+    }
+
+    fn check(&self, found: &mut Vec<Violation>) {
+        if let Err(message) = validate_name(&self.name) {
+            found.push(Violation::new("spec.source.vm.name", message));
+        }
+        if self.authorized_keys.len() > MAX_KEYS {
+            found.push(Violation::new(
+                "spec.source.vm.authorizedKeys",
+                format!("at most {MAX_KEYS} are possible"),
+            ));
+        }
+        for (index, key) in self.authorized_keys.iter().enumerate() {
+            let one_line = key.trim() == key && !key.chars().any(char::is_control);
+            if !one_line || key.split_ascii_whitespace().count() < 2 || key.len() > MAX_KEY {
+                let message =
+                    "write a key as it stands in a .pub file: `ssh-ed25519 AAAA… name`, on one line";
+                found.push(Violation::new(format!("spec.source.vm.authorizedKeys[{index}]"), message));
             }
         }
     }

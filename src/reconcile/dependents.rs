@@ -1,7 +1,8 @@
-//! Who waits for whom by `spec.dependsOn`: an index for the supervisor. Pure.
+//! Who waits for which VM: an index for the supervisor. Pure.
 //!
-//! In: the VMs' declarations and each change of a VM. Out: the VMs whose tasks are to look again, because
-//! what they wait for appeared, went, became ready, or is in another phase.
+//! In: the declarations (`dependsOn` of VMs, `source.vm` of images) and each change of a VM. Out: the objects
+//! whose tasks are to look again, because the VM that they wait for appeared, went, became ready, or is in
+//! another phase.
 
 #[cfg(test)]
 mod tests;
@@ -9,13 +10,13 @@ mod tests;
 use std::collections::{BTreeSet, HashMap};
 
 use crate::object::{Kind, ObjectKey};
-use crate::store::VmRecord;
+use crate::store::{Record, VmRecord};
 
 #[derive(Default)]
 pub(super) struct Dependents {
     /// For each VM that is waited for, perhaps one that does not exist.
     awaited: HashMap<ObjectKey, Awaited>,
-    /// What each VM waits for.
+    /// The VMs that each object waits for.
     waits_for: HashMap<ObjectKey, Vec<String>>,
 }
 
@@ -34,23 +35,23 @@ struct Sight {
 }
 
 impl Dependents {
-    /// Takes in what a VM declares.
-    pub(super) fn declare(&mut self, vm: &VmRecord) {
-        let (key, names) = (vm.object.key(), &vm.object.spec.depends_on);
+    /// Takes in what an object declares.
+    pub(super) fn declare(&mut self, record: &Record) {
+        let (key, names) = (record.key(), awaited(record));
         if self.waits_for.get(&key).map_or(&[][..], Vec::as_slice) == names.as_slice() {
             return;
         }
         self.forget(&key);
-        for name in names {
+        for name in &names {
             let awaited = ObjectKey::new(Kind::Vm, &key.namespace, name);
             self.awaited.entry(awaited).or_default().by.insert(key.clone());
         }
         if !names.is_empty() {
-            self.waits_for.insert(key, names.clone());
+            self.waits_for.insert(key, names);
         }
     }
 
-    /// A VM is gone: it waits for nobody any more.
+    /// An object is gone: it waits for nobody any more.
     pub(super) fn forget(&mut self, key: &ObjectKey) {
         for name in self.waits_for.remove(key).unwrap_or_default() {
             let awaited = ObjectKey::new(Kind::Vm, &key.namespace, name);
@@ -76,6 +77,14 @@ impl Dependents {
         }
         entry.seen = sight;
         entry.by.iter().cloned().collect()
+    }
+}
+
+/// The names of the VMs that an object waits for.
+fn awaited(record: &Record) -> Vec<String> {
+    match record {
+        Record::Vm(vm) => vm.object.spec.depends_on.clone(),
+        Record::Image(image) => image.object.spec.source.vm.iter().map(|vm| vm.name.clone()).collect(),
     }
 }
 

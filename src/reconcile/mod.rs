@@ -20,6 +20,7 @@ mod dependents;
 mod entropy;
 mod image;
 mod meters;
+mod promotion;
 mod pulls;
 mod recovery;
 mod step;

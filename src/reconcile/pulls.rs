@@ -23,11 +23,12 @@ use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
 use super::entropy::Entropy;
 use super::meters::Meters;
+use super::promotion::Promoter;
 use super::task::message_of;
 use crate::image::{BaseDisk, Digest, ImageError, Images, Progress, Source, StagedDisk};
 use crate::latest;
 use crate::metrics::{Guarded, Histogram};
-use crate::object::Quantity;
+use crate::object::{Kind, ObjectKey, Quantity};
 use crate::store::{DiskClaim, PublishError, Store, StoreError};
 use crate::timeline::{OpenSpan, Outcome, Phase, Recorder, Subject};
 
@@ -59,6 +60,7 @@ pub(super) struct Pulls {
 /// What a pull works with.
 pub(super) struct Shop {
     pub(super) images: Arc<dyn Images>,
+    pub(super) promoter: Promoter,
     pub(super) store: Store,
     /// One for each pull at a time.
     pub(super) permits: Semaphore,
@@ -228,7 +230,16 @@ impl Shop {
     ) -> Result<StagedDisk, ImageError> {
         let (sender, mut progress) = watch::channel(Progress::default());
         state.send_replace(PullState::Running(Progress::default()));
-        let stage = self.images.stage(source, digest, &sender);
+        let stage = async {
+            match source {
+                Source::Vm(vm) => {
+                    let key = ObjectKey::new(Kind::Vm, &vm.namespace, &vm.name);
+                    let promotion = self.promoter.promote(&key, &vm.authorized_keys).await?;
+                    self.images.stage_root(promotion.root.clone(), digest, &sender).await
+                }
+                _ => self.images.stage(source, digest, &sender).await,
+            }
+        };
         tokio::pin!(stage);
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         loop {

@@ -2,7 +2,7 @@
 //!
 //! Processes are adopted by their VMs' tasks, by the recorded identity. Here go the artefacts that
 //! no record claims: folders of VMs that are gone, with the VMMs in them, base disks half installed or
-//! half removed, kernels that nothing is pinned to.
+//! half removed, kernels that nothing is pinned to, and promotions with their guests.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -28,7 +28,8 @@ pub(super) async fn recover(world: &World) -> Result<(), RecoveryError> {
     settle_disks(world).await?;
     remove_foreign_disks(world).await?;
     remove_foreign_kernels(world).await?;
-    remove_foreign_folders(world).await
+    remove_foreign_folders(world).await?;
+    end_promotions(world).await
 }
 
 /// Disks that an earlier daemon was installing are adopted if they are whole; records of disks that
@@ -95,6 +96,20 @@ async fn remove_foreign_folders(world: &World) -> Result<(), RecoveryError> {
             // A store that was restored from an old export knows nothing of younger VMs that run.
             world.driver.evict(&path).await.map_err(failed)?;
             world.driver.cleanup(&path).await.map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Their folders are gone by now, being no VM's: nothing reads those VMs' disks any more.
+async fn end_promotions(world: &World) -> Result<(), RecoveryError> {
+    let (records, _) = world.store.list(Kind::Vm, None);
+    for record in &records {
+        let Record::Vm(vm) = record else { continue };
+        if let Some(id) = vm.promotion {
+            let released = world.store.release_promotion(&vm.object.key(), id).await;
+            released
+                .map_err(|error| RecoveryError::of(format!("the promotion of {}", record.key()), error))?;
         }
     }
     Ok(())

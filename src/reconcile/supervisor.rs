@@ -60,12 +60,14 @@ struct Running {
     seen: Declaration,
 }
 
-/// What of a record is its source's: only a change of this wakes the object's own task.
+/// What of a record others write: only a change of this wakes the object's own task.
 #[derive(Clone, Debug, PartialEq)]
 struct Declaration {
     generation: i64,
     deleted: Option<Timestamp>,
     problem: Option<Problem>,
+    /// Its disk is being read: a VM that is to start waits.
+    promoted: bool,
 }
 
 impl Declaration {
@@ -75,6 +77,7 @@ impl Declaration {
             generation: metadata.generation,
             deleted: metadata.deletion_timestamp,
             problem: record.problem().cloned(),
+            promoted: matches!(record, Record::Vm(vm) if vm.promotion.is_some()),
         }
     }
 }
@@ -91,9 +94,7 @@ impl Supervisor {
             if let Ok(watch) = self.world.store.watch(version) {
                 for record in lists.iter().flat_map(|(records, _)| records) {
                     self.ensure(record);
-                    if let Record::Vm(vm) = record {
-                        self.dependents.declare(vm);
-                    }
+                    self.dependents.declare(record);
                 }
                 for running in self.running.values() {
                     wake(running);
@@ -154,15 +155,15 @@ impl Supervisor {
         self.running.insert(key, Running { uid, wake: sender, seen });
     }
 
-    /// VMs follow those that they depend on.
+    /// VMs follow those that they depend on, images the VM that they are made of.
     fn wake_dependents(&mut self, change: &Change) {
-        let Record::Vm(vm) = &change.record else { return };
-        let (key, gone) = (vm.object.key(), change.kind == ChangeKind::Deleted);
+        let (key, gone) = (change.record.key(), change.kind == ChangeKind::Deleted);
         if gone {
             self.dependents.forget(&key);
         } else {
-            self.dependents.declare(vm);
+            self.dependents.declare(&change.record);
         }
+        let Record::Vm(vm) = &change.record else { return };
         for dependent in self.dependents.affected(&key, (!gone).then_some(vm)) {
             self.running.get(&dependent).map(wake);
         }

@@ -13,6 +13,7 @@ use super::backoff::BackoffPolicy;
 use super::clock::Clock;
 use super::entropy::Entropy;
 use super::meters::Meters;
+use super::promotion::Promoter;
 use super::pulls::{Pulls, Shop};
 use crate::agent::Agent;
 use crate::boot::Kernels;
@@ -94,6 +95,15 @@ impl World {
         World {
             pulls: Pulls::new(Shop {
                 images: images.clone(),
+                promoter: Promoter {
+                    store: store.clone(),
+                    kernels: kernels.clone(),
+                    driver: driver.clone(),
+                    vms: settings.vms.clone(),
+                    backoff: settings.backoff,
+                    clock,
+                    entropy: entropy.clone(),
+                },
                 store: store.clone(),
                 permits: Semaphore::new(settings.max_pulls.max(1)),
                 backoff: settings.backoff,

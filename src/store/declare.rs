@@ -118,6 +118,7 @@ impl State {
                     run: Run::Idle,
                     starts: 0,
                     last_exit: None,
+                    promotion: None,
                 }))
             }
             AnyObject::Image(mut object) => {

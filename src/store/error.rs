@@ -186,6 +186,26 @@ pub enum PublishError {
     Store(#[from] StoreError),
 }
 
+/// Why [`claim_promotion`](super::Store::claim_promotion) refuses.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PromoteError {
+    /// There is no such VM, or it is being deleted.
+    #[error("the VM does not exist any more")]
+    Gone,
+    /// Its process is up.
+    #[error("the VM is running; stop it with runPolicy: Halted")]
+    Running,
+    /// Another image is being made of it.
+    #[error("another image is being made of the VM; it is tried again")]
+    Taken,
+    /// It has no disk.
+    #[error("the VM has never run: it has no disk of its own yet")]
+    NeverRan,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// Why [`remove_vm`](super::Store::remove_vm) refuses.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RemoveError {

@@ -35,6 +35,7 @@ mod line;
 mod memory;
 mod offline;
 mod open;
+mod promote;
 mod publish;
 mod record;
 mod report;
@@ -51,12 +52,13 @@ mod watch;
 pub use crate::metrics::HistogramSnapshot;
 pub use admission::{Resource, Standing};
 pub use error::{
-    DeclareError, Expired, OpenError, PublishError, ReleaseError, RemoveError, RemoveImageError,
-    ReserveError, StoreError,
+    DeclareError, Expired, OpenError, PromoteError, PublishError, ReleaseError, RemoveError,
+    RemoveImageError, ReserveError, StoreError,
 };
 pub use export::{Counts, Export};
 pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
 pub use offline::{ClosedStore, ClosedStoreError, import};
+pub use promote::Promotable;
 pub use record::{
     DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, PinnedKernel, Problem, Record,
     Reservation, Run, Severity, Stopping, Subject, VmRecord,

@@ -16,7 +16,7 @@ impl Store {
     ///
     /// # Errors
     /// [`PublishError::Stale`] if the VM or its generation is another one by now, or if a new process is
-    /// published of a VM that is being deleted or holds nothing to run on.
+    /// published of a VM that is being deleted, holds nothing to run on, or is being promoted.
     pub async fn publish_vm(&self, key: &ObjectKey, uid: Uid, update: VmUpdate) -> Result<(), PublishError> {
         let durable = update.image.is_some()
             || update.run.is_some()
@@ -76,7 +76,7 @@ impl State {
         let old = self.vm_of(key, uid).ok_or(PublishError::Stale)?;
         let metadata = &old.object.metadata;
         let starts = matches!(update.run, Some(Run::Up { .. })) && !matches!(old.run, Run::Up { .. });
-        let may_run = old.reservation.as_ref().is_some_and(Reservation::can_run);
+        let may_run = old.promotion.is_none() && old.reservation.as_ref().is_some_and(Reservation::can_run);
         if update.generation.is_some_and(|generation| generation != metadata.generation)
             || starts && (metadata.deletion_timestamp.is_some() || !may_run)
         {

@@ -126,6 +126,10 @@ pub struct VmRecord {
     pub starts: u32,
     /// How the last run ended.
     pub last_exit: Option<LastExit>,
+    /// Of the promotion that reads the VM's private disk: the name of its folder. The VM is not started
+    /// meanwhile. Cleared at start-up: none outlives its daemon.
+    #[serde(default)]
+    pub promotion: Option<Uuid>,
 }
 
 /// Everything known of an image.
@@ -145,7 +149,8 @@ impl ImageRecord {
     /// The pin, if it is what the spec asks for by now.
     pub fn current(&self) -> Option<&PinnedImage> {
         let spec = &self.object.spec;
-        let pin = self.image.as_ref().filter(|pin| Some(&pin.source) == spec.source.chosen().as_ref())?;
+        let source = spec.source.chosen(&self.object.metadata.namespace);
+        let pin = self.image.as_ref().filter(|pin| Some(&pin.source) == source.as_ref())?;
         let choice = pin.kernel.as_ref().map(|kernel| &kernel.choice);
         (choice == spec.kernel().as_ref()).then_some(pin)
     }

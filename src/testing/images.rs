@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::image::{
-    BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Reference, Source, StagedDisk,
+    BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Reference, Root, Source, StagedDisk,
 };
 
 /// How one reference behaves.
@@ -202,6 +202,15 @@ impl Images for FakeImages {
             return Err(ImageError { reason: "RegistryUnavailable", message, transient: true });
         }
         Ok(staged)
+    }
+
+    async fn stage_root(
+        &self,
+        _: Root,
+        _: &Digest,
+        _: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        Err(ImageError { reason: "NotScripted", message: "no VM is promoted".to_owned(), transient: false })
     }
 
     async fn install(&self, mut staged: StagedDisk) -> Result<BaseDisk, ImageError> {

@@ -15,7 +15,7 @@ use super::images::name;
 use super::life::summary;
 use super::world::State;
 use crate::boot::KernelSource;
-use crate::image::{Digest, Source};
+use crate::image::{Digest, Source, VmAt};
 use crate::manifest::FileState;
 use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
 use crate::store::{
@@ -136,7 +136,11 @@ impl Sight<'_> {
         if self.out_of_reach(image) {
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
         }
-        let source = image.object.spec.source.chosen().ok_or("it has no source")?;
+        let source =
+            image.object.spec.source.chosen(&image.object.metadata.namespace).ok_or("it has no source")?;
+        if let Source::Vm(vm) = &source {
+            return if self.waits_for_vm(vm, image) { Ok(()) } else { is_ready(&status.conditions) };
+        }
         let digest = self.digest(&source).ok_or("it is not in the registry")?;
         is_ready(&status.conditions)?;
         if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
@@ -146,6 +150,17 @@ impl Sight<'_> {
             return Err("it is ready without its kernel".to_owned());
         }
         Ok(())
+    }
+
+    /// Whether an image says that it waits for its VM, and rightly.
+    fn waits_for_vm(&self, vm: &VmAt, image: &ImageRecord) -> bool {
+        let key = ObjectKey::new(Kind::Vm, &vm.namespace, &vm.name);
+        let stopped = match self.records.get(&key) {
+            Some(Record::Vm(vm)) => vm.object.status.phase == "Stopped" && vm.reservation.is_some(),
+            _ => false,
+        };
+        let ready = ready(&image.object.status.conditions);
+        !stopped && ready.is_some_and(|ready| ready.reason == "WaitingForVM")
     }
 
     fn vm_settled(&self, vm: &VmRecord) -> Result<(), String> {
@@ -206,7 +221,9 @@ impl Sight<'_> {
     /// Whether an image cannot be had: it is not in the registry, or was refused for good and is not
     /// tried again.
     fn out_of_reach(&self, image: &ImageRecord) -> bool {
-        let Some(source) = image.object.spec.source.chosen() else { return true };
+        let Some(source) = image.object.spec.source.chosen(&image.object.metadata.namespace) else {
+            return true;
+        };
         let kernel = match image.object.spec.kernel().and_then(|choice| choice.source) {
             Some(KernelSource::Oci(reference)) => Some(Source::Oci(reference)),
             _ => None,
@@ -233,7 +250,10 @@ impl Sight<'_> {
             return self.digest(&source).filter(|_| !refused);
         }
         let image = self.wanted_image(vm)?;
-        let source = image.object.spec.source.chosen()?;
+        let source = image.object.spec.source.chosen(&image.object.metadata.namespace)?;
+        if let Source::Vm(_) = source {
+            return image.image.as_ref().map(|pin| pin.digest.clone());
+        }
         self.digest(&source).filter(|_| !self.out_of_reach(image))
     }
 

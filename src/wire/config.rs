@@ -17,6 +17,17 @@ pub struct GuestConfig {
     pub network: Option<GuestNetwork>,
     /// What to run.
     pub workload: Workload,
+    /// Instead of running anything: write the joined disks as a tar onto the fourth block device.
+    #[serde(default)]
+    pub export: Option<Export>,
+}
+
+/// What an export has that the disks have not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Export {
+    /// Who may log in as root, in place of those who may now; none leaves that as it is.
+    pub authorized_keys: Vec<String>,
 }
 
 /// A static address.

@@ -27,7 +27,7 @@ mod message;
 #[cfg(test)]
 mod tests;
 
-pub use config::{EXIT_LINE, GuestConfig, GuestNetwork, Workload};
+pub use config::{EXIT_LINE, Export, GuestConfig, GuestNetwork, Workload};
 pub use flow::{Overrun, Receiving, Sending, WINDOW, cost};
 pub use frame::{
     Decoder, Frame, HEADER, Item, Kind, MAX_PAYLOAD, NONCE, Nonce, Side, WireError, encode, encode_message,

@@ -12,6 +12,7 @@ mod images;
 mod interactive;
 mod kernels;
 mod kills;
+mod promotion;
 mod shutdown;
 mod systemd;
 mod terminal;

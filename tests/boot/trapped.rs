@@ -19,7 +19,7 @@ use vmlet::boot::{self, BootCache};
 use vmlet::guest_image::GUEST;
 use vmlet::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use vmlet::hypervisor::{Driver, DriverError, Gated, GuestStream, Launch, ProcessIdentity, VmmExit};
-use vmlet::image::{BaseDisk, Digest, ImageError, ImageStore, Images, Progress, Source, StagedDisk};
+use vmlet::image::{BaseDisk, Digest, ImageError, ImageStore, Images, Progress, Root, Source, StagedDisk};
 use vmlet::manifest::{DirectorySource, MassDeleteSettings, Readiness, Snapshot, keep};
 use vmlet::network::{HostNetwork, HostSettings, Network, NetworkError, Nic};
 use vmlet::object::Quantity;
@@ -239,6 +239,15 @@ impl Images for TrappedImages {
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
         self.trap.around(Effect::Stage, self.inner.stage(source, digest, progress)).await
+    }
+
+    async fn stage_root(
+        &self,
+        root: Root,
+        digest: &Digest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        self.trap.around(Effect::Stage, self.inner.stage_root(root, digest, progress)).await
     }
 
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {

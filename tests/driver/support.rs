@@ -108,7 +108,9 @@ impl Host {
                     stop_signal: None,
                     grace_seconds: 1,
                 },
+                export: None,
             },
+            export: None,
             vmm_user: None,
         }
     }

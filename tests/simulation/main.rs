@@ -13,6 +13,7 @@ mod crash_points;
 mod foretold;
 mod kernels;
 mod model;
+mod promotion;
 mod rules;
 mod schedule;
 mod sources;

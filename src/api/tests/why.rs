@@ -58,6 +58,7 @@ fn vm(name: &str, image: Value, conditions: Vec<Condition>) -> VmRecord {
         run: Run::Idle,
         starts: 0,
         last_exit: None,
+        promotion: None,
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::hypervisor::{Launch, gate};
+use crate::hypervisor::{EXPORT_FILE, Launch, gate};
 use crate::network::{Link, Nic};
 use crate::object::Protocol;
 
@@ -71,12 +71,15 @@ pub(super) fn arguments(launch: &Launch, host: &Host) -> Vec<String> {
     let mut args = Args(Vec::new());
     args.machine(launch, host);
     args.kernel(launch, host);
-    // The order of the disks is a contract with the guest: vda, vdb, vdc. The base disk is used as
+    // The order of the disks is a contract with the guest: vda, vdb, vdc, vdd. The base disk is used as
     // opened, so its file may be the daemon's alone.
     args.option("add-fd", format!("fd={BASE},set=1"));
     args.disk("base", "/dev/fdset/1", Access::Shared);
     args.disk("root", ROOT_FILE, Access::Private);
     args.disk("config", CONFIG_FILE, Access::Shared);
+    if launch.export.is_some() {
+        args.disk("export", EXPORT_FILE, Access::Private);
+    }
     if let Some(nic) = &launch.nic {
         args.nic(nic);
     }
@@ -161,7 +164,14 @@ impl Args {
         }
         set(&mut format, "file", protocol);
         self.option("blockdev", format.to_string());
-        self.option("device", format!("virtio-blk-pci,drive={name},serial={name}"));
+        // A host without room is the guest's error, not a reason to stand still.
+        self.option(
+            "device",
+            format!(
+                "virtio-blk-pci,drive={name},serial={name}{}",
+                if name == "export" { ",werror=report" } else { "" }
+            ),
+        );
     }
 
     fn nic(&mut self, nic: &Nic) {

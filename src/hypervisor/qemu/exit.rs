@@ -20,6 +20,7 @@ const MAX_PANIC: usize = 300;
 pub(super) fn compose(status: ExitStatus, vmm_log: &[u8], console: &[u8]) -> VmmExit {
     let message = match panic_line(console) {
         Some(panic) => format!("the guest's kernel panicked: {panic}"),
+        None if vmm_log.is_empty() => last_words(console).unwrap_or_default(),
         None => printable(vmm_log),
     };
     VmmExit { code: status.code, signal: status.signal, workload: workload_exit(console), message }
@@ -31,6 +32,14 @@ pub(super) fn workload_exit(console: &[u8]) -> Option<i32> {
     let (code, rest) = console.rsplit_once(EXIT_LINE)?.1.split_once(['\r', '\n'])?;
     let _ = rest;
     code.parse().ok()
+}
+
+/// What the guest said of a failure right before its [`EXIT_LINE`].
+fn last_words(console: &[u8]) -> Option<String> {
+    let console = String::from_utf8_lossy(console);
+    let line = console[..console.rfind(EXIT_LINE)?].trim_end().lines().next_back()?;
+    let words = line.strip_prefix("vmlet-guest: cannot ")?;
+    Some(printable(format!("the guest cannot {words}").as_bytes()).chars().take(MAX_PANIC).collect())
 }
 
 /// The first line of the last panic, without what precedes its text.

@@ -6,6 +6,7 @@
 //!   config.img      what the guest is told
 //!   console.log     the guest's serial console of this run; .1 is older
 //!   vmm.log         QEMU's own words of this run; .1 is older
+//!   export.tar      what an export's guest writes; root.ext4 is then the stopped VM's own
 //!   vmm.json        QEMU's process, for a daemon whose store knows nothing of it
 //!   run/            QEMU's, mode 0700: the sockets that it makes
 //! ```
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use crate::hypervisor::{DriverError, Launch, ProcessIdentity};
+use crate::hypervisor::{DriverError, EXPORT_FILE, Launch, ProcessIdentity};
 use crate::image::ext4;
 
 pub(super) const ROOT_FILE: &str = "root.ext4";
@@ -48,6 +49,16 @@ pub(super) fn prepare(launch: &Launch) -> Result<(), DriverError> {
     let run = dir.join(RUN_DIR);
     make_dir(&run, owner, owner, 0o700).map_err(at(&run))?;
     let root = dir.join(ROOT_FILE);
+    if let Some(export) = &launch.export {
+        let disk = export.of.join(ROOT_FILE);
+        let again = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
+        match fs::hard_link(&disk, &root) {
+            Err(error) if !again(&error) => return Err(at(&disk)(error)),
+            _ => {}
+        }
+        let tar = dir.join(EXPORT_FILE);
+        stage(&tar, owner, |file| file.set_len(export.room.as_bytes())).map_err(at(&tar))?;
+    }
     if root.try_exists().map_err(at(&root))? {
         chown(&root, owner, owner).map_err(at(&root))?;
     } else {

@@ -52,7 +52,9 @@ fn launch(dir: &Path) -> Launch {
                 stop_signal: None,
                 grace_seconds: 1,
             },
+            export: None,
         },
+        export: None,
         vmm_user: None,
     }
 }

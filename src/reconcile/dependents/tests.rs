@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::*;
@@ -26,7 +28,12 @@ fn vm(name: &str, depends_on: &[&str], ready: bool) -> VmRecord {
         run: Run::Idle,
         starts: 0,
         last_exit: None,
+        promotion: None,
     }
+}
+
+fn declared(vm: VmRecord) -> Record {
+    Record::Vm(Arc::new(vm))
 }
 
 fn key(name: &str) -> ObjectKey {
@@ -36,7 +43,7 @@ fn key(name: &str) -> ObjectKey {
 #[test]
 fn who_waits_looks_again_when_a_running_vm_becomes_ready() {
     let mut index = Dependents::default();
-    index.declare(&vm("web", &["db"], false));
+    index.declare(&declared(vm("web", &["db"], false)));
     assert_eq!(index.affected(&key("db"), Some(&vm("db", &[], false))), [key("web")]);
     assert_eq!(index.affected(&key("db"), Some(&vm("db", &[], false))), [], "nothing is new");
     assert_eq!(index.affected(&key("db"), Some(&vm("db", &[], true))), [key("web")], "it is Ready now");
@@ -46,10 +53,10 @@ fn who_waits_looks_again_when_a_running_vm_becomes_ready() {
 #[test]
 fn who_waits_for_another_by_now_is_not_woken_by_the_first() {
     let mut index = Dependents::default();
-    index.declare(&vm("web", &["db"], false));
-    index.declare(&vm("web", &["cache"], false));
+    index.declare(&declared(vm("web", &["db"], false)));
+    index.declare(&declared(vm("web", &["cache"], false)));
     assert_eq!(index.affected(&key("db"), Some(&vm("db", &[], true))), []);
     assert_eq!(index.affected(&key("cache"), Some(&vm("cache", &[], true))), [key("web")]);
-    index.declare(&vm("web", &[], false));
+    index.declare(&declared(vm("web", &[], false)));
     assert_eq!(index.affected(&key("cache"), None), []);
 }

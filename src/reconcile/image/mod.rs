@@ -21,7 +21,7 @@ use crate::boot::{Boot, KernelChoice, KernelPaths, KernelRequest, KernelSource};
 use crate::image::{Digest, Source};
 use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
 use crate::store::{
-    DiskState, ImageRecord, ImageUpdate, PinnedImage, PinnedKernel, RemoveImageError, Severity,
+    DiskState, ImageRecord, ImageUpdate, PinnedImage, PinnedKernel, RemoveImageError, Run, Severity, VmRecord,
 };
 use crate::timeline::Phase;
 
@@ -76,9 +76,21 @@ impl ImageTask {
             kernel_disk,
             kernel: files.map(|files| files.release),
             pull: self.share.as_ref().map(Share::state),
+            vm: self.vm(record),
             failure: self.failure.clone(),
             closed_until: self.backoff.closed_until(self.world.clock.now()),
         }
+    }
+
+    /// The VM that the image is made of.
+    fn vm(&self, record: &ImageRecord) -> Option<Result<Digest, String>> {
+        let name = &record.object.spec.source.vm.as_ref()?.name;
+        let key = ObjectKey::new(Kind::Vm, &self.key.namespace, name);
+        let vm = self.world.store.vm(&key);
+        Some(promotable(&key, vm.as_deref()).map(|vm| {
+            let of = (vm.object.metadata.uid, vm.starts, self.uid, record.object.metadata.generation);
+            Digest::of(&format!("{of:?}"))
+        }))
     }
 
     /// Announces the change that the new status makes visible.
@@ -106,10 +118,13 @@ impl ImageTask {
         let Some(resolved) = wake.unless_woken(images.resolve(source)).await else {
             return Ok(());
         };
-        let digest = resolved?;
+        self.pin(record, PinnedImage { source: source.clone(), digest: resolved?, kernel: None }).await
+    }
+
+    async fn pin(&mut self, record: &ImageRecord, pin: PinnedImage) -> Result<(), StepError> {
         let update = ImageUpdate {
             generation: Some(record.object.metadata.generation),
-            image: Some(Some(PinnedImage { source: source.clone(), digest, kernel: None })),
+            image: Some(Some(pin)),
             status: None,
         };
         self.publish_pin(update).await
@@ -256,6 +271,7 @@ impl Reconciler for ImageTask {
         let done = match plan.step {
             Step::Wait(until) => return Outcome::Wait(until),
             Step::Resolve(ref source) => self.resolve(&record, source, wake).await,
+            Step::Pin(ref pin) => self.pin(&record, pin.clone()).await,
             Step::Pull { ref source, ref digest } => {
                 self.share = Some(self.world.pulls.join(source, digest));
                 Ok(())
@@ -305,7 +321,14 @@ impl Reconciler for ImageTask {
 
 /// What the image does while the plan's step is taken, or waited for.
 fn activity(record: &ImageRecord, plan: &Plan) -> Activity {
-    let source = || record.object.spec.source.chosen().map_or_else(String::new, |source| source.to_string());
+    let source = || {
+        record
+            .object
+            .spec
+            .source
+            .chosen(&record.object.metadata.namespace)
+            .map_or_else(String::new, |source| source.to_string())
+    };
     let failed = matches!(plan.phase, "Backoff" | "Failed");
     let (phase, detail) = match plan.phase {
         "Pending" => (Some(Phase::Resolve), source()),
@@ -324,12 +347,33 @@ fn step_name(step: &Step) -> Option<&'static str> {
     match step {
         Step::Wait(_) => None,
         Step::Resolve(_) => Some("resolve"),
+        Step::Pin(_) => Some("pin"),
         Step::Pull { .. } => Some("pull"),
         Step::ResolveKernel { .. } => Some("resolve_kernel"),
         Step::MakeKernel(_) => Some("make_kernel"),
         Step::PinKernel(_) => Some("pin_kernel"),
         Step::Remove => Some("remove"),
     }
+}
+
+/// The VM, if an image can be made of it now; else what is waited for.
+fn promotable<'a>(key: &ObjectKey, vm: Option<&'a VmRecord>) -> Result<&'a VmRecord, String> {
+    let Some(vm) = vm else { return Err(format!("{key} does not exist")) };
+    let (metadata, status) = (&vm.object.metadata, &vm.object.status);
+    if metadata.deletion_timestamp.is_some() {
+        return Err(format!("{key} is being deleted"));
+    }
+    let up = matches!(vm.run, Run::Up { .. });
+    if up || status.phase != "Stopped" || status.observed_generation != metadata.generation {
+        let phase = if status.phase.is_empty() { "Pending" } else { &status.phase };
+        return Err(format!(
+            "{key} is {phase}; an image is made of it when it is stopped (runPolicy: Halted)"
+        ));
+    }
+    if vm.reservation.is_none() {
+        return Err(format!("{key} has never run: it has no disk of its own yet"));
+    }
+    Ok(vm)
 }
 
 /// What became of a removal.

@@ -21,6 +21,9 @@ pub(in crate::reconcile) struct Observed {
     pub kernel: Option<String>,
     /// The pull that this image shares in: its own, or that of its kernel's image.
     pub pull: Option<PullState>,
+    /// The VM that the image is made of, if it is of one: the image's digest once the VM is stopped, else
+    /// what is waited for.
+    pub vm: Option<Result<Digest, String>>,
     /// The last failed step.
     pub failure: Option<Failure>,
     /// When the gate of the backoff opens, if it is closed.
@@ -39,6 +42,8 @@ pub(in crate::reconcile) enum Step {
     Wait(Option<Timestamp>),
     /// Find the source's digest.
     Resolve(Source),
+    /// Record the digest of an image that is to be made. It keeps the disk from now on.
+    Pin(PinnedImage),
     /// Take a share in the digest's pull.
     Pull { source: Source, digest: Digest },
     /// Find the digest of the image that the kernel is in.
@@ -69,12 +74,19 @@ pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan 
     if deleted {
         return told(Step::Remove, "Terminating", "Deleted", "the image is being removed".to_owned());
     }
-    let Some(source) = record.object.spec.source.chosen() else {
+    let Some(source) = record.object.spec.source.chosen(&record.object.metadata.namespace) else {
         return told(Step::Wait(None), "Failed", "InvalidSpec", "spec.source names nothing".to_owned());
     };
     let Some(pin) = record.image.as_ref().filter(|pin| pin.source == source) else {
         let message = source.resolving();
-        return told(Step::Resolve(source), "Pending", "Resolving", message);
+        return match &seen.vm {
+            None => told(Step::Resolve(source), "Pending", "Resolving", message),
+            Some(Ok(digest)) => {
+                let pin = PinnedImage { source, digest: digest.clone(), kernel: None };
+                told(Step::Pin(pin), "Pending", "Resolving", message)
+            }
+            Some(Err(why)) => told(Step::Wait(None), "Pending", "WaitingForVM", why.clone()),
+        };
     };
     if seen.disk.is_none() {
         return pulling(&source, &pin.digest, seen);

@@ -38,7 +38,8 @@ fn record(image: Option<PinnedImage>) -> ImageRecord {
 }
 
 fn seen(pull: Option<PullState>) -> Observed {
-    Observed { disk: None, kernel_disk: false, kernel: None, pull, failure: None, closed_until: None }
+    let (kernel_disk, kernel) = (false, None);
+    Observed { disk: None, kernel_disk, kernel, vm: None, pull, failure: None, closed_until: None }
 }
 
 #[test]

@@ -274,6 +274,7 @@ impl VmTask {
             root_size: held.disk,
             nic: held.nic.clone(),
             guest: guest_config(&record.object, &config, held.nic.as_ref(), &world.settings.resolvers),
+            export: None,
             vmm_user: held.vmm_user,
         }))
     }

@@ -39,6 +39,7 @@ pub(super) fn guest_config(
             stop_signal: image.stop_signal.clone(),
             grace_seconds: spec.termination_grace_period_seconds,
         },
+        export: None,
     }
 }
 

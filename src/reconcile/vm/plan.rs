@@ -138,6 +138,10 @@ fn starting(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) ->
         let stalled = plan.phase == "Failed";
         return if stalled { Plan { step: rest(record, seen).step, ..plan } } else { plan };
     }
+    if record.promotion.is_some() {
+        let message = "an image is being made of its disk; it is started afterwards";
+        return rest(record, seen).told("Waiting", "BeingPromoted", message);
+    }
     let pin = match image(record, seen) {
         Ok(pin) => pin,
         Err(plan) => return plan,
@@ -188,6 +192,7 @@ fn reserving(
 }
 
 /// The pinned image when its disk is ready, else the plan to get it.
+#[allow(clippy::result_large_err, reason = "one exists at a time, for one decision")]
 fn image(record: &VmRecord, seen: &Observed) -> Result<PinnedImage, Plan> {
     match &seen.image {
         ImageView::Unresolved { source } => {

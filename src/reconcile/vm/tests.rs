@@ -50,6 +50,7 @@ fn record() -> VmRecord {
         run: Run::Idle,
         starts: 0,
         last_exit: None,
+        promotion: None,
     }
 }
 

@@ -174,3 +174,23 @@ fn what_others_build_on_is_waited_for_and_a_status_is_not() {
     backend.release();
     now(store.settled()).unwrap();
 }
+
+#[test]
+fn a_vm_whose_disk_is_read_is_not_started() {
+    let (store, _) = store_with_disk();
+    let uid = declare(&store, vm("web"));
+    let claim_it = |id| now(store.claim_promotion(&key("web"), id));
+    let (first, second) = (Uid::new_v4(), Uid::new_v4());
+    assert!(matches!(claim_it(first), Err(PromoteError::NeverRan)));
+    now(store.reserve_vm(claim("web", uid))).unwrap();
+    let claimed = claim_it(first).unwrap();
+    assert_eq!((claimed.uid, claimed.base), (uid, digest(1)));
+    assert!(matches!(claim_it(second), Err(PromoteError::Taken)));
+    let start = || now(store.publish_vm(&key("web"), uid, VmUpdate { run: Some(running()), ..update() }));
+    assert!(matches!(start(), Err(PublishError::Stale)));
+    now(store.release_promotion(&key("web"), second)).unwrap();
+    assert!(matches!(start(), Err(PublishError::Stale)), "another's release");
+    now(store.release_promotion(&key("web"), first)).unwrap();
+    start().unwrap();
+    assert!(matches!(claim_it(first), Err(PromoteError::Running)));
+}

@@ -108,7 +108,7 @@ impl Loader<'_> {
                 self.declared.insert(located.object.key());
                 let source = match &located.object {
                     AnyObject::Vm(vm) => vm.spec.image.direct(),
-                    AnyObject::Image(image) => image.spec.source.chosen(),
+                    AnyObject::Image(image) => image.spec.source.chosen(&image.metadata.namespace),
                 };
                 self.sources.extend(source.as_ref().map(name_of));
             }

@@ -80,12 +80,25 @@ impl State {
 
     /// Every effect is preceded by a durable record that says it may exist.
     fn audit_reserved(&mut self, what: &str, launch: &Launch) {
+        if launch.export.is_some() {
+            return self.audit_claimed(what, launch);
+        }
         let reserved = self.durable_vm(&launch.key, launch.uid).and_then(|vm| vm.reservation.clone());
         let fits = |held: &Reservation| {
             held.nic == launch.nic && held.memory == launch.memory && held.disk == launch.root_size
         };
         if !reserved.as_ref().is_some_and(fits) {
             self.violation(format!("{what} of {} without a durable reservation for it", launch.key));
+        }
+    }
+
+    /// A promotion is preceded by a durable claim on a VM that does not run.
+    fn audit_claimed(&mut self, what: &str, launch: &Launch) {
+        let record = self.durable().and_then(|store| store.record(&launch.key));
+        let claimed = matches!(&record, Some(Record::Vm(vm)) if vm.promotion == Some(launch.uid)
+            && !matches!(vm.run, Run::Up { .. }));
+        if !claimed {
+            self.violation(format!("{what} of {} without a durable claim on its disk", launch.key));
         }
     }
 
@@ -102,8 +115,18 @@ impl State {
         let now = self.now();
         let Some(process) = self.processes.get(&pid) else { return };
         let (launch, identity) = (process.launch.clone(), process.identity.clone());
+        if let Some(export) = &launch.export {
+            self.audit_idle("a promotion reads", &export.of);
+            return self.audit_claimed("a process", &launch);
+        }
         let key = launch.key.clone();
         let mut found = Vec::new();
+        let reads = |process: &&Process| {
+            process.launch.export.as_ref().is_some_and(|export| export.of == launch.dir) && process.runs(now)
+        };
+        if self.processes.values().any(|process| reads(&process)) {
+            found.push(format!("{key} boots while a promotion reads its disk"));
+        }
         let rivals =
             self.processes.values().filter(|other| other.launch.uid == launch.uid && other.runs(now));
         found.extend(rivals.map(|rival| format!("{key} runs twice: {} and {pid}", rival.identity.pid)));

@@ -8,7 +8,7 @@ use rand::Rng;
 use tokio::sync::watch;
 
 use super::{Effect, Refusal, State, World};
-use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Source, StagedDisk};
+use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Root, Source, StagedDisk};
 use crate::store::DiskState;
 use crate::testing::images::{ImageScript, name};
 
@@ -135,6 +135,31 @@ impl Images for ScriptedImages {
             held: Some(Box::new(staging)),
             size: SIZE,
             config: ImageConfig::default(),
+        })
+    }
+
+    async fn stage_root(
+        &self,
+        root: Root,
+        digest: &Digest,
+        _: &watch::Sender<Progress>,
+    ) -> Result<StagedDisk, ImageError> {
+        let world = self.0.clone();
+        let act = |state: &mut State| {
+            if !state.folders.keys().any(|dir| root.tar.starts_with(dir)) {
+                state.violation(format!("{} is read and is not there", root.tar.display()));
+            }
+            let number = state.dice.random();
+            state.staged.insert(number, digest.clone());
+            Ok(Staging { world, number })
+        };
+        let staging = self.0.effect(&of_host("stage a root"), act).await?;
+        Ok(StagedDisk {
+            digest: digest.clone(),
+            dir: None,
+            held: Some(Box::new(staging)),
+            size: SIZE,
+            config: root.config,
         })
     }
 

@@ -21,6 +21,8 @@ const SHUTDOWN: Duration = Duration::from_millis(50);
 const BUTTON: Duration = Duration::from_millis(500);
 /// From the start of a boot until its kernel panics.
 const PANIC: Duration = Duration::from_millis(700);
+/// How long a promotion's guest reads.
+const EXPORT: Duration = Duration::from_secs(2);
 /// SIGSEGV.
 const SEGV: i32 = 11;
 /// How long a workload runs at most that chance has end by itself.
@@ -150,6 +152,7 @@ impl State {
         let exit = script.exit.as_mut().and_then(scripted_exit);
         let VmScript { boot, workload, deaf, .. } = script.clone();
         let trouble = self.trouble;
+        let exit = if launch.export.is_some() { Some((EXPORT, 0)) } else { exit };
         let course = Course {
             word: (!hangs && !self.chance(trouble.hangs)).then_some(boot),
             ready: workload,
