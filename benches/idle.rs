@@ -117,6 +117,12 @@ fn launch(name: &str, base_disk: &Path) -> Launch {
         dir: Path::new("/simulated/vms").join(name),
         cpus: 1,
         memory: Quantity::mebibytes(128),
+        boot: vmlet::boot::BootFiles {
+            kernel: "/simulated/boot/host/kernel".into(),
+            initramfs: "/simulated/boot/host/initramfs".into(),
+            release: "host".to_owned(),
+        },
+        command_line: None,
         base_disk: base_disk.to_owned(),
         root_size: Quantity::mebibytes(1024),
         nic: None,

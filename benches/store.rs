@@ -11,6 +11,7 @@ use common::{Target, figure};
 use serde_json::json;
 use sled::transaction::ConflictableTransactionError;
 use uuid::Uuid;
+use vmlet::boot::Boot;
 use vmlet::hypervisor::ProcessIdentity;
 use vmlet::image::{Digest, ImageConfig};
 use vmlet::object::{API_VERSION, AnyObject, Kind, ObjectKey, Quantity, VmSpec};
@@ -119,7 +120,7 @@ async fn lives(store: &Store, uids: &[Uuid]) -> f64 {
             store.reserve_vm(claim(number, uid)).await.expect("there is room");
             let process = ProcessIdentity { pid: 1, start_time: 1, boot_id: String::new() };
             let (spec, since) = (Box::new(spec()), jiff::Timestamp::now());
-            for run in [Run::Up { process, spec, since, stopping: None }, Run::Idle] {
+            for run in [Run::Up { process, spec, boot: Boot::default(), since, stopping: None }, Run::Idle] {
                 let update = VmUpdate { run: Some(run), ..VmUpdate::default() };
                 store.publish_vm(&key(number), uid, update).await.expect("nothing else changed");
             }

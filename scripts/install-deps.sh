@@ -7,7 +7,7 @@ packages=(
     build-essential ca-certificates curl procps strace
     qemu-system-x86
     nftables iproute2 iputils-ping kmod
-    e2fsprogs attr libcap2-bin cpio
+    e2fsprogs attr libcap2-bin cpio lz4 xz-utils zstd
     docker-registry skopeo umoci libarchive-tools python3 mmdebstrap debootstrap uidmap busybox-static
     "$@"
 )

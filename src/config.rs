@@ -59,11 +59,11 @@ pub struct Settings {
     #[arg(long, value_name = "KIND", env = "VMLET_ACCELERATOR", default_value = "auto")]
     pub accelerator: AcceleratorChoice,
 
-    /// The kernel that VMs boot; by default the newest one in /boot.
+    /// The kernel that VMs boot whose image says nothing else; by default the newest one in /boot.
     #[arg(long, value_name = "FILE", env = "VMLET_KERNEL")]
     pub kernel: Option<PathBuf>,
 
-    /// The kernel's modules; by default /lib/modules/VERSION of the kernel.
+    /// That kernel's modules; by default /lib/modules/VERSION of the kernel.
     #[arg(long, value_name = "DIR", env = "VMLET_MODULES")]
     pub modules: Option<PathBuf>,
 

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::agent::Agent;
 use crate::api::{self, Guests, Sources};
-use crate::boot;
+use crate::boot::{self, BootCache};
 use crate::config::{AcceleratorChoice, NetworkChoice, Settings};
 use crate::hypervisor::GuestStream;
 use crate::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
@@ -174,7 +174,8 @@ async fn engine(
     let images = image_settings(settings)?;
     let state = folders.state.clone();
     let images = tokio::task::spawn_blocking(move || ImageStore::open(&state, images)).await??;
-    let driver = driver(settings, folders).await?;
+    let driver = driver(settings).await?;
+    let kernels = kernels(settings, folders, &driver).await?;
     if let Some(host) = &host {
         remove_foreign_taps(store, host).await;
     }
@@ -200,6 +201,7 @@ async fn engine(
     };
     let parts = Parts {
         images: Arc::new(images),
+        kernels: Arc::new(kernels),
         driver: Arc::new(driver),
         network,
         clock: Clock::Host,
@@ -229,14 +231,22 @@ fn image_settings(settings: &Settings) -> Result<image::Settings> {
     })
 }
 
-async fn driver(settings: &Settings, folders: &Folders) -> Result<QemuDriver> {
-    let files = boot::Settings {
+async fn kernels(settings: &Settings, folders: &Folders, driver: &QemuDriver) -> Result<BootCache> {
+    let boot = boot::Settings {
         kernel: settings.kernel.clone(),
         modules: settings.modules.clone(),
         cache: folders.boot.clone(),
     };
-    let files =
-        tokio::task::spawn_blocking(move || boot::prepare(&files, crate::guest_image::GUEST)).await??;
+    let form = driver.kernel_form();
+    let open = move || BootCache::open(&boot, crate::guest_image::GUEST, form);
+    let kernels = tokio::task::spawn_blocking(open).await?.context(
+        "the host has no kernel for VMs (Debian: apt install linux-image-cloud-amd64, or see --kernel)",
+    )?;
+    tracing::info!(release = kernels.host().release, "the host's kernel is ready");
+    Ok(kernels)
+}
+
+async fn driver(settings: &Settings) -> Result<QemuDriver> {
     let mut qemu = QemuSettings {
         accelerator: match settings.accelerator {
             AcceleratorChoice::Auto => AcceleratorSetting::Auto,
@@ -248,7 +258,7 @@ async fn driver(settings: &Settings, folders: &Folders) -> Result<QemuDriver> {
     if let Some(binary) = &settings.qemu {
         qemu.binary.clone_from(binary);
     }
-    Ok(QemuDriver::new(qemu, files).await?)
+    Ok(QemuDriver::new(qemu).await?)
 }
 
 /// Nine tenths of the host's memory, ten times the free disk (private disks are sparse), or as told.

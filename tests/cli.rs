@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vmlet::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use vmlet::api::{Guests, Sources, bind, serve};
+use vmlet::boot::Boot;
 use vmlet::hypervisor::{GuestStream, ProcessIdentity};
 use vmlet::image::{Digest, ImageConfig};
 use vmlet::manifest::{Readiness, decode};
@@ -173,7 +174,8 @@ impl Daemon {
             self.store.reserve_vm(claim).await.unwrap();
             let process = ProcessIdentity { pid: 1, start_time: 1, boot_id: "b".into() };
             let spec = Box::new(object.spec.clone());
-            let run = Run::Up { process, spec, since: Timestamp::now(), stopping: None };
+            let run =
+                Run::Up { process, spec, boot: Boot::default(), since: Timestamp::now(), stopping: None };
             let update = VmUpdate { run: Some(run), ..VmUpdate::default() };
             self.store.publish_vm(&key, uid, update).await.unwrap();
         };

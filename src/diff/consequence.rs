@@ -136,11 +136,15 @@ impl<'a> World<'a> {
                 change.outcome = if change.vms.is_empty() { Outcome::Remove } else { Outcome::Held };
             }
             Action::Create | Action::Recreate => change.outcome = Outcome::Pull,
-            Action::Update if change.fields.iter().any(|field| field.top() == "source") => {
+            Action::Update => {
+                let changes = |top: &str| change.fields.iter().any(|field| field.top() == top);
+                change.outcome = match (changes("source"), changes("kernel")) {
+                    (true, _) => Outcome::Pull,
+                    (false, true) => Outcome::Kernel,
+                    (false, false) => return,
+                };
                 change.vms = users.filter(|vm| self.follows(vm)).map(Vm::key).collect();
-                change.outcome = Outcome::Pull;
             }
-            Action::Update => {}
         }
     }
 

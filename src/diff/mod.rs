@@ -156,6 +156,8 @@ pub enum Outcome {
     Recreate,
     /// The image is pulled, unless its disk is there.
     Pull,
+    /// The image's kernel is made ready.
+    Kernel,
     /// The image stays until no VM names it.
     Held,
     /// The object goes, and what it had.
@@ -171,7 +173,8 @@ impl Difference {
     /// The VMs that shut down and start again.
     pub fn restarts(&self) -> BTreeSet<&ObjectKey> {
         let own = |change: &ObjectDifference| matches!(change.outcome, Outcome::Restart | Outcome::Recreate);
-        let follow = self.changes.iter().filter(|change| change.outcome == Outcome::Pull);
+        let follow =
+            self.changes.iter().filter(|change| matches!(change.outcome, Outcome::Pull | Outcome::Kernel));
         let own = self.changes.iter().filter(|change| own(change)).map(|change| &change.object);
         own.chain(follow.flat_map(|change| &change.vms)).collect()
     }

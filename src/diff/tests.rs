@@ -136,6 +136,10 @@ fn an_images_new_reference_moves_the_vms_that_run_on_it() {
     let after = whole(&running, &[("a.yaml", &(image("debian", "debian:13") + &vms))]);
     assert_eq!(shown(&after), ["image/debian Update Pull source.oci.reference vm/a"]);
     assert_eq!(after.restarts().len(), 1);
+    let kernel = image("debian", "debian:12").replace("}}}", "}}, kernel: {image: {}}}");
+    let after = whole(&running, &[("a.yaml", &(kernel + &vms))]);
+    assert_eq!(shown(&after), ["image/debian Update Kernel kernel.image vm/a"]);
+    assert_eq!(after.restarts().len(), 1);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::boot::BootFiles;
 use crate::network::Nic;
 use crate::object::{ObjectKey, Quantity, Uid};
 
@@ -107,6 +108,10 @@ pub struct Launch {
     pub cpus: u32,
     /// Memory.
     pub memory: Quantity,
+    /// The kernel and the initramfs.
+    pub boot: BootFiles,
+    /// Appended to the kernel's command line.
+    pub command_line: Option<String>,
     /// The shared read-only base disk: the guest's first block device.
     pub base_disk: PathBuf,
     /// Length of the private disk: the guest's second block device, `root.ext4` in the folder.

@@ -127,8 +127,8 @@ pub struct BaseDisk {
     pub kernel: Option<KernelFiles>,
 }
 
-/// A kernel that came with an image, as files of the host.
-#[derive(Clone, Debug, PartialEq)]
+/// A kernel in files of the host: one that came with an image, or that a spec names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KernelFiles {
     /// The kernel: compressed or not.
     pub kernel: PathBuf,

@@ -94,8 +94,9 @@ impl Comparison {
         match (old, new) {
             _ if old == new => {}
             (Value::Object(old), Value::Object(new)) => self.fields(path, old, new),
-            (Value::Object(old), Value::Null) => self.fields(path, old, &none),
-            (Value::Null, Value::Object(new)) => self.fields(path, &none, new),
+            // One that is empty says something by being there.
+            (Value::Object(old), Value::Null) if !old.is_empty() => self.fields(path, old, &none),
+            (Value::Null, Value::Object(new)) if !new.is_empty() => self.fields(path, &none, new),
             (Value::Array(before), Value::Array(after)) => match (by_name(before), by_name(after)) {
                 (Some(before), Some(after)) if before != after => self.named(path, &before, &after),
                 _ => self.change(path, old, new),

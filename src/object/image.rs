@@ -4,20 +4,26 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::kernel::ImageKernel;
 use super::source::{ImageSource, PullPolicy};
 use super::{Condition, Effect, Object, PullProgress, Quantity, Violation};
+use crate::boot::{KernelChoice, KernelSource};
 
 /// An image, fetched and made into a read-only base disk that VMs share.
 pub type Image = Object<ImageSpec, ImageStatus>;
 
 /// What image is wanted.
-// An edit touches nothing that runs by itself: VMs follow when the new image is ready.
+// An edit touches nothing that runs by itself: VMs follow when the new image, or its new kernel, is ready.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImageSpec {
     /// Where the image comes from.
     #[schemars(extend("x-edit" = Effect::Live))]
     pub source: ImageSource,
+    /// Which kernel its VMs boot; the one that came with the source, or else the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-edit" = Effect::Live))]
+    pub kernel: Option<ImageKernel>,
 }
 
 impl ImageSpec {
@@ -26,8 +32,24 @@ impl ImageSpec {
         self.source.oci.as_ref().map_or_else(PullPolicy::default, |oci| oci.pull_policy)
     }
 
+    /// What is to be made ready to boot; none if VMs boot the host's kernel as it is.
+    pub fn kernel(&self) -> Option<KernelChoice> {
+        let choice = self.kernel.as_ref().map(ImageKernel::choice).unwrap_or_default();
+        let ImageSource { bundle, files, .. } = &self.source;
+        let own = bundle.is_some() || files.as_ref().is_some_and(|files| files.kernel.is_some());
+        let host = match choice.source {
+            None => !own,
+            Some(KernelSource::Host) => true,
+            Some(_) => false,
+        };
+        (!host || choice.command_line.is_some()).then_some(choice)
+    }
+
     pub(super) fn check(&self, found: &mut Vec<Violation>) {
         self.source.check(found);
+        if let Some(kernel) = &self.kernel {
+            kernel.check(found);
+        }
     }
 }
 
@@ -50,6 +72,9 @@ pub struct ImageStatus {
     /// The base disk, once it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskStatus>,
+    /// The release of the kernel that VMs boot, unless it is the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
     /// How far the current pull is, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
@@ -84,6 +109,7 @@ impl Default for ImageStatus {
             observed_generation: never_observed(),
             digest: None,
             disk: None,
+            kernel: None,
             progress: None,
             pull: None,
             next_retry_time: None,

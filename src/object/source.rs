@@ -267,7 +267,7 @@ pub(super) fn check_reference(path: &str, text: &str, found: &mut Vec<Violation>
     }
 }
 
-fn check_path(at: &str, path: &str, found: &mut Vec<Violation>) {
+pub(super) fn check_path(at: &str, path: &str, found: &mut Vec<Violation>) {
     if !path.starts_with('/') {
         found.push(Violation::new(at, "use an absolute path: the daemon has no current folder of yours"));
     }

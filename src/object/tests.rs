@@ -128,6 +128,48 @@ fn quantities_are_kubernetes_quantities() {
 }
 
 #[test]
+fn an_empty_choice_is_a_change() {
+    let image = |kernel: Value| -> ImageSpec {
+        serde_json::from_value(json!({"source": {"oci": {"reference": "a"}}, "kernel": kernel})).unwrap()
+    };
+    let change = |from, to| {
+        let changes = image_changes(&image(from), &image(to));
+        changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(change(Value::Null, json!({"image": {}})), "kernel.image (unset) → {} (live)");
+    assert_eq!(change(json!({"image": {}}), Value::Null), "kernel.image {} → (unset) (live)");
+    assert_eq!(change(json!({"host": {}}), json!({"host": {}})), "");
+}
+
+#[test]
+fn what_is_to_be_booted_follows_from_source_and_kernel() {
+    let spec = |source: Value, kernel: Value| -> ImageSpec {
+        serde_json::from_value(json!({"source": source, "kernel": kernel})).unwrap()
+    };
+    let oci = || json!({"oci": {"reference": "a"}});
+    let bundle = || json!({"bundle": {"path": "/b"}});
+    let (root, with) = (json!({"files": {"root": "/r"}}), json!({"files": {"root": "/r", "kernel": "/k"}}));
+    // The host's as it is needs nothing; one that may have come with the root is looked for.
+    for (source, kernel, own) in [
+        (oci(), Value::Null, None),
+        (oci(), json!({"host": {}}), None),
+        (root, Value::Null, None),
+        (bundle(), json!({"host": {}}), None),
+        (bundle(), Value::Null, Some(None)),
+        (with, Value::Null, Some(None)),
+        (oci(), json!({"commandLine": "quiet"}), Some(None)),
+        (oci(), json!({"host": {}, "commandLine": "quiet"}), Some(Some("the host's kernel"))),
+        (bundle(), json!({"file": {"kernel": "/k"}}), Some(Some("/k"))),
+        (oci(), json!({"image": {}}), Some(Some("the image's own kernel"))),
+        (oci(), json!({"oci": {"reference": "k:1"}}), Some(Some("the kernel of k:1"))),
+    ] {
+        let choice = spec(source, kernel.clone()).kernel();
+        let shown = choice.map(|choice| choice.source.map(|source| source.to_string()));
+        assert_eq!(shown, own.map(|own: Option<&str>| own.map(str::to_owned)), "{kernel}");
+    }
+}
+
+#[test]
 fn a_condition_keeps_its_time_while_its_status_stays() {
     let at = |second: i64| jiff::Timestamp::from_second(second).unwrap();
     let ready = |status: bool, second, message: &str| Condition {

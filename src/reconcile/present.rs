@@ -16,7 +16,8 @@ pub(super) fn present(store: &Store, source: &Source) -> Option<PinnedImage> {
     let is_here = |pin: &PinnedImage| {
         pin.source == *source && store.disk(&pin.digest).is_some_and(|disk| disk.is_ready())
     };
-    pins(Kind::Image).chain(pins(Kind::Vm)).find(is_here).or_else(|| unused(store, source))
+    let found = pins(Kind::Image).chain(pins(Kind::Vm)).find(is_here).or_else(|| unused(store, source))?;
+    Some(PinnedImage { kernel: None, ..found })
 }
 
 /// A registry's image whose base disk nothing refers to at present.
@@ -26,5 +27,5 @@ fn unused(store: &Store, source: &Source) -> Option<PinnedImage> {
     let mut wanted = disks.filter(|disk| {
         disk.unused.as_ref().is_some_and(|unused| unused.source.as_deref() == Some(reference))
     });
-    wanted.next().map(|disk| PinnedImage { source: source.clone(), digest: disk.digest })
+    wanted.next().map(|disk| PinnedImage { source: source.clone(), digest: disk.digest, kernel: None })
 }

@@ -20,6 +20,7 @@ use vmlet_wire::{Export, GuestConfig, Workload};
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
 use super::entropy::Entropy;
+use crate::boot::Kernels;
 use crate::hypervisor::{Driver, DriverError, EXPORT_FILE, ExportDisks, Launch, VmmExit};
 use crate::image::{ImageError, Root};
 use crate::object::{ObjectKey, Quantity};
@@ -37,6 +38,7 @@ const LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 pub(super) struct Promoter {
     pub(super) store: Store,
     pub(super) driver: Arc<dyn Driver>,
+    pub(super) kernels: Arc<dyn Kernels>,
     /// The folder of the VMs' folders.
     pub(super) vms: PathBuf,
     pub(super) backoff: BackoffPolicy,
@@ -98,6 +100,8 @@ impl Promoter {
             dir: self.vms.join(id.to_string()),
             cpus: 1,
             memory: Quantity::bytes(MEMORY),
+            boot: self.kernels.files(None).ok_or_else(|| failed(vm, "the host's kernel is gone"))?,
+            command_line: None,
             base_disk: path,
             root_size: claimed.disk,
             nic: None,

@@ -2,9 +2,9 @@
 //!
 //! Processes are adopted by their VMs' tasks, by the recorded identity. Here go the artefacts that
 //! no record claims: folders of VMs that are gone, with the VMMs in them, base disks half installed or
-//! half removed, and promotions with their guests.
+//! half removed, kernels that nothing is pinned to, and promotions with their guests.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::world::World;
 use crate::object::Kind;
@@ -29,6 +29,7 @@ pub(super) async fn recover(world: &World) -> Result<(), RecoveryError> {
     remove_foreign_folders(world).await?;
     settle_disks(world).await?;
     remove_foreign_disks(world).await?;
+    remove_foreign_kernels(world).await?;
     end_promotions(world).await
 }
 
@@ -70,6 +71,17 @@ async fn remove_foreign_disks(world: &World) -> Result<(), RecoveryError> {
         }
     }
     Ok(())
+}
+
+/// Kernels of images that have another by now. Those that VMs are pinned to stay.
+async fn remove_foreign_kernels(world: &World) -> Result<(), RecoveryError> {
+    let mut kept = BTreeSet::new();
+    for kind in [Kind::Vm, Kind::Image] {
+        let (records, _) = world.store.list(kind, None);
+        let boots = records.iter().filter_map(|record| record.pinned()?.boot());
+        kept.extend(boots.filter_map(|boot| boot.kernel));
+    }
+    world.kernels.keep(&kept).await.map_err(|error| RecoveryError::of("kernels", error))
 }
 
 /// The folder of VMs holds VMs' folders only, each named by its uid.

@@ -4,6 +4,7 @@ use std::mem::Discriminant;
 
 use jiff::Timestamp;
 
+use crate::boot::KernelError;
 use crate::hypervisor::DriverError;
 use crate::image::ImageError;
 use crate::network::NetworkError;
@@ -102,6 +103,12 @@ impl StepError {
 
 impl From<ImageError> for StepError {
     fn from(error: ImageError) -> Self {
+        StepError::failed(error.reason, error.message, error.transient)
+    }
+}
+
+impl From<KernelError> for StepError {
+    fn from(error: KernelError) -> Self {
         StepError::failed(error.reason, error.message, error.transient)
     }
 }

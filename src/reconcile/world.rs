@@ -18,6 +18,7 @@ use super::promotion::Promoter;
 use super::pulls::{Pulls, Shop};
 use super::room::Room;
 use crate::agent::Agent;
+use crate::boot::Kernels;
 use crate::hypervisor::Driver;
 use crate::image::Images;
 use crate::metrics::Guarded;
@@ -59,6 +60,8 @@ pub struct Settings {
 pub struct Parts {
     /// Where images come from.
     pub images: Arc<dyn Images>,
+    /// What VMs boot.
+    pub kernels: Arc<dyn Kernels>,
     /// What runs VMs.
     pub driver: Arc<dyn Driver>,
     /// How VMs are connected.
@@ -74,6 +77,7 @@ pub struct Parts {
 pub(super) struct World {
     pub(super) store: Store,
     pub(super) images: Arc<dyn Images>,
+    pub(super) kernels: Arc<dyn Kernels>,
     pub(super) driver: Arc<dyn Driver>,
     pub(super) network: Arc<dyn Network>,
     pub(super) clock: Clock,
@@ -92,7 +96,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(store: Store, parts: Parts, settings: Settings) -> Self {
-        let Parts { images, driver, network, clock, entropy, room } = parts;
+        let Parts { images, kernels, driver, network, clock, entropy, room } = parts;
         let collector = Arc::<Bell>::default();
         let (recorder, meters) = (Recorder::new(clock), Arc::new(Meters::default()));
         World {
@@ -100,6 +104,7 @@ impl World {
                 images: images.clone(),
                 promoter: Promoter {
                     store: store.clone(),
+                    kernels: kernels.clone(),
                     driver: driver.clone(),
                     vms: settings.vms.clone(),
                     backoff: settings.backoff,
@@ -122,6 +127,7 @@ impl World {
             meters,
             store,
             images,
+            kernels,
             driver,
             network,
             clock,

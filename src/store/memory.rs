@@ -77,6 +77,14 @@ impl DurableView {
         }
     }
 
+    /// The durable records of all objects.
+    pub fn objects(&self) -> Vec<Record> {
+        let disk = lock(&self.0);
+        let rows = disk.durable.iter().map(|(key, value)| Row::decode(key, value));
+        let rows = rows.map(|row| row.expect("rows are read as they were written"));
+        rows.filter_map(|row| if let Row::Object(record) = row { Some(record) } else { None }).collect()
+    }
+
     /// Whether a VM holds exactly this network device.
     pub fn reserves(&self, nic: &Nic) -> bool {
         let disk = lock(&self.0);

@@ -61,8 +61,8 @@ pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
 pub use offline::{ClosedStore, ClosedStoreError, import};
 pub use promote::Promotable;
 pub use record::{
-    DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, Problem, Record, Reservation, Run,
-    Severity, Stopping, Subject, Unused, VmRecord,
+    DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, PinnedKernel, Problem, Record,
+    Reservation, Run, Severity, Stopping, Subject, Unused, VmRecord,
 };
 pub use request::{
     Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, Now, StoreSettings,

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::boot::{Boot, KernelChoice};
 use crate::hypervisor::ProcessIdentity;
 use crate::image::{Digest, ImageConfig, Source};
 use crate::network::Nic;
@@ -144,6 +145,17 @@ pub struct ImageRecord {
     pub image: Option<PinnedImage>,
 }
 
+impl ImageRecord {
+    /// The pin, if it is what the spec asks for by now.
+    pub fn current(&self) -> Option<&PinnedImage> {
+        let spec = &self.object.spec;
+        let source = spec.source.chosen(&self.object.metadata.namespace);
+        let pin = self.image.as_ref().filter(|pin| Some(&pin.source) == source.as_ref())?;
+        let choice = pin.kernel.as_ref().map(|kernel| &kernel.choice);
+        (choice == spec.kernel().as_ref()).then_some(pin)
+    }
+}
+
 /// Where an object is declared: its one owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
@@ -197,6 +209,33 @@ pub struct PinnedImage {
     pub source: Source,
     /// What it was resolved to.
     pub digest: Digest,
+    /// The kernel; none is the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Box<PinnedKernel>>,
+}
+
+impl PinnedImage {
+    /// The base disks that it keeps.
+    pub fn disks(&self) -> impl Iterator<Item = &Digest> {
+        let kernel = self.kernel.as_ref().and_then(|kernel| kernel.disk.as_ref());
+        std::iter::once(&self.digest).chain(kernel)
+    }
+
+    /// What a VM of it boots; none while its kernel is being made.
+    pub fn boot(&self) -> Option<Boot> {
+        self.kernel.as_ref().map_or_else(|| Some(Boot::default()), |kernel| kernel.boot.clone())
+    }
+}
+
+/// A choice of a kernel and what it came to. A new choice is made anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedKernel {
+    /// As the image's spec says.
+    pub choice: KernelChoice,
+    /// The image that the kernel is in, if it is another one. It keeps the disk.
+    pub disk: Option<Digest>,
+    /// What VMs boot; none while it is being made.
+    pub boot: Option<Boot>,
 }
 
 /// What a VM holds of the host's scarce things. Owned by the VM's uid, gone with its record.
@@ -245,6 +284,9 @@ pub enum Run {
         process: ProcessIdentity,
         /// The spec that it was started with.
         spec: Box<VmSpec>,
+        /// What it booted.
+        #[serde(default)]
+        boot: Boot,
         /// When it was started.
         since: Timestamp,
         /// Why and since when it is being stopped.

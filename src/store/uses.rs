@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::record::{DiskRecord, DiskState, Record, Unused};
+use super::record::{DiskRecord, DiskState, PinnedImage, Record, Unused};
 use super::state::State;
 use crate::image::Digest;
 
@@ -64,9 +64,10 @@ pub(super) enum Turn {
     Unused(Option<String>),
 }
 
-/// The digests that an object keeps: its pin's and its reservation's.
-pub(super) fn references(record: &Record) -> [Option<&Digest>; 2] {
-    [record.pinned().map(|pin| &pin.digest), record.reservation().map(|held| &held.image)]
+/// The digests that an object keeps: its pin's, its kernel's and its reservation's.
+pub(super) fn references(record: &Record) -> [Option<&Digest>; 3] {
+    let mut pinned = record.pinned().into_iter().flat_map(PinnedImage::disks);
+    [pinned.next(), pinned.next(), record.reservation().map(|held| &held.image)]
 }
 
 impl State {

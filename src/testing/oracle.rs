@@ -14,11 +14,14 @@ use super::Simulation;
 use super::images::name;
 use super::life::{calendar, summary};
 use super::world::State;
+use crate::boot::KernelSource;
 use crate::image::{Digest, Source, VmAt};
 use crate::manifest::FileState;
 use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy, Uid, VmSpec};
 use crate::reconcile::{Retention, Settings};
-use crate::store::{Capacity, DiskState, ImageRecord, Record, Reservation, Run, Store, VmRecord};
+use crate::store::{
+    Capacity, DiskState, ImageRecord, PinnedImage, Record, Reservation, Run, Store, VmRecord,
+};
 
 /// Everything that is looked at, at one instant.
 struct Sight<'a> {
@@ -146,6 +149,9 @@ impl Sight<'_> {
         if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
             return Err(format!("it is not {digest}"));
         }
+        if image.current().and_then(PinnedImage::boot).is_none() {
+            return Err("it is ready without its kernel".to_owned());
+        }
         Ok(())
     }
 
@@ -184,6 +190,17 @@ impl Sight<'_> {
         if self.wanted_digest(vm).is_some_and(|digest| digest != held.image) {
             return Err("it runs another image".to_owned());
         }
+        let Run::Up { boot, .. } = &vm.run else {
+            return Err("its record says that it does not run".to_owned());
+        };
+        if self
+            .wanted_image(vm)
+            .and_then(ImageRecord::current)
+            .and_then(PinnedImage::boot)
+            .is_some_and(|wanted| wanted != *boot)
+        {
+            return Err("it runs another kernel".to_owned());
+        }
         Ok(())
     }
 
@@ -210,7 +227,22 @@ impl Sight<'_> {
         let Some(source) = image.object.spec.source.chosen(&image.object.metadata.namespace) else {
             return true;
         };
-        self.digest(&source).is_none() || self.doomed(&source) && stalled(&image.object.status.conditions)
+        let kernel = match image.object.spec.kernel().and_then(|choice| choice.source) {
+            Some(KernelSource::Oci(reference)) => Some(Source::Oci(reference)),
+            _ => None,
+        };
+        let stalled = stalled(&image.object.status.conditions);
+        let lost = |source: &Source| self.digest(source).is_none() || self.doomed(source) && stalled;
+        std::iter::once(source).chain(kernel).any(|source| lost(&source))
+    }
+
+    /// The `Image` object that a VM names.
+    fn wanted_image(&self, vm: &VmRecord) -> Option<&ImageRecord> {
+        let (namespace, name) = (&vm.object.metadata.namespace, vm.object.spec.image.name.as_ref()?);
+        match self.records.get(&ObjectKey::new(Kind::Image, namespace, name))? {
+            Record::Image(image) if image.object.metadata.deletion_timestamp.is_none() => Some(image),
+            _ => None,
+        }
     }
 
     /// The digest that a VM is to run; none if it cannot be had.
@@ -220,18 +252,12 @@ impl Sight<'_> {
             let refused = self.doomed(&source) && stalled(&vm.object.status.conditions);
             return self.digest(&source).filter(|_| !refused);
         }
-        let namespace = &vm.object.metadata.namespace;
-        let key = ObjectKey::new(Kind::Image, namespace, spec.name.as_ref()?);
-        match self.records.get(&key)? {
-            Record::Image(image) if image.object.metadata.deletion_timestamp.is_none() => {
-                let source = image.object.spec.source.chosen(&image.object.metadata.namespace)?;
-                if let Source::Vm(_) = source {
-                    return image.image.as_ref().map(|pin| pin.digest.clone());
-                }
-                self.digest(&source).filter(|_| !self.out_of_reach(image))
-            }
-            _ => None,
+        let image = self.wanted_image(vm)?;
+        let source = image.object.spec.source.chosen(&image.object.metadata.namespace)?;
+        if let Source::Vm(_) = source {
+            return image.image.as_ref().map(|pin| pin.digest.clone());
         }
+        self.digest(&source).filter(|_| !self.out_of_reach(image))
     }
 
     /// Whether something that only an edit or another object mends is in a VM's way.
@@ -311,7 +337,7 @@ impl Sight<'_> {
 
     /// The digests that something refers to.
     fn kept(&self) -> BTreeSet<&Digest> {
-        let pins = self.records.values().filter_map(|record| record.pinned().map(|pin| &pin.digest));
+        let pins = self.records.values().filter_map(|record| record.pinned()).flat_map(PinnedImage::disks);
         let held = self.records.values().filter_map(|record| record.reservation().map(|held| &held.image));
         pins.chain(held).collect()
     }

@@ -16,6 +16,17 @@ pub(crate) fn busybox_config() -> Value {
 
 /// [`busybox`] with more programs, and another config.
 pub(crate) fn busybox_with(files: &[(&str, &str)], config: Value) -> Image {
+    Image::with_config(layers(files), config)
+}
+
+/// [`busybox`] below another layer.
+pub(crate) fn busybox_below(layer: Layer) -> Image {
+    let mut all = layers(&[]);
+    all.push(layer);
+    Image::with_config(all, busybox_config())
+}
+
+fn layers(files: &[(&str, &str)]) -> Vec<Layer> {
     let binary = std::fs::read("/bin/busybox").expect("apt-get install busybox-static");
     let mut items = vec![
         Item::dir("bin"),
@@ -39,5 +50,5 @@ pub(crate) fn busybox_with(files: &[(&str, &str)], config: Value) -> Image {
         Item::file("www/index.html", "hello from a VM\n"),
         Item::file("etc/.wh.unwanted", ""),
     ];
-    Image::with_config(vec![Layer::gzip(&tar(&items)), Layer::zstd(&tar(&page))], config)
+    vec![Layer::gzip(&tar(&items)), Layer::zstd(&tar(&page))]
 }

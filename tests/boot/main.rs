@@ -10,6 +10,7 @@ mod full_disk;
 mod host;
 mod images;
 mod interactive;
+mod kernels;
 mod kills;
 mod promotion;
 mod shutdown;

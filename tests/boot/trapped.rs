@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vmlet::boot;
+use vmlet::boot::{self, BootCache};
 use vmlet::guest_image::GUEST;
 use vmlet::hypervisor::qemu::{AcceleratorSetting, QemuDriver, QemuSettings};
 use vmlet::hypervisor::{Driver, DriverError, Gated, GuestStream, Launch, ProcessIdentity, VmmExit};
@@ -146,22 +146,21 @@ async fn run(order: Order) {
     eprintln!("a daemon that ends at {:?}", order.trap);
     let store = Store::open(&order.state.join("store"), StoreSettings::default()).unwrap();
     let subnet = HostSettings { bridge: order.bridge, subnet: order.subnet.parse().unwrap() };
-    let files = boot::Settings { kernel: None, modules: None, cache: order.state.join("boot") };
+    let boot = boot::Settings { kernel: None, modules: None, cache: order.state.join("boot") };
     let qemu = QemuSettings {
         accelerator: AcceleratorSetting::Tcg,
         helper: env!("CARGO_BIN_EXE_vmlet").into(),
         ..QemuSettings::default()
     };
     let trap = order.trap;
+    let driver = QemuDriver::new(qemu).await.unwrap();
     let parts = Parts {
         images: Arc::new(TrappedImages {
             inner: ImageStore::open(&order.state, vmlet::image::Settings::default()).unwrap(),
             trap,
         }),
-        driver: Arc::new(TrappedDriver {
-            inner: QemuDriver::new(qemu, boot::prepare(&files, GUEST).unwrap()).await.unwrap(),
-            trap,
-        }),
+        kernels: Arc::new(BootCache::open(&boot, GUEST, driver.kernel_form()).unwrap()),
+        driver: Arc::new(TrappedDriver { inner: driver, trap }),
         network: Arc::new(TrappedNetwork { inner: HostNetwork::start(subnet).await.unwrap(), trap }),
         clock: Clock::Host,
         entropy: Entropy::Host,

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use vmlet::boot::{self, BootFiles};
+use vmlet::boot::{self, BootCache, BootFiles, KernelForm};
 use vmlet::guest_image::GUEST;
 use vmlet::hypervisor::qemu::{AcceleratorSetting, MachineSetting, QemuDriver, QemuSettings};
 use vmlet::hypervisor::{Driver, GuestStream, Launch, ProcessIdentity, VmmExit};
@@ -54,6 +54,7 @@ done
 pub(crate) struct Host {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) driver: QemuDriver,
+    boot: BootFiles,
 }
 
 impl Host {
@@ -64,10 +65,10 @@ impl Host {
 
     /// A host whose VMs run the guest that vmlet ships.
     pub(crate) async fn with_real_guest(machine: MachineSetting) -> Host {
-        Host::with(machine, |dir| boot_files(dir, GUEST)).await
+        Host::with(machine, |dir, form| boot_files(dir, GUEST, form)).await
     }
 
-    async fn with(machine: MachineSetting, boot_files: impl FnOnce(&Path) -> BootFiles) -> Host {
+    async fn with(machine: MachineSetting, boot_files: impl FnOnce(&Path, KernelForm) -> BootFiles) -> Host {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let settings = QemuSettings {
             machine,
@@ -75,8 +76,9 @@ impl Host {
             helper: HELPER.into(),
             ..QemuSettings::default()
         };
-        let driver = QemuDriver::new(settings, boot_files(dir.path())).await.expect("QEMU is installed");
-        Host { dir, driver }
+        let driver = QemuDriver::new(settings).await.expect("QEMU is installed");
+        let boot = boot_files(dir.path(), driver.kernel_form());
+        Host { dir, driver, boot }
     }
 
     pub(crate) fn launch(&self, name: &str) -> Launch {
@@ -89,6 +91,8 @@ impl Host {
             dir: self.dir.path().join("vms").join(name),
             cpus: 1,
             memory: Quantity::mebibytes(128),
+            boot: self.boot.clone(),
+            command_line: None,
             base_disk: base,
             root_size: Quantity::mebibytes(256),
             nic: None,
@@ -196,15 +200,15 @@ impl Drop for Running<'_> {
     }
 }
 
-fn boot_files(dir: &Path, guest: &[u8]) -> BootFiles {
+fn boot_files(dir: &Path, guest: &'static [u8], form: KernelForm) -> BootFiles {
     let settings = boot::Settings { kernel: None, modules: None, cache: dir.join("boot") };
-    boot::prepare(&settings, guest).expect("a kernel is installed")
+    BootCache::open(&settings, guest, form).expect("a kernel is installed").host().clone()
 }
 
 /// The real boot files, with busybox and [`INIT`] in a second archive behind the first: the kernel
 /// unpacks both, and the later `/init` wins.
-fn obedient_boot_files(dir: &Path) -> BootFiles {
-    let mut files = boot_files(dir, b"replaced");
+fn obedient_boot_files(dir: &Path, form: KernelForm) -> BootFiles {
+    let mut files = boot_files(dir, b"replaced", form);
     let mut archive = fs::read(&files.initramfs).expect("the archive is there");
     let busybox = fs::read("/bin/busybox").expect("apt install busybox-static");
     let mut add = |name: &str, mode: u32, bytes: &[u8]| {

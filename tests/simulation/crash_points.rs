@@ -6,6 +6,7 @@ use std::time::Duration;
 use vmlet::object::{Kind, ObjectKey};
 use vmlet::testing::{Action, ImageScript, Options, Simulation, Unflushed, VmScript, WorkloadExit};
 
+use crate::kernels::image_with;
 use crate::schedule::{image, vm};
 use crate::threads;
 
@@ -49,7 +50,7 @@ fn with(mut steps: Vec<Step>, more: Vec<Step>) -> Vec<Step> {
 
 type Story = (&'static str, fn() -> Vec<Step>);
 
-const STORIES: [Story; 14] = [
+const STORIES: [Story; 16] = [
     ("create", || up("")),
     ("create of a reference", || {
         vec![
@@ -94,6 +95,17 @@ const STORIES: [Story; 14] = [
     }),
     ("a boot hangs, the next one panics", || {
         with(vec![Step::Script(VmScript { hangs: 1, panics: 1, ..VmScript::default() })], up(""))
+    }),
+    ("a kernel of another image", || {
+        let kernel = |reference: &str| format!("oci: {{reference: '{reference}'}}");
+        let image =
+            |reference: &str| Step::Write("image.yaml", image_with("base", "r/a:1", &kernel(reference)));
+        with(with(up(""), vec![image("r/a:2")]), vec![Step::Remove("web.yaml"), Step::Remove("image.yaml")])
+    }),
+    ("the kernel is edited", || {
+        let image = |kernel: &str| Step::Write("image.yaml", image_with("base", "r/a:1", kernel));
+        let first = vec![image("file: {kernel: /k/1}"), Step::Write("web.yaml", web_with("")), Step::Settle];
+        with(with(first, vec![image("image: {}"), Step::Settle]), vec![image("commandLine: quiet")])
     }),
     ("halted, and the host reboots", || {
         let halt = vec![

@@ -11,6 +11,7 @@ mod calm;
 mod chance;
 mod crash_points;
 mod foretold;
+mod kernels;
 mod model;
 mod policies;
 mod promotion;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::types::Why;
 use super::super::why::{Facts, explain};
+use crate::boot::Boot;
 use crate::image::{Digest, Source};
 use crate::object::{API_VERSION, Condition, Image, Kind, ObjectKey, Vm};
 use crate::store::{Event, ImageRecord, Origin, PinnedImage, Problem, Record, Run, Severity, VmRecord};
@@ -40,7 +41,7 @@ fn origin(line: u32) -> Origin {
 
 fn pin(reference: &str) -> PinnedImage {
     let digest: Digest = format!("sha256:{}", "3f".repeat(32)).parse().unwrap();
-    PinnedImage { source: Source::Oci(reference.to_owned()), digest }
+    PinnedImage { source: Source::Oci(reference.to_owned()), digest, kernel: None }
 }
 
 fn vm(name: &str, image: Value, conditions: Vec<Condition>) -> VmRecord {
@@ -178,7 +179,13 @@ fn a_vm_that_waits_for_a_permit_names_those_that_boot() {
     let up = |name: &str, booted| {
         let mut vm = vm(name, json!({"oci": "a"}), vec![image_ready(), condition("Booted", booted, "", "")]);
         let process = crate::hypervisor::ProcessIdentity { pid: 1, start_time: 1, boot_id: String::new() };
-        vm.run = Run::Up { process, spec: Box::new(vm.object.spec.clone()), since: at(1), stopping: None };
+        vm.run = Run::Up {
+            process,
+            spec: Box::new(vm.object.spec.clone()),
+            boot: Boot::default(),
+            since: at(1),
+            stopping: None,
+        };
         vm
     };
     let why = why(world(vec![web, up("slow", false), up("done", true)], vec![]), &[], "web");

@@ -135,6 +135,10 @@ fn consequence(change: &ObjectDifference, field: &FieldChange) -> String {
         (Kind::Image, "source") => {
             format!("pull; {} onto it, root disk anew", names(&change.vms, "restarts", "restart"))
         }
+        (Kind::Image, "kernel") if change.vms.is_empty() => "the kernel is made ready".to_owned(),
+        (Kind::Image, "kernel") => {
+            format!("the kernel is made ready; {} onto it", names(&change.vms, "restarts", "restart"))
+        }
         // A VM that runs goes on as it is until then.
         (Kind::Vm, "image") if change.waits_for.is_some() => waiting(change),
         (Kind::Vm, "image") => {

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::boot::BootFiles;
 use crate::hypervisor::{EXPORT_FILE, Launch, gate};
 use crate::network::{Link, Nic};
 use crate::object::Protocol;
@@ -55,8 +54,8 @@ pub(super) struct Host {
 const TRANSLATION_CACHE: u32 = 128;
 
 /// The files that QEMU gets opened, in the order of [`BASE`], [`KERNEL`], [`INITRAMFS`].
-pub(super) fn files(launch: &Launch, boot: &BootFiles) -> Vec<PathBuf> {
-    vec![launch.base_disk.clone(), boot.kernel.clone(), boot.initramfs.clone()]
+pub(super) fn files(launch: &Launch) -> Vec<PathBuf> {
+    vec![launch.base_disk.clone(), launch.boot.kernel.clone(), launch.boot.initramfs.clone()]
 }
 
 const BASE: i32 = gate::FIRST_FILE;
@@ -71,7 +70,7 @@ fn descriptor(number: i32) -> String {
 pub(super) fn arguments(launch: &Launch, host: &Host) -> Vec<String> {
     let mut args = Args(Vec::new());
     args.machine(launch, host);
-    args.kernel(host);
+    args.kernel(launch, host);
     // The order of the disks is a contract with the guest: vda, vdb, vdc, vdd. The base disk is used as
     // opened, so its file may be the daemon's alone.
     args.option("add-fd", format!("fd={BASE},set=1"));
@@ -131,7 +130,7 @@ impl Args {
         self.option("sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     }
 
-    fn kernel(&mut self, host: &Host) {
+    fn kernel(&mut self, launch: &Launch, host: &Host) {
         // A reset by triple fault: microvm has none of the devices that other ways need, and hangs.
         let mut line = "console=ttyS0 quiet panic=-1 reboot=t".to_owned();
         if let Accelerator::Tcg { .. } = host.accelerator {
@@ -140,6 +139,9 @@ impl Args {
             // them only cost time (0.3 s a boot, with the self-tests of ciphers).
             line += &format!(" tsc_early_khz={}", host.tsc_khz);
             line += " no_timer_check mitigations=off nokaslr cryptomgr.notests";
+        }
+        if let Some(more) = &launch.command_line {
+            line += &format!(" {more}");
         }
         self.option("kernel", descriptor(KERNEL));
         self.option("initrd", descriptor(INITRAMFS));

@@ -1,6 +1,6 @@
 //! The QEMU driver.
 //!
-//! In: a [`Launch`] and the host's boot files. Out: one QEMU process per VM, which keeps running when the
+//! In: a [`Launch`]. Out: one QEMU process per VM, which keeps running when the
 //! daemon ends, and streams to its guest. Guaranteed: no QEMU runs whose identity was not
 //! returned first ([`gate`]); QEMU runs as the VM's own user, in the VM's own folder (`folder`), with
 //! no way to gain privileges; a host whose KVM does not work runs VMs all the same (`accel`).
@@ -26,7 +26,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::gate::{self, Gate};
 use super::{Driver, DriverError, Gated, GuestStream, Launch, ProcessIdentity, VmmExit, process};
-use crate::boot::BootFiles;
+use crate::boot::KernelForm;
 
 pub use accel::{Accelerator, AcceleratorSetting, choose as choose_accelerator};
 pub use args::Machine;
@@ -74,7 +74,6 @@ impl Default for QemuSettings {
 pub struct QemuDriver {
     binary: PathBuf,
     helper: PathBuf,
-    boot: BootFiles,
     host: args::Host,
     /// The group that may open `/dev/kvm`, if it is used.
     kvm_group: Option<u32>,
@@ -93,7 +92,7 @@ impl QemuDriver {
     /// # Errors
     ///
     /// If there is no QEMU, or it does not run.
-    pub async fn new(settings: QemuSettings, boot: BootFiles) -> Result<Self, DriverError> {
+    pub async fn new(settings: QemuSettings) -> Result<Self, DriverError> {
         let binary = find_program(&settings.binary)?;
         let machine = match settings.machine {
             MachineSetting::Microvm => Machine::Microvm,
@@ -107,14 +106,24 @@ impl QemuDriver {
             Accelerator::Tcg { .. } => None,
         };
         let tsc_khz = blocking(|| Ok(accel::tsc_khz())).await?;
-        tracing::info!(qemu = %binary.display(), ?machine, %accelerator, kernel = %boot.release, "driver ready");
+        tracing::info!(qemu = %binary.display(), ?machine, %accelerator, "driver ready");
         let host = args::Host { machine, accelerator, tsc_khz };
-        Ok(QemuDriver { binary, helper: settings.helper, boot, host, kvm_group })
+        Ok(QemuDriver { binary, helper: settings.helper, host, kvm_group })
     }
 
     /// What runs guest code on this host.
     pub fn accelerator(&self) -> &Accelerator {
         &self.host.accelerator
+    }
+
+    /// The form of kernel that VMs boot fastest from. Under TCG unpacking the kernel in the guest costs more
+    /// than reading an unpacked one; the code that unpacks it is also what places it at random, which
+    /// matters where guests are real.
+    pub fn kernel_form(&self) -> KernelForm {
+        match self.host.accelerator {
+            Accelerator::Kvm => KernelForm::Installed,
+            Accelerator::Tcg { .. } => KernelForm::Elf,
+        }
     }
 
     /// The machine model of all VMs.
@@ -128,7 +137,7 @@ impl QemuDriver {
             program: self.binary.clone(),
             args: args::arguments(launch, &self.host),
             dir: launch.dir.clone(),
-            files: args::files(launch, &self.boot),
+            files: args::files(launch),
             user: launch.vmm_user.map(user),
             open_files: OPEN_FILES,
         }

@@ -11,6 +11,7 @@ use super::args::{self, Machine};
 use super::exit::{compose, panic_line, printable, workload_exit};
 use super::folder::{self, CONSOLE_LOG, VMM_LOG};
 use super::qmp::{self, QmpError};
+use crate::boot::BootFiles;
 use crate::hypervisor::process::{self, ExitStatus};
 use crate::hypervisor::{Launch, ProcessIdentity};
 use crate::network::{Link, Nic};
@@ -23,6 +24,12 @@ fn launch(dir: &Path) -> Launch {
         dir: dir.to_owned(),
         cpus: 2,
         memory: Quantity::mebibytes(256),
+        boot: BootFiles {
+            kernel: "/boot/vmlinuz".into(),
+            initramfs: "/boot/initramfs.cpio".into(),
+            release: "6.1.0".to_owned(),
+        },
+        command_line: None,
         base_disk: "/images/base, with comma.ext4".into(),
         root_size: Quantity::mebibytes(64),
         nic: Some(Nic {
@@ -99,6 +106,15 @@ fn the_whole_command_line() {
     -object rng-builtin,id=rng
     -device virtio-rng-pci,rng=rng
     "##);
+}
+
+#[test]
+fn an_images_words_come_last_on_the_kernels_command_line() {
+    let mut launch = launch(Path::new("/vms/1"));
+    launch.command_line = Some("loglevel=7 mitigations=auto".to_owned());
+    let args = args::arguments(&launch, &host(Machine::Microvm, tcg()));
+    let at = args.iter().position(|arg| arg == "-append").expect("there is one");
+    assert!(args[at + 1].ends_with(" cryptomgr.notests loglevel=7 mitigations=auto"), "{}", args[at + 1]);
 }
 
 #[test]

@@ -142,6 +142,30 @@ fn sources_of_images() {
 }
 
 #[test]
+fn kernels_of_images() {
+    let image = |kernel: &str| {
+        format!(
+            "apiVersion: vmlet.dev/v1alpha1\nkind: Image\nmetadata: {{name: i}}\nspec:\n  source:\n    oci: {{reference: a}}\n  kernel:\n{kernel}"
+        )
+    };
+    let broken = [
+        "    host: {}\n    image: {}\n",
+        "    hots: {}\n",
+        "    file: {kernel: vmlinuz, modules: ''}\n",
+        "    image: {kernel: boot/vmlinuz}\n",
+        "    oci: {reference: 'A B'}\n",
+        "    commandLine: \"quiet\\nroot=/dev/vdz\"\n",
+        "    commandLine: \"quiet Console=tty0 console=tty0 'panic=1' \\\"init=/bin/sh\\\" -- single\"\n",
+    ];
+    let broken: Vec<String> = broken.into_iter().map(image).collect();
+    assert_snapshot!(shown("broken.yaml", broken.join("---\n")));
+    let good = "    commandLine: loglevel=7 mitigations=auto console_x=1 my.console=2\n";
+    assert!(shown("good.yaml", image(good)).starts_with("image/i in line 1"));
+    let long = image(&format!("    commandLine: {}\n", "x".repeat(1025)));
+    assert!(shown("broken.yaml", long).contains("at most 1024"));
+}
+
+#[test]
 fn wrong_kinds() {
     assert_snapshot!(shown(
         "broken.yaml",

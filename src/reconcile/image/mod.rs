@@ -18,10 +18,11 @@ use super::step::StepError;
 use super::task::{Outcome, Reconciler, Wake};
 use super::track::{Activity, Track};
 use super::world::World;
+use crate::boot::{Boot, KernelChoice, KernelPaths, KernelRequest, KernelSource};
 use crate::image::{Digest, ImageError, Source};
 use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
 use crate::store::{
-    DiskState, ImageRecord, ImageUpdate, PinnedImage, RemoveImageError, Run, Severity, VmRecord,
+    DiskState, ImageRecord, ImageUpdate, PinnedImage, PinnedKernel, RemoveImageError, Run, Severity, VmRecord,
 };
 use crate::timeline::Phase;
 
@@ -50,19 +51,31 @@ impl ImageTask {
         if self.backoff.observe((record.object.metadata.generation, deleted)) {
             self.failure = None;
         }
-        let digest = record.image.as_ref().map(|pin| &pin.digest);
-        let disk = digest.and_then(|digest| match self.world.store.disk(digest)?.state {
+        let disk = |digest: &Digest| match self.world.store.disk(digest)?.state {
             DiskState::Ready { path, size, .. } => {
                 Some(DiskStatus { path: path.display().to_string(), size })
             }
             DiskState::Installing { .. } | DiskState::Removing => None,
-        });
-        let foreign = self.share.as_ref().is_some_and(|share| Some(share.digest()) != digest);
-        if disk.is_some() || foreign || deleted {
+        };
+        let pin = record.image.as_ref();
+        let pinned_kernel = pin.and_then(|pin| pin.kernel.as_ref());
+        let kernel_digest = pinned_kernel.and_then(|kernel| kernel.disk.as_ref());
+        let kernel_disk = kernel_digest.and_then(disk).is_some();
+        let disk = pin.and_then(|pin| disk(&pin.digest));
+        // One pull at a time: the image's, then that of its kernel's image.
+        let awaited = match &disk {
+            None => pin.map(|pin| &pin.digest),
+            Some(_) => kernel_digest.filter(|_| !kernel_disk),
+        };
+        if deleted || self.share.as_ref().is_some_and(|share| Some(share.digest()) != awaited) {
             self.share = None;
         }
+        let boot = pinned_kernel.and_then(|kernel| kernel.boot.as_ref());
+        let files = boot.and_then(|boot| self.world.kernels.files(boot.kernel.as_ref()));
         Observed {
             disk,
+            kernel_disk,
+            kernel: files.map(|files| files.release),
             pull: self.share.as_ref().map(Share::state),
             vm: self.vm(record),
             failure: self.failure.clone(),
@@ -106,7 +119,7 @@ impl ImageTask {
         let Some(resolved) = wake.unless_woken(images.resolve(source)).await else {
             return Ok(());
         };
-        self.pin(record, PinnedImage { source: source.clone(), digest: resolved? }).await
+        self.pin(record, PinnedImage { source: source.clone(), digest: resolved?, kernel: None }).await
     }
 
     async fn find(&mut self, record: &ImageRecord, source: &Source) -> Result<(), StepError> {
@@ -120,11 +133,89 @@ impl ImageTask {
             image: Some(Some(pin)),
             status: None,
         };
+        self.publish_pin(update).await
+    }
+
+    async fn publish_pin(&mut self, update: ImageUpdate) -> Result<(), StepError> {
         self.world.store.publish_image(&self.key, self.uid, update).await?;
         self.failure = None;
         self.backoff.reset();
+        // What was pinned before may be nobody's now.
         self.world.collector.notify_one();
         Ok(())
+    }
+
+    /// The image as it is pinned, with this kernel from now on.
+    async fn pin_kernel(
+        &mut self,
+        record: &ImageRecord,
+        kernel: Option<PinnedKernel>,
+    ) -> Result<(), StepError> {
+        let pin = record.image.clone().ok_or(StepError::Stale)?;
+        let update = ImageUpdate {
+            generation: Some(record.object.metadata.generation),
+            image: Some(Some(PinnedImage { kernel: kernel.map(Box::new), ..pin })),
+            status: None,
+        };
+        self.publish_pin(update).await
+    }
+
+    /// The digest is recorded before the disk is pulled: so nobody removes it under the kernel that is made of it.
+    async fn resolve_kernel(
+        &mut self,
+        record: &ImageRecord,
+        choice: &KernelChoice,
+        source: &Source,
+        wake: &mut Wake,
+    ) -> Result<(), StepError> {
+        let images = self.world.images.clone();
+        let Some(resolved) = wake.unless_woken(images.resolve(source)).await else {
+            return Ok(());
+        };
+        let kernel = PinnedKernel { choice: choice.clone(), disk: Some(resolved?), boot: None };
+        self.pin_kernel(record, Some(kernel)).await
+    }
+
+    async fn make_kernel(
+        &mut self,
+        record: &ImageRecord,
+        kernel: &PinnedKernel,
+        wake: &mut Wake,
+    ) -> Result<(), StepError> {
+        let pin = record.image.as_ref().ok_or(StepError::Stale)?;
+        let made = match self.request(pin, kernel).await? {
+            Some(request) => {
+                let kernels = self.world.kernels.clone();
+                let Some(made) = wake.unless_woken(kernels.make(&request)).await else { return Ok(()) };
+                Some(made?)
+            }
+            None => None,
+        };
+        let boot = Some(Boot { kernel: made, command_line: kernel.choice.command_line.clone() });
+        self.pin_kernel(record, Some(PinnedKernel { boot, ..kernel.clone() })).await
+    }
+
+    /// Where the kernel is; none is the host's.
+    async fn request(
+        &self,
+        pin: &PinnedImage,
+        kernel: &PinnedKernel,
+    ) -> Result<Option<KernelRequest>, StepError> {
+        let images = &self.world.images;
+        Ok(match &kernel.choice.source {
+            Some(KernelSource::Host) => None,
+            Some(KernelSource::File(files)) => Some(KernelRequest::Files(files.clone())),
+            Some(KernelSource::Image(paths)) => {
+                let disk = images.disk(&pin.digest).await.ok_or(StepError::Stale)?.path;
+                Some(KernelRequest::Disk { disk, paths: paths.clone() })
+            }
+            Some(KernelSource::Oci(_)) => {
+                let digest = kernel.disk.as_ref().ok_or(StepError::Stale)?;
+                let disk = images.disk(digest).await.ok_or(StepError::Stale)?.path;
+                Some(KernelRequest::Disk { disk, paths: KernelPaths::default() })
+            }
+            None => images.disk(&pin.digest).await.ok_or(StepError::Stale)?.kernel.map(KernelRequest::Files),
+        })
     }
 
     /// One brief transaction looks up, checks the references and removes the record; the collector
@@ -188,10 +279,15 @@ impl Reconciler for ImageTask {
             Step::Resolve(ref source) => self.resolve(&record, source, wake).await,
             Step::Pin(ref pin) => self.pin(&record, pin.clone()).await,
             Step::Find(ref source) => self.find(&record, source).await,
-            Step::Pull(ref pin) => {
-                self.share = Some(self.world.pulls.join(&pin.source, &pin.digest));
+            Step::Pull { ref source, ref digest } => {
+                self.share = Some(self.world.pulls.join(source, digest));
                 Ok(())
             }
+            Step::ResolveKernel { ref choice, ref source } => {
+                self.resolve_kernel(&record, choice, source, wake).await
+            }
+            Step::MakeKernel(ref kernel) => self.make_kernel(&record, kernel, wake).await,
+            Step::PinKernel(ref kernel) => self.pin_kernel(&record, kernel.clone()).await,
             Step::Remove => match self.remove().await {
                 Ok(Removal::Done) => {
                     self.track.finish();
@@ -260,7 +356,10 @@ fn step_name(step: &Step) -> Option<&'static str> {
         Step::Resolve(_) => Some("resolve"),
         Step::Pin(_) => Some("pin"),
         Step::Find(_) => Some("find"),
-        Step::Pull(_) => Some("pull"),
+        Step::Pull { .. } => Some("pull"),
+        Step::ResolveKernel { .. } => Some("resolve_kernel"),
+        Step::MakeKernel(_) => Some("make_kernel"),
+        Step::PinKernel(_) => Some("pin_kernel"),
         Step::Remove => Some("remove"),
     }
 }

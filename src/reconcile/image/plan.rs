@@ -2,19 +2,24 @@
 
 use jiff::Timestamp;
 
+use crate::boot::{Boot, KernelChoice, KernelSource};
 use crate::image::{Digest, Source};
 use crate::object::{DiskStatus, ImageStatus, PullPolicy};
 use crate::reconcile::conditions::Conditions;
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step::{self, Steps};
-use crate::store::{ImageRecord, PinnedImage};
+use crate::store::{ImageRecord, PinnedImage, PinnedKernel};
 
 /// The observed half of a decision.
 #[derive(Clone, Debug)]
 pub(in crate::reconcile) struct Observed {
     /// The base disk of the recorded digest, if it is ready.
     pub disk: Option<DiskStatus>,
-    /// The pull that this image shares in.
+    /// Whether the base disk of the recorded kernel's image is ready, if it is in another one.
+    pub kernel_disk: bool,
+    /// The release of the recorded kernel, if it is ready to boot.
+    pub kernel: Option<String>,
+    /// The pull that this image shares in: its own, or that of its kernel's image.
     pub pull: Option<PullState>,
     /// The VM that the image is made of, if it is of one: the image's digest once the VM is stopped, else
     /// what is waited for.
@@ -42,7 +47,13 @@ pub(in crate::reconcile) enum Step {
     /// Find the source's digest among what is on the host.
     Find(Source),
     /// Take a share in the digest's pull.
-    Pull(PinnedImage),
+    Pull { source: Source, digest: Digest },
+    /// Find the digest of the image that the kernel is in.
+    ResolveKernel { choice: KernelChoice, source: Source },
+    /// Make boot files of the kernel.
+    MakeKernel(PinnedKernel),
+    /// Record a kernel that needs nothing.
+    PinKernel(Option<PinnedKernel>),
     /// Remove the record unless a VM uses the image.
     Remove,
 }
@@ -79,19 +90,64 @@ pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan 
         return match &seen.vm {
             None => told(Step::Resolve(source), "Pending", "Resolving", message),
             Some(Ok(digest)) => {
-                let pin = PinnedImage { source, digest: digest.clone() };
+                let pin = PinnedImage { source, digest: digest.clone(), kernel: None };
                 told(Step::Pin(pin), "Pending", "Resolving", message)
             }
             Some(Err(why)) => told(Step::Wait(None), "Pending", "WaitingForVM", why.clone()),
         };
     };
-    if seen.disk.is_some() {
-        let message = format!("{source} is {}", pin.digest);
-        return told(Step::Wait(None), "Ready", "Ready", message);
+    if seen.disk.is_none() {
+        return pulling(&source, &pin.digest, seen);
     }
+    kernel(record.object.spec.kernel(), pin, seen).unwrap_or_else(|| {
+        let message = format!("{source} is {}", pin.digest);
+        told(Step::Wait(None), "Ready", "Ready", message)
+    })
+}
+
+/// What is to be done until VMs can boot; none if they can.
+fn kernel(wanted: Option<KernelChoice>, pin: &PinnedImage, seen: &Observed) -> Option<Plan> {
+    let told = |step, message: &str| Some(Plan::new(step).told("Pending", "PreparingKernel", message));
+    let Some(choice) = wanted else {
+        let step = Step::PinKernel(None);
+        return pin.kernel.is_some().then(|| told(step, "VMs boot the host's kernel from now on"))?;
+    };
+    let held = pin.kernel.as_ref().filter(|kernel| kernel.choice == choice);
+    if held.is_some_and(|kernel| kernel.boot.is_some()) && seen.kernel.is_some() {
+        return None;
+    }
+    let digest = held.and_then(|kernel| kernel.disk.as_ref());
+    match (&choice.source, digest) {
+        (Some(KernelSource::Host), _) => {
+            let boot = Some(Boot { kernel: None, command_line: choice.command_line.clone() });
+            let kernel = PinnedKernel { choice, disk: None, boot };
+            told(Step::PinKernel(Some(kernel)), "the kernel's command line changes")
+        }
+        (Some(KernelSource::Oci(reference)), None) => {
+            let source = Source::Oci(reference.clone());
+            let message = source.resolving();
+            told(Step::ResolveKernel { choice, source }, &message)
+        }
+        (Some(KernelSource::Oci(reference)), Some(digest)) if !seen.kernel_disk => {
+            Some(pulling(&Source::Oci(reference.clone()), digest, seen))
+        }
+        (source, _) => {
+            let source =
+                source.as_ref().map_or_else(|| "the image's own kernel".to_owned(), ToString::to_string);
+            let new = || PinnedKernel { choice: choice.clone(), disk: None, boot: None };
+            let kernel = held.map(|held| (**held).clone()).unwrap_or_else(new);
+            told(Step::MakeKernel(kernel), &format!("{source} is made ready to boot"))
+        }
+    }
+}
+
+fn pulling(source: &Source, digest: &Digest, seen: &Observed) -> Plan {
+    let told =
+        |step, phase, reason: &str, message: String| Plan { step, phase, reason: reason.to_owned(), message };
     match &seen.pull {
         None | Some(PullState::Done) => {
-            told(Step::Pull(pin.clone()), "Pulling", "Pulling", format!("{source} is about to be pulled"))
+            let step = Step::Pull { source: source.clone(), digest: digest.clone() };
+            told(step, "Pulling", "Pulling", format!("{source} is about to be pulled"))
         }
         Some(PullState::Queued) => {
             let message = format!("{source} waits for other pulls: as many as allowed are under way");
@@ -136,6 +192,7 @@ pub(in crate::reconcile) fn status(
         observed_generation: generation,
         digest: record.image.as_ref().map(|pin| pin.digest.to_string()),
         disk: seen.disk.clone(),
+        kernel: record.image.as_ref().and(seen.kernel.clone()),
         progress: pull.as_ref().map(ToString::to_string),
         pull,
         next_retry_time: seen.failure.as_ref().and(seen.closed_until).or(pull_retry).filter(|_| !ready),

@@ -5,14 +5,15 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::ImageTask;
-use super::plan::{Failure, Observed, Step, plan, status};
+use super::plan::{Failure, Observed, Plan, Step, plan, status};
+use crate::boot::{Boot, KernelChoice, KernelId, KernelSource};
 use crate::image::Source;
 use crate::object::{DiskStatus, PullPolicy, PullProgress, Quantity};
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step::StepError;
 use crate::reconcile::task::Wake;
 use crate::reconcile::world::World;
-use crate::store::{ImageRecord, Origin, PinnedImage};
+use crate::store::{ImageRecord, Origin, PinnedImage, PinnedKernel};
 use crate::testing::Rig;
 
 const REFERENCE: &str = "127.0.0.1:5055/debian:12";
@@ -23,7 +24,7 @@ fn at(second: i64) -> Timestamp {
 
 fn pin(reference: &str) -> PinnedImage {
     let digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
-    PinnedImage { source: Source::Oci(reference.to_owned()), digest }
+    PinnedImage { source: Source::Oci(reference.to_owned()), digest, kernel: None }
 }
 
 fn record(image: Option<PinnedImage>) -> ImageRecord {
@@ -37,7 +38,8 @@ fn record(image: Option<PinnedImage>) -> ImageRecord {
 }
 
 fn seen(pull: Option<PullState>) -> Observed {
-    Observed { disk: None, vm: None, pull, failure: None, closed_until: None }
+    let (kernel_disk, kernel) = (false, None);
+    Observed { disk: None, kernel_disk, kernel, vm: None, pull, failure: None, closed_until: None }
 }
 
 #[test]
@@ -48,7 +50,8 @@ fn an_image_is_resolved_pulled_and_ready() {
         plan(&record(Some(pin("other:1"))), &seen(None)).step,
         Step::Resolve(Source::Oci(REFERENCE.to_owned()))
     );
-    assert_eq!(plan(&pinned, &seen(None)).step, Step::Pull(pin(REFERENCE)));
+    let PinnedImage { source, digest, .. } = pin(REFERENCE);
+    assert_eq!(plan(&pinned, &seen(None)).step, Step::Pull { source, digest });
     assert_eq!(plan(&pinned, &seen(Some(PullState::Queued))).step, Step::Wait(None));
     let disk = Some(DiskStatus { path: "/d".to_owned(), size: Quantity::bytes(1) });
     assert_eq!(plan(&pinned, &Observed { disk, ..seen(None) }).phase, "Ready");
@@ -120,6 +123,104 @@ fn a_deletion_is_not_held_up_by_a_pull() {
     };
     let failed = Observed { failure: Some(failure), closed_until: Some(at(9)), ..seen(None) };
     assert_eq!(plan(&gone, &failed).step, Step::Wait(Some(at(9))));
+}
+
+/// An image whose disk is ready, with this kernel in its spec and in its pin.
+fn with_kernel(spec: serde_json::Value, kernel: Option<PinnedKernel>) -> ImageRecord {
+    let mut record = record(Some(PinnedImage { kernel: kernel.map(Box::new), ..pin(REFERENCE) }));
+    record.object.spec.kernel = serde_json::from_value(spec).unwrap();
+    record
+}
+
+fn there() -> Observed {
+    let disk = Some(DiskStatus { path: "/d".to_owned(), size: Quantity::bytes(1) });
+    Observed { disk, ..seen(None) }
+}
+
+fn step(record: &ImageRecord, seen: &Observed) -> Step {
+    let Plan { step, phase, .. } = plan(record, seen);
+    assert_eq!(
+        phase == "Ready",
+        record.current().is_some_and(|pin| pin.boot().is_some()) && step == Step::Wait(None)
+    );
+    step
+}
+
+#[test]
+fn a_kernel_in_the_image_is_made_once_its_disk_is_there() {
+    let spec = || json!({"image": {}, "commandLine": "loglevel=7"});
+    let new = with_kernel(spec(), None);
+    assert_eq!(plan(&new, &seen(None)).phase, "Pulling");
+    let choice = new.object.spec.kernel().unwrap();
+    let pending = PinnedKernel { choice: choice.clone(), disk: None, boot: None };
+    assert_eq!(step(&new, &there()), Step::MakeKernel(pending.clone()));
+    let boot = Boot { kernel: Some(KernelId("k".to_owned())), command_line: choice.command_line.clone() };
+    let made = with_kernel(spec(), Some(PinnedKernel { boot: Some(boot), ..pending }));
+    let ready = Observed { kernel: Some("6.1.0".to_owned()), ..there() };
+    assert_eq!(step(&made, &ready), Step::Wait(None));
+    assert_eq!(status(&made, &ready, &plan(&made, &ready), at(1)).kernel.as_deref(), Some("6.1.0"));
+    // Its files are lost: they are made again.
+    assert!(matches!(plan(&made, &there()).step, Step::MakeKernel(_)));
+    // Another choice is made anew, and none at all needs nothing.
+    let edited = ImageRecord { image: made.image.clone(), ..with_kernel(json!({"image": {}}), None) };
+    assert!(matches!(step(&edited, &ready), Step::MakeKernel(PinnedKernel { boot: None, .. })));
+    let host = ImageRecord { image: made.image.clone(), ..record(None) };
+    assert_eq!(step(&host, &ready), Step::PinKernel(None));
+}
+
+#[test]
+fn a_kernel_in_another_image_is_resolved_pinned_pulled_and_made() {
+    let spec = || json!({"oci": {"reference": "kernels:1"}});
+    let new = with_kernel(spec(), None);
+    let choice = new.object.spec.kernel().unwrap();
+    let source = Source::Oci("kernels:1".to_owned());
+    let resolve = Step::ResolveKernel { choice: choice.clone(), source: source.clone() };
+    assert_eq!(step(&new, &there()), resolve);
+    let digest: crate::image::Digest = format!("sha256:{}", "b".repeat(64)).parse().unwrap();
+    let pending = PinnedKernel { choice, disk: Some(digest.clone()), boot: None };
+    let resolved = with_kernel(spec(), Some(pending.clone()));
+    assert!(resolved.image.as_ref().unwrap().disks().any(|kept| *kept == digest), "kept before it is pulled");
+    assert_eq!(step(&resolved, &there()), Step::Pull { source, digest });
+    let failed = PullState::Failed { reason: "NotFound", message: "no".to_owned(), attempt: 1, retry: None };
+    let plan = plan(&resolved, &Observed { pull: Some(failed), ..there() });
+    assert_eq!((plan.phase, plan.reason.as_str()), ("Failed", "NotFound"));
+    let pulled = Observed { kernel_disk: true, ..there() };
+    assert_eq!(step(&resolved, &pulled), Step::MakeKernel(pending));
+}
+
+#[test]
+fn the_hosts_kernel_needs_nothing_but_its_command_line() {
+    assert_eq!(step(&with_kernel(json!({"host": {}}), None), &there()), Step::Wait(None));
+    let spec = || json!({"commandLine": "loglevel=7"});
+    let choice = KernelChoice { source: None, command_line: Some("loglevel=7".to_owned()) };
+    let pending = PinnedKernel { choice, disk: None, boot: None };
+    assert_eq!(step(&with_kernel(spec(), None), &there()), Step::MakeKernel(pending.clone()));
+    let host = json!({"host": {}, "commandLine": "loglevel=7"});
+    let Step::PinKernel(Some(kernel)) = step(&with_kernel(host, None), &there()) else {
+        panic!("not pinned")
+    };
+    assert_eq!(kernel.choice.source, Some(KernelSource::Host));
+    assert_eq!(kernel.boot.unwrap(), Boot { kernel: None, command_line: Some("loglevel=7".to_owned()) });
+}
+
+#[test]
+fn a_kernel_that_cannot_be_made_stalls_its_image() {
+    let pending = with_kernel(json!({"image": {}}), None);
+    let Step::MakeKernel(kernel) = plan(&pending, &there()).step else { panic!("not made") };
+    let failure = Failure {
+        reason: "KernelLacksDriver".to_owned(),
+        message: "no overlay".to_owned(),
+        transient: false,
+        step: std::mem::discriminant(&Step::MakeKernel(kernel)),
+    };
+    let failed = Observed { failure: Some(failure), ..there() };
+    let status = status(&pending, &failed, &plan(&pending, &failed), at(1));
+    let said = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind).cloned();
+    assert_eq!(
+        (status.phase.as_str(), said("Ready").unwrap().reason.as_str()),
+        ("Failed", "KernelLacksDriver")
+    );
+    assert!(said("Stalled").is_some());
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use super::state::{Failure, Observed};
 
 use super::{InLine, VmTask, exit};
 use crate::agent::AgentError;
+use crate::boot::Boot;
 use crate::hypervisor::Launch;
 use crate::image::{ImageError, Source};
 use crate::object::NetworkMode;
@@ -95,7 +96,7 @@ impl VmTask {
         let Some(resolved) = wake.unless_woken(images.resolve(source)).await else {
             return Ok(());
         };
-        let pin = PinnedImage { source: source.clone(), digest: resolved? };
+        let pin = PinnedImage { source: source.clone(), digest: resolved?, kernel: self.own_kernel(record) };
         self.registry_asked = true;
         // What was asked again before a start says nothing of how the last run ended.
         if record.image.as_ref() == Some(&pin) {
@@ -107,7 +108,7 @@ impl VmTask {
 
     async fn find(&mut self, record: &VmRecord, source: &Source) -> Result<(), StepError> {
         let found = present(&self.world.store, source).ok_or_else(|| ImageError::not_present(source))?;
-        self.pin(record, found).await
+        self.pin(record, PinnedImage { kernel: self.own_kernel(record), ..found }).await
     }
 
     async fn pin(&mut self, record: &VmRecord, pin: PinnedImage) -> Result<(), StepError> {
@@ -211,7 +212,8 @@ impl VmTask {
     /// Devices, then the gated process, then its record, and only then may it run.
     async fn boot(&mut self, record: &VmRecord) -> Result<(), StepError> {
         let world = self.world.clone();
-        let launch = self.launch(record).ok_or(StepError::Stale)?;
+        let boot = record.image.as_ref().and_then(PinnedImage::boot).ok_or(StepError::Stale)?;
+        let launch = self.launch(record, &boot).ok_or(StepError::Stale)??;
         if let Some(held) = &record.reservation {
             world.images.check(&held.image).await?;
         }
@@ -228,6 +230,7 @@ impl VmTask {
         let run = Run::Up {
             process,
             spec: Box::new(record.object.spec.clone()),
+            boot,
             since: world.clock.now(),
             stopping: None,
         };
@@ -255,7 +258,8 @@ impl VmTask {
         if same { Ok(()) } else { Err(StepError::Stale) }
     }
 
-    fn launch(&self, record: &VmRecord) -> Option<Launch> {
+    /// None if the VM's disk is not there any more.
+    fn launch(&self, record: &VmRecord, boot: &Boot) -> Option<Result<Launch, StepError>> {
         let world = &self.world;
         let held = record.reservation.as_ref()?;
         let Some(DiskState::Ready { path, config, .. }) =
@@ -263,30 +267,41 @@ impl VmTask {
         else {
             return None;
         };
-        Some(Launch {
+        let Some(files) = world.kernels.files(boot.kernel.as_ref()) else {
+            return Some(Err(StepError::Failed {
+                reason: "KernelGone".to_owned(),
+                message:
+                    "its kernel is not in the state folder any more; restart the daemon to have it made anew"
+                        .to_owned(),
+                transient: true,
+            }));
+        };
+        Some(Ok(Launch {
             uid: self.uid,
             key: self.key.clone(),
             dir: world.vm_dir(self.uid),
             cpus: held.cpus,
             memory: held.memory,
+            boot: files,
+            command_line: boot.command_line.clone(),
             base_disk: path,
             root_size: held.disk,
             nic: held.nic.clone(),
             guest: guest_config(&record.object, &config, held.nic.as_ref(), &world.settings.resolvers),
             export: None,
             vmm_user: held.vmm_user,
-        })
+        }))
     }
 
     /// Records the intent; the asking is a step of its own, repeated by a daemon that adopts the VM.
     async fn stop(&mut self, record: &VmRecord, why: String) -> Result<(), StepError> {
-        let Run::Up { process, spec, since, stopping: None } = record.run.clone() else {
+        let Run::Up { process, spec, boot, since, stopping: None } = record.run.clone() else {
             return Err(StepError::Stale);
         };
         self.asked = false;
         self.event("Stopping", &why);
         let stopping = Some(Stopping { since: self.world.clock.now(), why });
-        let run = Run::Up { process, spec, since, stopping };
+        let run = Run::Up { process, spec, boot, since, stopping };
         self.publish(record, VmUpdate { run: Some(run), ..VmUpdate::default() }).await
     }
 

@@ -39,7 +39,7 @@ use crate::agent::LogSink;
 use crate::hypervisor::VmmExit;
 use crate::image::Source;
 use crate::object::{Condition, ImageRef, Kind, ObjectKey, ObjectMeta, PullPolicy, Uid, set_condition};
-use crate::store::{DiskState, PinnedImage, Run, Severity, Standing, VmRecord, VmUpdate};
+use crate::store::{DiskState, PinnedImage, PinnedKernel, Run, Severity, Standing, VmRecord, VmUpdate};
 use crate::timeline::Phase;
 
 /// How long the gate must have stayed unused before a run counts as a success.
@@ -247,12 +247,15 @@ impl VmTask {
 
     fn image(&mut self, record: &VmRecord) -> ImageView {
         let spec = &record.object.spec.image;
-        let own = spec.direct().map(|source| (source, spec.pull_policy));
+        let own = spec.direct().map(|source| (source, spec.pull_policy, None));
         let (pin, policy, direct) = match (own.or_else(|| self.always(spec)), &spec.name) {
-            (Some((source, policy)), _) => match record.image.as_ref().filter(|pin| pin.source == source) {
-                Some(pin) => (pin.clone(), policy, true),
-                None => return ImageView::Unresolved { source, policy },
-            },
+            (Some((source, policy, kernel)), _) => {
+                let pinned = record.image.as_ref();
+                match pinned.filter(|pin| pin.source == source && pin.kernel == kernel) {
+                    Some(pin) => (pin.clone(), policy, true),
+                    None => return ImageView::Unresolved { source, policy },
+                }
+            }
             (None, Some(name)) => match self.named_image(name) {
                 Ok(pin) => (pin, PullPolicy::default(), false),
                 Err((reason, message)) => return ImageView::Waiting { reason, message },
@@ -273,17 +276,35 @@ impl VmTask {
         ImageView::Known { disk, pull, pin, policy, asked: self.registry_asked, direct }
     }
 
-    /// The source of a named image that is asked for again before each start: the VM does so itself, and
-    /// others on the same image stay as they are.
-    fn always(&self, spec: &ImageRef) -> Option<(Source, PullPolicy)> {
+    /// The source of a named image that is asked for again before each start: the VM does so itself, with
+    /// the image's kernel, and others on the same image stay as they are.
+    fn always(&self, spec: &ImageRef) -> Option<(Source, PullPolicy, Option<Box<PinnedKernel>>)> {
         let key = ObjectKey::new(Kind::Image, &self.key.namespace, spec.name.as_ref()?);
-        let image = self.world.store.image(&key)?.object.clone();
+        let record = self.world.store.image(&key)?;
+        let image = &record.object;
         let policy = image.spec.pull_policy();
-        let asks = policy == PullPolicy::Always && image.metadata.deletion_timestamp.is_none();
-        asks.then(|| image.spec.source.chosen(&image.metadata.namespace).map(|source| (source, policy)))?
+        if policy != PullPolicy::Always || image.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let kernel = match image.spec.kernel() {
+            None => None,
+            // One that is not ready yet is waited for, as the image is.
+            Some(_) => Some(record.current().filter(|pin| self.boots(pin))?.kernel.clone()?),
+        };
+        Some((image.spec.source.chosen(&image.metadata.namespace)?, policy, kernel))
     }
 
-    /// The digest of an `Image` object whose disk is ready, or why there is none.
+    /// The kernel that the VM pins beside an image that it resolves itself.
+    fn own_kernel(&self, record: &VmRecord) -> Option<Box<PinnedKernel>> {
+        self.always(&record.object.spec.image)?.2
+    }
+
+    /// Whether the kernel that goes with a pin is ready.
+    fn boots(&self, pin: &PinnedImage) -> bool {
+        pin.boot().is_some_and(|boot| self.world.kernels.files(boot.kernel.as_ref()).is_some())
+    }
+
+    /// The digest and the kernel of an `Image` object that is ready, or why there is none.
     fn named_image(&self, name: &str) -> Result<PinnedImage, (String, String)> {
         let refuse = |reason: &str, message: String| Err((reason.to_owned(), message));
         let key = ObjectKey::new(Kind::Image, &self.key.namespace, name);
@@ -296,10 +317,9 @@ impl VmTask {
         if image.object.metadata.deletion_timestamp.is_some() {
             return refuse("ImageTerminating", format!("{key} is being deleted"));
         }
-        let wanted = image.object.spec.source.chosen(&image.object.metadata.namespace);
-        let current = image.image.as_ref().filter(|pin| Some(&pin.source) == wanted.as_ref());
-        let ready =
-            current.filter(|pin| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready()));
+        let disk_ready =
+            |pin: &PinnedImage| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready());
+        let ready = image.current().filter(|pin| disk_ready(pin) && self.boots(pin));
         match ready {
             Some(pin) => Ok(pin.clone()),
             None => {

@@ -194,6 +194,7 @@ fn reserving(
 }
 
 /// The pinned image when its disk is ready, else the plan to get it.
+#[allow(clippy::result_large_err, reason = "one exists at a time, for one decision")]
 fn image(record: &VmRecord, seen: &Observed) -> Result<PinnedImage, Plan> {
     match &seen.image {
         ImageView::Unresolved { source, policy: PullPolicy::Never } => Err(find(source)),
@@ -294,7 +295,8 @@ fn running(record: &VmRecord, seen: &Observed, rules: Rules, started: &VmSpec, n
     guest(seen, rules, now)
 }
 
-/// An image of another digest is fetched while the VM runs; the VM moves when its disk is ready.
+/// An image of another digest, or with another kernel, is fetched while the VM runs; the VM moves when it is
+/// ready.
 fn new_image(record: &VmRecord, seen: &Observed) -> Option<Plan> {
     if matches!(seen.image, ImageView::Waiting { .. }) {
         return None;
@@ -302,10 +304,15 @@ fn new_image(record: &VmRecord, seen: &Observed) -> Option<Plan> {
     match image(record, seen) {
         Ok(pin) => {
             let held = &record.reservation.as_ref()?.image;
-            (*held != pin.digest).then(|| {
-                let why = format!("image changed to {} ({})", pin.source, pin.digest);
-                Plan::new(Step::Stop { why: why.clone() }).told("Stopping", "Stopping", &why)
-            })
+            let Run::Up { boot, .. } = &record.run else { return None };
+            let why = if *held != pin.digest {
+                format!("image changed to {} ({})", pin.source, pin.digest)
+            } else if pin.boot().as_ref() != Some(boot) {
+                "the kernel of its image changed".to_owned()
+            } else {
+                return None;
+            };
+            Some(Plan::new(Step::Stop { why: why.clone() }).told("Stopping", "Stopping", &why))
         }
         Err(Plan { step: Step::Wait(_), .. }) => None,
         Err(plan) => {

@@ -10,6 +10,7 @@ use vmlet_wire::GuestState;
 
 use super::plan::{Plan, Rules, Step, plan};
 use super::state::{Failure, Guest, ImageView, LineView, Observed};
+use crate::boot::{Boot, KernelChoice, KernelId, KernelPaths, KernelSource};
 use crate::hypervisor::{ProcessIdentity, VmmExit};
 use crate::image::{ImageConfig, Source};
 use crate::object::{
@@ -17,8 +18,8 @@ use crate::object::{
 };
 use crate::reconcile::pulls::PullState;
 use crate::store::{
-    Capacity, Declared, NetworkClaim, Origin, PinnedImage, Reservation, ReserveError, Run, Standing,
-    Stopping, Store, VmClaim, VmRecord,
+    Capacity, Declared, NetworkClaim, Origin, PinnedImage, PinnedKernel, Reservation, ReserveError, Run,
+    Standing, Stopping, Store, VmClaim, VmRecord,
 };
 
 const RULES: Rules = Rules { boot_timeout: Duration::from_secs(60), patience: Duration::from_secs(120) };
@@ -29,7 +30,7 @@ fn at(second: i64) -> Timestamp {
 
 fn pin(digit: char) -> PinnedImage {
     let digest = format!("sha256:{}", digit.to_string().repeat(64)).parse().unwrap();
-    PinnedImage { source: Source::Oci("127.0.0.1:5055/debian:12".to_owned()), digest }
+    PinnedImage { source: Source::Oci("127.0.0.1:5055/debian:12".to_owned()), digest, kernel: None }
 }
 
 fn record() -> VmRecord {
@@ -72,6 +73,7 @@ fn up() -> VmRecord {
     record.run = Run::Up {
         process: ProcessIdentity { pid: 7, start_time: 1, boot_id: "b".to_owned() },
         spec: Box::new(record.object.spec.clone()),
+        boot: Boot::default(),
         since: at(0),
         stopping: None,
     };
@@ -279,6 +281,46 @@ fn a_new_image_is_ready_before_the_vm_stops_for_it() {
         decide(&record, &look(known(pin('b')))).step,
         Step::Reserve { discard_disk: true, impatient: false }
     );
+}
+
+#[test]
+fn another_kernel_of_its_image_restarts_a_vm_on_its_disk() {
+    let choice =
+        KernelChoice { source: Some(KernelSource::Image(KernelPaths::default())), command_line: None };
+    let made = |name: &str, command_line: Option<&str>| {
+        let kernel = Some(KernelId(name.to_owned()));
+        let boot = Some(Boot { kernel, command_line: command_line.map(str::to_owned) });
+        PinnedImage {
+            kernel: Some(Box::new(PinnedKernel { choice: choice.clone(), disk: None, boot })),
+            ..pin('a')
+        }
+    };
+    let look = |pin: &PinnedImage| Observed { image: known(pin.clone()), ..ready() };
+    let mut record = up();
+    let wanted = made("k", None);
+    assert_eq!(decide(&record, &look(&wanted)).step, Step::Pin(wanted.clone()));
+    record.image = Some(wanted.clone());
+    let stop = decide(&record, &look(&wanted));
+    assert!(matches!(stop.step, Step::Stop { .. }) && stop.message.contains("kernel"), "{stop:?}");
+    let started = |record: &VmRecord, pin: &PinnedImage| {
+        let mut record = record.clone();
+        let Run::Up { boot, .. } = &mut record.run else { panic!("it runs") };
+        *boot = pin.boot().unwrap();
+        record
+    };
+    assert_eq!(decide(&started(&record, &wanted), &look(&wanted)).step, Step::Wait(None));
+    // The same kernel by another way is no change; another command line is one.
+    record.image = Some(made("k", Some("quiet")));
+    let look_at = look(record.image.as_ref().unwrap());
+    assert!(matches!(decide(&started(&record, &wanted), &look_at).step, Step::Stop { .. }));
+    let other = KernelChoice { source: Some(KernelSource::Oci("k:1".to_owned())), command_line: None };
+    let same = PinnedKernel { choice: other, ..*wanted.kernel.clone().unwrap() };
+    record.image = Some(PinnedImage { kernel: Some(Box::new(same)), ..wanted.clone() });
+    let look_at = look(record.image.as_ref().unwrap());
+    assert_eq!(decide(&started(&record, &wanted), &look_at).step, Step::Wait(None));
+    // It is started again on what it reserved.
+    record.run = Run::Idle;
+    assert_eq!(decide(&record, &Observed { permit: true, ..look_at }).step, Step::Boot);
 }
 
 #[test]

@@ -37,8 +37,9 @@ fn disks_that_nobody_refers_to_are_condemned_then_forgotten() {
         install(&store, &digest(number));
     }
     now(store.claim_disk(&digest(5), Uuid::nil())).unwrap();
-    let pin =
-        |number| Some(Some(PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(number) }));
+    let pin = |number| {
+        Some(Some(PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(number), kernel: None }))
+    };
     let by_image = declare(&store, image("base"));
     let update = ImageUpdate { image: pin(1), ..ImageUpdate::default() };
     now(store.publish_image(&image_key("base"), by_image, update)).unwrap();
@@ -65,8 +66,11 @@ fn disks_that_nobody_refers_to_are_condemned_then_forgotten() {
 }
 
 fn pin(store: &Store, name: &str, uid: Uid, pinned: Option<u8>) {
-    let pin = pinned
-        .map(|number| PinnedImage { source: Source::Oci(format!("r:{number}")), digest: digest(number) });
+    let pin = pinned.map(|number| PinnedImage {
+        source: Source::Oci(format!("r:{number}")),
+        digest: digest(number),
+        kernel: None,
+    });
     now(store.publish_vm(&key(name), uid, VmUpdate { image: Some(pin), ..VmUpdate::default() })).unwrap();
 }
 

@@ -15,7 +15,7 @@ fn a_publish_writes_the_given_fields_and_no_others() {
     let (store, _) = store_with_disk();
     let uid = declare(&store, vm("web"));
     let reservation = now(store.reserve_vm(claim("web", uid))).unwrap();
-    let pinned = PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(1) };
+    let pinned = PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(1), kernel: None };
     let exit =
         LastExit { code: Some(1), reason: "Error".to_owned(), message: String::new(), finished_at: at(9) };
     let publish = |update| now(store.publish_vm(&key("web"), uid, update)).unwrap();
@@ -72,7 +72,7 @@ fn images_are_published_likewise() {
     let uid = declare(&store, image("base"));
     let publish = |uid, generation, phase: &str| {
         let status = ImageStatus { phase: phase.to_owned(), ..ImageStatus::default() };
-        let pinned = PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(1) };
+        let pinned = PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(1), kernel: None };
         let update = ImageUpdate { generation, status: Some(status), image: Some(Some(pinned)) };
         now(store.publish_image(&image_key("base"), uid, update))
     };
@@ -149,7 +149,8 @@ fn an_image_in_use_makes_way_for_its_successor() {
 fn what_others_build_on_is_waited_for_and_a_status_is_not() {
     let (store, backend) = Store::in_memory();
     let (web, base) = (declare(&store, vm("web")), declare(&store, image("base")));
-    let pin = || Some(Some(PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(1) }));
+    let pin =
+        || Some(Some(PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(1), kernel: None }));
     let spec = Box::new(store.vm(&key("web")).unwrap().object.spec.clone());
     let exit =
         LastExit { code: Some(1), reason: "Error".to_owned(), message: String::new(), finished_at: at(9) };

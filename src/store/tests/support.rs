@@ -10,6 +10,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::super::*;
+use crate::boot::Boot;
 use crate::hypervisor::ProcessIdentity;
 use crate::image::ImageConfig;
 use crate::object::{AnyObject, Port, Protocol, Quantity, Uid};
@@ -111,6 +112,7 @@ pub(super) fn running() -> Run {
     Run::Up {
         process: ProcessIdentity { pid: 7, start_time: 8, boot_id: "b".to_owned() },
         spec: Box::new(vm.spec),
+        boot: Boot::default(),
         since: at(5),
         stopping: None,
     }

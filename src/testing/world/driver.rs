@@ -142,6 +142,9 @@ impl State {
         if !self.disks.iter().any(|digest| super::images::path(digest) == launch.base_disk) {
             found.push(format!("{key} boots from a base disk that is not there"));
         }
+        if !self.has_kernel(&launch.boot) {
+            found.push(format!("{key} boots a kernel that is not there"));
+        }
         if let Some(nic) = &launch.nic
             && self.attached.get(&nic.mac) != Some(nic)
         {

@@ -14,6 +14,7 @@
 mod driver;
 mod guest;
 mod images;
+mod kernels;
 mod network;
 mod process;
 mod processes;
@@ -36,6 +37,7 @@ use tokio::time::Instant;
 
 use self::driver::{Folder, ScriptedDriver};
 use self::images::ScriptedImages;
+use self::kernels::ScriptedKernels;
 use self::network::ScriptedNetwork;
 use self::processes::Processes;
 use self::room::ScriptedRoom;
@@ -43,6 +45,7 @@ use self::tally::Tally;
 use super::images::ImageScript;
 use super::timeline::{Entry, Teller};
 use super::trouble::{EffectScript, Trouble, VmScript};
+use crate::boot::KernelId;
 use crate::image::Digest;
 use crate::network::Nic;
 use crate::object::{ObjectKey, Uid};
@@ -102,6 +105,7 @@ pub(super) struct State {
     pub(super) starved: u32,
     /// The present daemon's.
     pub(super) retention: Option<Retention>,
+    pub(super) kernels: BTreeSet<KernelId>,
     pub(super) attached: BTreeMap<String, Nic>,
     pub(super) tally: Tally,
 }
@@ -174,6 +178,7 @@ impl World {
             room_wanted: false,
             starved: 0,
             retention: None,
+            kernels: BTreeSet::new(),
             attached: BTreeMap::new(),
             tally: Tally::default(),
         };
@@ -184,6 +189,7 @@ impl World {
     pub(super) fn parts(self: &Arc<Self>, clock: Clock, entropy: &Entropy) -> Parts {
         Parts {
             images: Arc::new(ScriptedImages(self.clone())),
+            kernels: Arc::new(ScriptedKernels(self.clone())),
             driver: Arc::new(ScriptedDriver(self.clone())),
             network: Arc::new(ScriptedNetwork(self.clone())),
             clock,

@@ -37,6 +37,12 @@ fn launch(name: &str) -> Launch {
         dir: PathBuf::from("/vms").join(name),
         cpus: 1,
         memory: Quantity::mebibytes(128),
+        boot: crate::boot::BootFiles {
+            kernel: "/boot/vmlinuz".into(),
+            initramfs: "/boot/initramfs.cpio".into(),
+            release: "host".to_owned(),
+        },
+        command_line: None,
         base_disk: path(&base()),
         root_size: Quantity::mebibytes(64),
         nic: None,
