@@ -263,8 +263,10 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    /// Name, kind, mode, link target, content, modification time's nanoseconds.
-    fn listing(root: &Path, keys: &[&str]) -> Vec<(String, EntryType, u32, Option<PathBuf>, Vec<u8>)> {
+    /// Name, kind, mode, link target, content.
+    type Entry = (String, EntryType, u32, Option<PathBuf>, Vec<u8>);
+
+    fn listing(root: &Path, keys: &[&str]) -> Vec<Entry> {
         let mut archive = Archive::new(Vec::new());
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
         archive.add_tree(root, &Export { authorized_keys: keys }).unwrap();
