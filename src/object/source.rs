@@ -49,7 +49,7 @@ pub enum PullPolicy {
     /// What the reference stands for now, before each start of a VM; pulled if it is another image. VMs
     /// that run stay as they are. A registry that does not answer keeps VMs from being started.
     Always,
-    /// Never: the base disk must be on the host, by another VM or Image of the same reference.
+    /// Nobody is asked: the base disk must be on the host, pulled for another VM or Image, or by `vmlet image pull`.
     Never,
 }
 
