@@ -69,12 +69,17 @@ pub(in crate::reconcile) fn plan(record: &ImageRecord, seen: &Observed) -> Plan 
     let deleted = record.object.metadata.deletion_timestamp.is_some();
     let told =
         |step, phase, reason: &str, message: String| Plan { step, phase, reason: reason.to_owned(), message };
-    if let Some(plan) = seen.failure.as_ref().and_then(|failure| failure.wait(seen.closed_until)) {
-        let phase = if deleted { "Terminating" } else { plan.phase };
-        return Plan { phase, ..plan };
-    }
     if deleted {
-        return told(Step::Remove, "Terminating", "Deleted", "the image is being removed".to_owned());
+        // Retried for ever, whatever the failure says of itself.
+        return match (&seen.failure, seen.closed_until) {
+            (Some(failure), Some(until)) => {
+                told(Step::Wait(Some(until)), "Terminating", &failure.reason, failure.message.clone())
+            }
+            _ => told(Step::Remove, "Terminating", "Deleted", "the image is being removed".to_owned()),
+        };
+    }
+    if let Some(plan) = seen.failure.as_ref().and_then(|failure| failure.wait(seen.closed_until)) {
+        return plan;
     }
     let Some(source) = record.object.spec.source.chosen(&record.object.metadata.namespace) else {
         return told(Step::Wait(None), "Failed", "InvalidSpec", "spec.source names nothing".to_owned());

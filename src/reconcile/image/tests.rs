@@ -123,6 +123,10 @@ fn a_deletion_is_not_held_up_by_a_pull() {
     };
     let failed = Observed { failure: Some(failure), closed_until: Some(at(9)), ..seen(None) };
     assert_eq!(plan(&gone, &failed).step, Step::Wait(Some(at(9))));
+    let hopeless = failed.failure.clone().map(|failure| Failure { transient: false, ..failure });
+    let hopeless = Observed { failure: hopeless, ..failed };
+    assert_eq!(plan(&gone, &hopeless).step, Step::Wait(Some(at(9))), "it is tried again all the same");
+    assert_eq!(plan(&gone, &Observed { closed_until: None, ..hopeless }).step, Step::Remove);
 }
 
 /// An image whose disk is ready, with this kernel in its spec and in its pin.

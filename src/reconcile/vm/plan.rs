@@ -103,11 +103,9 @@ fn decide(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> P
             stopping_plan(record, seen, stopping.since, now).told(phase, "Stopping", &stopping.why)
         }
         Run::Idle | Run::Ended { .. } if deleted => {
-            let plan = gated(seen).unwrap_or_else(|| {
-                let held = record.reservation.is_some();
-                Plan::new(if held { Step::TearDown } else { Step::Remove })
-            });
-            plan.named("Terminating", "Deleted", "what the VM held is being removed")
+            let held = record.reservation.is_some();
+            let step = if held { Step::TearDown } else { Step::Remove };
+            Plan::new(step).named("Terminating", "Deleted", "what the VM held is being removed")
         }
         Run::Ended { spec } if !reruns(spec, exit_code(record), &record.object.spec) => ended(record, seen),
         Run::Idle | Run::Ended { .. } => starting(record, seen, rules, now),

@@ -513,15 +513,15 @@ fn any_sight() -> impl Strategy<Value = Observed> {
         prop::sample::select(guests.to_vec()),
         prop::sample::select(images.to_vec()),
         prop::sample::select(lines.to_vec()),
-        any::<[bool; 6]>(),
+        any::<[bool; 7]>(),
     )
-        .prop_map(|(guest, image, line, [exit, permit, asked, closed, blocked, rebooted])| {
+        .prop_map(|(guest, image, line, [exit, permit, asked, closed, blocked, rebooted, transient])| {
             let dependency = blocked.then(|| "vm/db is Pulling".to_owned());
             let base = if exit { exited(None, Some(1)) } else { seen() };
             let failed = Failure {
                 reason: "X".to_owned(),
                 message: String::new(),
-                transient: true,
+                transient,
                 step: discriminant(&Step::Boot),
             };
             let failure = closed.then_some(failed);
