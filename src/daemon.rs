@@ -239,9 +239,8 @@ async fn kernels(settings: &Settings, folders: &Folders, driver: &QemuDriver) ->
     };
     let form = driver.kernel_form();
     let open = move || BootCache::open(&boot, crate::guest_image::GUEST, form);
-    let kernels = tokio::task::spawn_blocking(open).await?.context(
-        "the host has no kernel for VMs (Debian: apt install linux-image-cloud-amd64, or see --kernel)",
-    )?;
+    let kernels =
+        tokio::task::spawn_blocking(open).await?.context("making the host's kernel ready for VMs")?;
     tracing::info!(release = kernels.host().release, "the host's kernel is ready");
     Ok(kernels)
 }
