@@ -2,6 +2,7 @@ mod admission;
 mod crash;
 mod declare;
 mod disks;
+mod guard;
 mod properties;
 mod publish;
 mod reserve;
