@@ -8,4 +8,5 @@ mod publish;
 mod reserve;
 mod runs;
 mod support;
+mod waits;
 mod watching;
