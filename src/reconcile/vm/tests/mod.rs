@@ -47,17 +47,7 @@ fn record() -> VmRecord {
     .unwrap();
     object.metadata.uid = Some(Uid::nil());
     object.metadata.generation = 1;
-    VmRecord {
-        object,
-        origin: Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 },
-        problem: None,
-        reservation: None,
-        image: None,
-        run: Run::Idle,
-        starts: 0,
-        last_exit: None,
-        promotion: None,
-    }
+    VmRecord::new(object, Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 })
 }
 
 fn reserved() -> VmRecord {
