@@ -8,7 +8,8 @@ use crate::boot::BootFiles;
 use crate::hypervisor::Launch;
 use crate::object::{Kind, ObjectKey, Quantity, Uid};
 
-/// A VM in this folder and of its name, without a network and with nothing to run. Files that it names
+/// A VM in this folder and of its name, without a network and with nothing to run, on the kernel of a scripted
+/// host. Files that it names
 /// need not exist for a scripted driver.
 pub fn launch(dir: &Path) -> Launch {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
@@ -21,7 +22,7 @@ pub fn launch(dir: &Path) -> Launch {
         boot: BootFiles {
             kernel: "/boot/vmlinuz".into(),
             initramfs: "/boot/initramfs.cpio".into(),
-            release: "6.1.0".to_owned(),
+            release: "host".to_owned(),
         },
         command_line: None,
         base_disk: "/images/base.ext4".into(),
