@@ -8,9 +8,8 @@ use crate::boot::BootFiles;
 use crate::hypervisor::Launch;
 use crate::object::{Kind, ObjectKey, Quantity, Uid};
 
-/// A VM in this folder and of its name, without a network and with nothing to run, on the kernel of a scripted
-/// host. Files that it names
-/// need not exist for a scripted driver.
+/// A VM in this folder and of its name, without a network, with nothing to run, on the kernel of a
+/// scripted host. Files that it names need not exist for a scripted driver.
 pub fn launch(dir: &Path) -> Launch {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     Launch {
