@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{ImageTask, digest_of, promotable};
 use super::plan::{Failure, Observed, Plan, Step, plan, status};
+use super::{ImageTask, digest_of, promotable};
 use crate::boot::{Boot, KernelChoice, KernelId, KernelSource};
 use crate::image::Source;
 use crate::object::{DiskStatus, PullPolicy, PullProgress, Quantity};
@@ -255,12 +255,7 @@ fn an_image_whose_pull_ended_without_a_disk_is_pulled_again() {
 #[test]
 fn an_image_that_is_not_ready_is_reconciling_and_says_when_it_goes_on() {
     let pinned = record(Some(pin(REFERENCE)));
-    let failed = PullState::Failed {
-        reason: "R",
-        message: "m".to_owned(),
-        attempt: 3,
-        retry: Some(at(9)),
-    };
+    let failed = PullState::Failed { reason: "R", message: "m".to_owned(), attempt: 3, retry: Some(at(9)) };
     let of = |seen: &Observed| status(&pinned, seen, &plan(&pinned, seen), at(1));
     let waiting = of(&seen(Some(failed.clone())));
     assert!(waiting.conditions.iter().any(|condition| condition.kind == "Reconciling"));
@@ -379,7 +374,13 @@ async fn an_image_is_made_only_of_a_vm_that_is_stopped_for_certain() {
         refused(&|vm| vm.object.metadata.deletion_timestamp = Some(at(1))),
         refused(&|vm| vm.reservation = None),
     ];
-    let texts = ["when it is stopped", "when it is stopped", "when it is stopped", "is being deleted", "has never run"];
+    let texts = [
+        "when it is stopped",
+        "when it is stopped",
+        "when it is stopped",
+        "is being deleted",
+        "has never run",
+    ];
     for (said, text) in said.iter().zip(texts) {
         assert!(said.as_ref().is_err_and(|why| why.contains(text)), "{said:?} and {text}");
     }

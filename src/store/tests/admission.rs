@@ -345,15 +345,15 @@ fn a_disk_that_is_to_go_gives_its_space_back_while_its_vm_waits() {
         install(&store, &digest(2));
         let names = ["a", "b", "c"];
         let uids = names.map(|name| declare(&store, vm(name)));
-        let capacity = Capacity {
-            memory: Quantity::mebibytes(1024),
-            cpus: 8,
-            disk: Quantity::mebibytes(2048),
-        };
+        let capacity =
+            Capacity { memory: Quantity::mebibytes(1024), cpus: 8, disk: Quantity::mebibytes(2048) };
         let of = |at: usize| VmClaim { capacity, ..claim(names[at], uids[at]) };
         now(store.reserve_vm(of(0))).unwrap();
         now(store.reserve_vm(of(1))).unwrap();
-        assert!(matches!(now(store.reserve_vm(of(2))), Err(ReserveError::Waiting { .. })), "no space is left");
+        assert!(
+            matches!(now(store.reserve_vm(of(2))), Err(ReserveError::Waiting { .. })),
+            "no space is left"
+        );
         let larger = if other_image {
             VmClaim { image: digest(2), memory: Quantity::mebibytes(1000), ..of(0) }
         } else {

@@ -44,11 +44,13 @@ const CALLS: [(&str, Call); 17] = [
     }),
     ("undeclare", |s| {
         let key = key("web");
-        async move { s.store.undeclare(&key, "directory:/m", at(3)).await.is_ok_and(|done| done) }.boxed_local()
+        async move { s.store.undeclare(&key, "directory:/m", at(3)).await.is_ok_and(|done| done) }
+            .boxed_local()
     }),
     ("set_problem", |s| {
         let problem = Problem { reason: "R".to_owned(), message: String::new() };
-        async move { s.store.set_problem(&key("web"), Some(problem)).await.is_ok_and(|done| done) }.boxed_local()
+        async move { s.store.set_problem(&key("web"), Some(problem)).await.is_ok_and(|done| done) }
+            .boxed_local()
     }),
     ("reserve_vm", |s| {
         let larger = VmClaim { cpus: 2, ..claim("web", s.web) };
