@@ -534,5 +534,5 @@ fn an_image_is_announced_once() {
         entry.teller == Teller::Event && entry.object.as_ref().is_some_and(|object| object.name == "base")
     };
     let told: Vec<String> = sim.timeline().iter().filter(of_base).map(|entry| entry.text.clone()).collect();
-    assert_eq!(told.iter().filter(|text| text.starts_with("Normal Ready")).count(), 1, "{told:?}");
+    assert_eq!(told.iter().filter(|text| text.starts_with("Ready: ")).count(), 1, "{told:?}");
 }

@@ -136,6 +136,8 @@ async fn no_step_touches_the_host_before_what_it_saw_is_durable() {
     let up = until(&rig, &key, &mut task, |record| matches!(record.run, Run::Up { .. })).await;
     let (_sender, mut wake) = wake();
     let seen = task.observe(&up, rig.now());
+    // The link is tried for again and again meanwhile.
+    let effects = || rig.effects().into_iter().filter(|effect| effect != "connect").collect::<Vec<_>>();
     rig.backend.hold();
     // Somebody's change, which may be undone by a crash.
     let changed = rig.store.set_problem(&key, Some(problem())).now_or_never();
@@ -149,16 +151,16 @@ async fn no_step_touches_the_host_before_what_it_saw_is_durable() {
         Step::TearDown,
     ];
     for step in steps {
-        let (before, text) = (rig.effects(), format!("{step:?}"));
+        let (before, text) = (effects(), format!("{step:?}"));
         let act = tokio::time::timeout(Duration::from_secs(60), task.act(&up, &seen, step, &mut wake)).await;
-        assert!(act.is_err() && rig.effects() == before, "{text} did not wait: {:?}", rig.effects());
+        assert!(act.is_err() && effects() == before, "{text} did not wait: {:?}", effects());
     }
     // Nor is any taken once nothing will be durable any more.
     rig.backend.fail_next(crate::store::Fault::Flush);
     rig.backend.release();
-    let before = rig.effects();
+    let before = effects();
     task.act(&up, &seen, Step::TearDown, &mut wake).await;
-    assert_eq!(rig.effects(), before);
+    assert_eq!(effects(), before);
     assert!(task.failure.is_some());
 }
 
