@@ -64,7 +64,9 @@ pub(super) fn prepare(launch: &Launch) -> Result<(), DriverError> {
     } else {
         stage(&root, owner, |file| {
             let size = launch.root_size.as_bytes();
-            ext4::format_empty(file, size, launch.uid.into_bytes()).map_err(io::Error::other)
+            // What is changed in the overlay is copied with its attributes: as long as they may be below.
+            let long_values = ext4::has_long_values(&File::open(&launch.base_disk)?)?;
+            ext4::format_empty(file, size, launch.uid.into_bytes(), long_values).map_err(io::Error::other)
         })
         .map_err(at(&root))?;
     }
