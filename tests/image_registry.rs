@@ -5,6 +5,8 @@ mod access;
 #[path = "image_registry/blobs.rs"]
 mod blobs;
 mod common;
+#[path = "image_registry/full_disk.rs"]
+mod full_disk;
 #[path = "image_registry/mirrors.rs"]
 mod mirrors;
 #[path = "image_registry/tls.rs"]

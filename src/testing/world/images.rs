@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
 use rand::Rng;
@@ -9,7 +10,9 @@ use tokio::sync::watch;
 
 use super::tally::Pulling;
 use super::{Effect, Refusal, State, World};
-use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Root, Source, StagedDisk};
+use crate::image::{
+    BaseDisk, CachedBlob, Digest, ImageConfig, ImageError, Images, Progress, Root, Source, StagedDisk,
+};
 use crate::store::DiskState;
 use crate::testing::images::{ImageScript, name};
 
@@ -136,6 +139,9 @@ impl Images for ScriptedImages {
         }
         let finish = |state: &mut State| {
             if state.space().free < SIZE {
+                state.layers = 0;
+            }
+            if state.space().free < SIZE {
                 state.starved += 1;
                 let message = "the disk is full, as scripted".to_owned();
                 return Err(Refusal { reason: ImageError::NO_SPACE, message, transient: true });
@@ -231,6 +237,21 @@ impl Images for ScriptedImages {
             }),
             false => Ok(()),
         }
+    }
+
+    async fn blobs(&self) -> Result<Vec<CachedBlob>, ImageError> {
+        let size = self.0.lock().layers;
+        let digest = ImageScript::of("layer").digest.into_iter().filter(|_| size > 0);
+        Ok(digest.map(|digest| CachedBlob { digest, size, last_used: UNIX_EPOCH, partial: false }).collect())
+    }
+
+    async fn prune_blobs(&self, down_to: u64) -> Result<u64, ImageError> {
+        let act = |state: &mut State| {
+            let before = state.layers;
+            state.layers = before.min(down_to);
+            Ok(before - state.layers)
+        };
+        Ok(self.0.effect(&of_host("remove layers"), act).await?)
     }
 
     async fn installed(&self) -> Result<Vec<Digest>, ImageError> {
