@@ -203,11 +203,12 @@ fn pack(command: &[&str], bytes: &[u8]) -> Vec<u8> {
 }
 
 /// As kernels' own build packs them (scripts/Makefile.lib, Makefile.modinst).
-const PACKERS: [&[&str]; 4] = [
+const PACKERS: [&[&str]; 5] = [
     &["gzip", "-n", "-f", "-9"],
     &["xz", "--check=crc32", "--x86", "--lzma2=dict=32MiB", "-c"],
     &["zstd", "-q", "-c", "--ultra", "-22"],
     &["lz4", "-q", "-l", "-9", "-c"],
+    &["lzma", "-9", "-c"],
 ];
 
 #[test]
@@ -303,8 +304,10 @@ fn kernels_are_unpacked_whatever_they_are_packed_with() {
         assert!(unpack::elf(&cut).is_err(), "{packer:?} cut off");
     }
     assert_eq!(*unpack::elf(&inner).expect("as it is"), *inner);
-    let other = unpack::elf(&bzimage(b"BZh91AY&SY", 100, "6")).expect_err("not supported");
-    assert!(other.contains("bzip2"), "{other}");
+    for (magic, name) in [(&b"BZh91AY&SY"[..], "bzip2"), (b"\x89LZO\0\r\n\x1a\n1", "lzo")] {
+        let other = unpack::elf(&bzimage(magic, 100, "6")).expect_err("not supported");
+        assert!(other.contains(&format!("packed with {name}; gzip, xz, lzma, zstd and lz4 can")), "{other}");
+    }
     let text = unpack::elf(&bzimage(&pack(PACKERS[0], b"no kernel at all"), 16, "6")).expect_err("text");
     assert!(text.contains("no 64-bit ELF"), "{text}");
 }
