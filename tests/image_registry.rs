@@ -7,9 +7,14 @@ mod blobs;
 mod common;
 #[path = "image_registry/mirrors.rs"]
 mod mirrors;
+#[path = "image_registry/odd.rs"]
+mod odd;
+#[path = "image_registry/raw.rs"]
+mod raw;
 #[path = "image_registry/tls.rs"]
 mod tls;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
