@@ -10,7 +10,7 @@ use super::record::{ImageRecord, Origin, Problem, Record, Run, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
-    API_VERSION, AnyObject, DependencyError, ImageStatus, Kind, ObjectKey, ObjectMeta, VmStatus,
+    API_VERSION, AnyObject, DependencyError, Kind, ObjectKey, ObjectMeta, Shared,
     check_dependencies, image_changes, vm_changes,
 };
 
@@ -108,7 +108,7 @@ impl State {
         };
         self.put(match object {
             AnyObject::Vm(mut object) => {
-                object.status = VmStatus::default();
+                object.status = Shared::default();
                 Record::Vm(Arc::new(VmRecord {
                     object,
                     origin,
@@ -122,7 +122,7 @@ impl State {
                 }))
             }
             AnyObject::Image(mut object) => {
-                object.status = ImageStatus::default();
+                object.status = Shared::default();
                 Record::Image(Arc::new(ImageRecord { object, origin, problem: None, image: None }))
             }
         });

@@ -38,7 +38,7 @@ use super::world::World;
 use crate::agent::LogSink;
 use crate::hypervisor::VmmExit;
 use crate::image::Source;
-use crate::object::{Condition, ImageRef, Kind, ObjectKey, ObjectMeta, PullPolicy, Uid, set_condition};
+use crate::object::{Condition, ImageRef, Kind, ObjectKey, ObjectMeta, PullPolicy, Uid, VmStatus, set_condition};
 use crate::store::{DiskState, PinnedImage, PinnedKernel, Run, Severity, Standing, VmRecord, VmUpdate};
 use crate::timeline::Phase;
 
@@ -120,7 +120,7 @@ impl VmTask {
             ready: status::was_ready(&status),
             registry_asked: false,
             launched: false,
-            stopwatch: Stopwatch::new(status.timings),
+            stopwatch: Stopwatch::new(status.timings.clone()),
         }
     }
 
@@ -373,7 +373,7 @@ impl VmTask {
     async fn publish_failure(&mut self) {
         let (Some(record), Some(failure)) = (self.world.store.vm(&self.key), &self.failure) else { return };
         let now = self.world.clock.now();
-        let mut status = record.object.status.clone();
+        let mut status = VmStatus::clone(&record.object.status);
         status.next_retry_time = self.backoff.closed_until(now);
         set_condition(&mut status.conditions, failure_condition(failure, &record.object.metadata, now));
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };

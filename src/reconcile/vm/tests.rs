@@ -72,7 +72,7 @@ fn up() -> VmRecord {
     let mut record = reserved();
     record.run = Run::Up {
         process: ProcessIdentity { pid: 7, start_time: 1, boot_id: "b".to_owned() },
-        spec: Box::new(record.object.spec.clone()),
+        spec: record.object.spec.clone(),
         boot: Boot::default(),
         since: at(0),
         stopping: None,
@@ -238,7 +238,7 @@ fn run_policies_decide_over_the_end() {
 fn an_ended_vm_runs_again_only_for_a_new_spec_or_policy() {
     let mut ended = reserved();
     ended.object.spec.run_policy = RunPolicy::Once;
-    ended.run = Run::Ended { spec: Box::new(ended.object.spec.clone()) };
+    ended.run = Run::Ended { spec: ended.object.spec.clone() };
     ended.last_exit = Some(LastExit {
         code: Some(1),
         reason: "Error".to_owned(),
