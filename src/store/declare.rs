@@ -10,8 +10,8 @@ use super::record::{ImageRecord, Origin, Problem, Record, Run, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
-    API_VERSION, AnyObject, DependencyError, Kind, ObjectKey, ObjectMeta, Shared,
-    check_dependencies, image_changes, vm_changes,
+    API_VERSION, AnyObject, DependencyError, Kind, ObjectKey, ObjectMeta, Shared, check_dependencies,
+    image_changes, vm_changes,
 };
 
 /// What each object waits for before its record goes.

@@ -38,7 +38,9 @@ use super::world::World;
 use crate::agent::LogSink;
 use crate::hypervisor::VmmExit;
 use crate::image::Source;
-use crate::object::{Condition, ImageRef, Kind, ObjectKey, ObjectMeta, PullPolicy, Uid, VmStatus, set_condition};
+use crate::object::{
+    Condition, ImageRef, Kind, ObjectKey, ObjectMeta, PullPolicy, Uid, VmStatus, set_condition,
+};
 use crate::store::{DiskState, PinnedImage, PinnedKernel, Run, Severity, Standing, VmRecord, VmUpdate};
 use crate::timeline::Phase;
 
