@@ -54,7 +54,7 @@ mod tests {
         let (store, _) = Store::in_memory();
         let (count, of) = (Arc::new(AtomicUsize::new(0)), store.clone());
         let counted = Arc::clone(&count);
-        let act = move || drop(counted.fetch_add(1, Ordering::SeqCst));
+        let act = move || _ = counted.fetch_add(1, Ordering::SeqCst);
         tokio::spawn(async move { at_rest(&of, act).await });
         (store, count)
     }

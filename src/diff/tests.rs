@@ -109,7 +109,7 @@ fn an_edit_is_judged_by_the_spec_that_runs() {
     // One that ended starts again if its policy or a restarting field says so.
     let once = vm("web", "image: {oci: a}, runPolicy: Once");
     let mut running = up("a.yaml", &once);
-    running[0].process = Process::Ended { started: Box::new(started.spec), code: Some(0) };
+    running[0].process = Process::Ended { started: started.spec, code: Some(0) };
     let outcome = |running: &[Running], spec: &str| shown(&whole(running, &[("a.yaml", &vm("web", spec))]));
     assert_eq!(outcome(&running, "image: {oci: a}"), ["vm/web Update Start runPolicy"]);
     assert_eq!(

@@ -96,7 +96,7 @@ fn a_vm_goes_last_of_all() {
     now(store.undeclare(&key("web"), "directory:/m", at(2))).unwrap();
     assert!(matches!(remove(uid), Err(RemoveError::Held { what: "a process" })));
     let ended = VmUpdate {
-        run: Some(Run::Ended { spec: Box::new(store.vm(&key("web")).unwrap().object.spec.clone()) }),
+        run: Some(Run::Ended { spec: store.vm(&key("web")).unwrap().object.spec.clone() }),
         ..update()
     };
     now(store.publish_vm(&key("web"), uid, ended)).unwrap();
@@ -151,7 +151,7 @@ fn what_others_build_on_is_waited_for_and_a_status_is_not() {
     let (web, base) = (declare(&store, vm("web")), declare(&store, image("base")));
     let pin =
         || Some(Some(PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(1), kernel: None }));
-    let spec = Box::new(store.vm(&key("web")).unwrap().object.spec.clone());
+    let spec = store.vm(&key("web")).unwrap().object.spec.clone();
     let exit =
         LastExit { code: Some(1), reason: "Error".to_owned(), message: String::new(), finished_at: at(9) };
     backend.hold();
