@@ -84,3 +84,29 @@ impl<T: JsonSchema> JsonSchema for Shared<T> {
         T::json_schema(generator)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_changes_a_copy_changes_no_other() {
+        let first = Shared::from(vec![1]);
+        let mut second = first.clone();
+        assert!(Arc::ptr_eq(&first.0, &second.0));
+        second.push(2);
+        assert_eq!((&*first, &*second), (&vec![1], &vec![1, 2]));
+        assert_ne!(first, second);
+        second.pop();
+        assert_eq!(first, second, "equal parts are equal, shared or not");
+    }
+
+    #[test]
+    fn in_text_it_is_the_part_itself() {
+        let shared = Shared::from(vec![1, 2]);
+        let text = serde_json::to_string(&shared).unwrap();
+        assert_eq!(text, "[1,2]");
+        assert_eq!(serde_json::from_str::<Shared<Vec<u32>>>(&text).unwrap(), shared);
+        assert_eq!(format!("{shared:?}"), "[1, 2]");
+    }
+}

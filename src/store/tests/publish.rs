@@ -1,3 +1,5 @@
+use std::ptr;
+
 use futures_util::FutureExt;
 use serde_json::json;
 
@@ -42,6 +44,27 @@ fn a_publish_that_changes_nothing_is_no_change() {
         version(&store.record(&key("web")).unwrap())
     };
     assert_eq!(publish(), publish());
+}
+
+/// Thousands of versions are kept for watchers: each has only what it changed for itself.
+#[test]
+fn versions_of_a_record_share_what_they_have_in_common() {
+    let (store, _) = Store::in_memory();
+    let uid = declare(&store, vm("web"));
+    let first = store.vm(&key("web")).unwrap().object.clone();
+    let publish = |update| {
+        now(store.publish_vm(&key("web"), uid, update)).unwrap();
+        store.vm(&key("web")).unwrap().object.clone()
+    };
+    let second = publish(VmUpdate { status: phase("Starting"), ..update() });
+    assert!(ptr::eq(&*first.spec, &*second.spec), "the spec was copied for a status");
+    assert!(
+        ptr::eq(&*first.metadata.labels, &*second.metadata.labels),
+        "the labels were copied for a status"
+    );
+    let third = publish(VmUpdate { starts: Some(1), ..update() });
+    assert!(ptr::eq(&*second.status, &*third.status), "the status was copied for a count");
+    assert_ne!(second.metadata.resource_version, third.metadata.resource_version);
 }
 
 #[test]
