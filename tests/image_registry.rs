@@ -9,9 +9,14 @@ mod common;
 mod full_disk;
 #[path = "image_registry/mirrors.rs"]
 mod mirrors;
+#[path = "image_registry/odd.rs"]
+mod odd;
+#[path = "image_registry/raw.rs"]
+mod raw;
 #[path = "image_registry/tls.rs"]
 mod tls;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -10,8 +10,8 @@ use super::record::{ImageRecord, Origin, Problem, Record, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
-    API_VERSION, AnyObject, DependencyError, ImageStatus, Kind, ObjectKey, ObjectMeta, VmStatus,
-    check_dependencies, image_changes, vm_changes,
+    API_VERSION, AnyObject, DependencyError, Kind, ObjectKey, ObjectMeta, Shared, check_dependencies,
+    image_changes, vm_changes,
 };
 
 /// What each object waits for before its record goes.
@@ -108,11 +108,11 @@ impl State {
         };
         self.put(match object {
             AnyObject::Vm(mut object) => {
-                object.status = VmStatus::default();
+                object.status = Shared::default();
                 Record::Vm(Arc::new(VmRecord::new(object, origin)))
             }
             AnyObject::Image(mut object) => {
-                object.status = ImageStatus::default();
+                object.status = Shared::default();
                 Record::Image(Arc::new(ImageRecord::new(object, origin)))
             }
         });

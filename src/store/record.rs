@@ -12,7 +12,7 @@ use crate::boot::{Boot, KernelChoice};
 use crate::hypervisor::ProcessIdentity;
 use crate::image::{Digest, ImageConfig, Source};
 use crate::network::Nic;
-use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Vm, VmSpec};
+use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Shared, Vm, VmSpec};
 
 /// A record of either kind: a snapshot, cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -305,7 +305,7 @@ pub enum Run {
         /// Which process.
         process: ProcessIdentity,
         /// The spec that it was started with.
-        spec: Box<VmSpec>,
+        spec: Shared<VmSpec>,
         /// What it booted.
         #[serde(default)]
         boot: Boot,
@@ -317,7 +317,7 @@ pub enum Run {
     /// No process exists, and by the run policy none is started until the spec changes.
     Ended {
         /// The spec that ran.
-        spec: Box<VmSpec>,
+        spec: Shared<VmSpec>,
     },
 }
 

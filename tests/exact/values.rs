@@ -19,7 +19,7 @@ pub(crate) fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
 }
 
 /// One header block with whatever in it, and its data.
-fn raw(flag: u8, data: &[u8], change: impl FnOnce(&mut [u8; 512])) -> Vec<u8> {
+pub(crate) fn raw(flag: u8, data: &[u8], change: impl FnOnce(&mut [u8; 512])) -> Vec<u8> {
     let mut header = [0; 512];
     header[..4].copy_from_slice(b"name");
     header[100..108].copy_from_slice(b"0000644\0");
@@ -34,7 +34,7 @@ fn raw(flag: u8, data: &[u8], change: impl FnOnce(&mut [u8; 512])) -> Vec<u8> {
     bytes
 }
 
-fn put(header: &mut [u8; 512], at: usize, text: &[u8]) {
+pub(crate) fn put(header: &mut [u8; 512], at: usize, text: &[u8]) {
     header[at..at + text.len()].copy_from_slice(text);
 }
 

@@ -146,7 +146,16 @@ fn headers() -> Vec<Case> {
             raw(b'0', b"", &[(108, &[0x80, 0, 0, 1, 0, 0, 0, 0])]),
             "user or group id",
         ),
-        case("uid-negative", raw(b'0', b"", &[(108, &[0xff; 8])]), "negative"),
+        case(
+            "uid-far-below-zero",
+            raw(b'0', b"", &[(108, &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0])]),
+            "user or group id",
+        ),
+        case(
+            "half-an-end-mark",
+            [raw(b'0', b"", &[]), vec![0; 512], raw(b'0', b"", &[])].concat(),
+            "end mark",
+        ),
         case(
             "time-beyond-64-bits",
             raw(b'0', b"", &[(136, &[0x80, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])]),
