@@ -12,7 +12,7 @@ use crate::boot::{Boot, KernelChoice};
 use crate::hypervisor::ProcessIdentity;
 use crate::image::{Digest, ImageConfig, Source};
 use crate::network::Nic;
-use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Vm, VmSpec};
+use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Shared, Vm, VmSpec};
 
 /// A record of either kind: a snapshot, cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,7 +145,29 @@ pub struct ImageRecord {
     pub image: Option<PinnedImage>,
 }
 
+impl VmRecord {
+    /// A VM that was declared, and of which nothing has come yet.
+    pub fn new(object: Vm, origin: Origin) -> Self {
+        VmRecord {
+            object,
+            origin,
+            problem: None,
+            reservation: None,
+            image: None,
+            run: Run::Idle,
+            starts: 0,
+            last_exit: None,
+            promotion: None,
+        }
+    }
+}
+
 impl ImageRecord {
+    /// An image that was declared, and of which nothing has come yet.
+    pub fn new(object: Image, origin: Origin) -> Self {
+        ImageRecord { object, origin, problem: None, image: None }
+    }
+
     /// The pin, if it is what the spec asks for by now.
     pub fn current(&self) -> Option<&PinnedImage> {
         let spec = &self.object.spec;
@@ -283,7 +305,7 @@ pub enum Run {
         /// Which process.
         process: ProcessIdentity,
         /// The spec that it was started with.
-        spec: Box<VmSpec>,
+        spec: Shared<VmSpec>,
         /// What it booted.
         #[serde(default)]
         boot: Boot,
@@ -295,7 +317,7 @@ pub enum Run {
     /// No process exists, and by the run policy none is started until the spec changes.
     Ended {
         /// The spec that ran.
-        spec: Box<VmSpec>,
+        spec: Shared<VmSpec>,
     },
 }
 
