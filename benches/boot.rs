@@ -192,7 +192,8 @@ impl Bare {
         let root = folder.join("root.ext4");
         let size = fs::metadata(self.of.join("root.ext4")).expect("the VM has one").len();
         let file = fs::File::options().read(true).write(true).create_new(true).open(root);
-        vmlet::image::ext4::format_empty(&file.expect("a new file"), size, [1; 16]).expect("there is room");
+        vmlet::image::ext4::format_empty(&file.expect("a new file"), size, [1; 16], false)
+            .expect("there is room");
         Command::new(&self.line[0])
             .args(&self.line[1..])
             .current_dir(folder)
