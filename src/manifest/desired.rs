@@ -122,7 +122,8 @@ impl<'a> Fold<'a> {
         let Some([first, others @ ..]) = self.declared.get(key).map(Vec::as_slice) else { return };
         let (first, others) = (*first, others.to_vec());
         self.declare(first, false);
-        self.conflicts(key, first.0, first.1.line, &others);
+        let problem = self.conflicts(key, first.0, first.1.line, &others);
+        self.note_anew(key, problem);
     }
 
     fn declare(&mut self, (path, located): Declaration<'_>, take_over: bool) {
@@ -190,11 +191,22 @@ impl<'a> Fold<'a> {
     /// The declaration at `index` is in force.
     fn update(&mut self, key: &ObjectKey, held: &Held, mut declarations: Vec<Declaration<'_>>, index: usize) {
         let (path, located) = declarations.remove(index);
-        if path != held.path || located.line != held.line || differ(&held.object, &located.object) {
+        let changed = path != held.path || located.line != held.line || differ(&held.object, &located.object);
+        if changed {
             self.declare((path, located), path != held.path);
         }
         let problem = self.conflicts(key, path, located.line, &declarations);
-        self.problem(key, held, problem);
+        match changed {
+            true => self.note_anew(key, problem),
+            false => self.problem(key, held, problem),
+        }
+    }
+
+    /// A declaration ends what was noted before it: what is still wrong is said again.
+    fn note_anew(&mut self, key: &ObjectKey, problem: Option<Problem>) {
+        if problem.is_some() {
+            self.changes.push(Change::Problem { key: key.clone(), problem });
+        }
     }
 
     /// An object that is being deleted says whether another of its name comes after it.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::Store;
 use super::error::{DeclareError, StoreError};
-use super::record::{ImageRecord, Origin, Problem, Record, Run, VmRecord};
+use super::record::{ImageRecord, Origin, Problem, Record, Rivals, Run, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
@@ -54,6 +54,20 @@ impl Store {
     /// The store failed.
     pub async fn set_problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<bool, StoreError> {
         self.engine().commit(|state| Ok(state.set_problem(key, problem))).await
+    }
+
+    /// Notes that a source declares an object that is another's, or that it does not any more. Gone with the
+    /// object, and with the daemon. False if there is no such object or nothing changed.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn set_rival(
+        &self,
+        key: &ObjectKey,
+        source: &str,
+        problem: Option<Problem>,
+    ) -> Result<bool, StoreError> {
+        self.engine().commit(|state| Ok(state.set_rival(key, source, problem))).await
     }
 }
 
@@ -113,6 +127,7 @@ impl State {
                     object,
                     origin,
                     problem: None,
+                    rivals: Rivals::new(),
                     reservation: None,
                     image: None,
                     run: Run::Idle,
@@ -123,7 +138,13 @@ impl State {
             }
             AnyObject::Image(mut object) => {
                 object.status = ImageStatus::default();
-                Record::Image(Arc::new(ImageRecord { object, origin, problem: None, image: None }))
+                Record::Image(Arc::new(ImageRecord {
+                    object,
+                    origin,
+                    problem: None,
+                    rivals: Rivals::new(),
+                    image: None,
+                }))
             }
         });
         Declared::Created { uid }
@@ -190,6 +211,19 @@ impl State {
         record.set_problem(problem);
         self.put(record);
         true
+    }
+
+    pub(super) fn set_rival(&mut self, key: &ObjectKey, source: &str, problem: Option<Problem>) -> bool {
+        let Some(mut record) = self.objects.get(key).cloned() else { return false };
+        let before = match problem.clone() {
+            Some(problem) => record.rivals_mut().insert(source.to_owned(), problem),
+            None => record.rivals_mut().remove(source),
+        };
+        let changed = before != problem;
+        if changed {
+            self.put(record);
+        }
+        changed
     }
 }
 

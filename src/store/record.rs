@@ -1,5 +1,6 @@
 //! What the store holds: one record an object, one a base disk.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,6 +60,14 @@ impl Record {
     /// What is wrong with the declaration, if anything.
     pub fn problem(&self) -> Option<&Problem> {
         match self {
+            Record::Vm(record) => record.problem(),
+            Record::Image(record) => record.problem(),
+        }
+    }
+
+    /// What the object's own source says is wrong.
+    pub fn own_problem(&self) -> Option<&Problem> {
+        match self {
             Record::Vm(record) => record.problem.as_ref(),
             Record::Image(record) => record.problem.as_ref(),
         }
@@ -101,6 +110,13 @@ impl Record {
         }
     }
 
+    pub(super) fn rivals_mut(&mut self) -> &mut Rivals {
+        match self {
+            Record::Vm(record) => &mut Arc::make_mut(record).rivals,
+            Record::Image(record) => &mut Arc::make_mut(record).rivals,
+        }
+    }
+
     pub(super) fn set_version(&mut self, version: u64) {
         self.metadata_mut().resource_version = version.to_string();
     }
@@ -116,6 +132,9 @@ pub struct VmRecord {
     pub origin: Origin,
     /// What is wrong with the declaration; the spec is then the last good one.
     pub problem: Option<Problem>,
+    /// What other sources say, which declare it too.
+    #[serde(skip)]
+    pub rivals: Rivals,
     /// What the VM holds on the host. While there is one, artefacts may exist: folder, disk, tap.
     pub reservation: Option<Reservation>,
     /// The image that the VM runs or waits for, once its source is resolved. It keeps the disk.
@@ -141,11 +160,30 @@ pub struct ImageRecord {
     pub origin: Origin,
     /// What is wrong with the declaration; the spec is then the last good one.
     pub problem: Option<Problem>,
+    /// What other sources say, which declare it too.
+    #[serde(skip)]
+    pub rivals: Rivals,
     /// What the source was resolved to. It keeps the disk.
     pub image: Option<PinnedImage>,
 }
 
+/// By source, its declaration that is not in force. Not kept: each source says it anew when it starts, and
+/// one that is no more says nothing.
+pub type Rivals = BTreeMap<String, Problem>;
+
+impl VmRecord {
+    /// What is wrong with the declaration: by its own source, else by others.
+    pub fn problem(&self) -> Option<&Problem> {
+        self.problem.as_ref().or_else(|| self.rivals.values().next())
+    }
+}
+
 impl ImageRecord {
+    /// What is wrong with the declaration: by its own source, else by others.
+    pub fn problem(&self) -> Option<&Problem> {
+        self.problem.as_ref().or_else(|| self.rivals.values().next())
+    }
+
     /// The pin, if it is what the spec asks for by now.
     pub fn current(&self) -> Option<&PinnedImage> {
         let spec = &self.object.spec;

@@ -228,6 +228,7 @@ fn judge(world: &Arc<World>, backend: &Arc<MemoryBackend>) {
         let now = state.now();
         let (faults, slow) = (state.trouble.store_faults, state.trouble.slow_flushes);
         match moment {
+            Moment::Apply if state.store_full_until > now => Verdict::Fail,
             Moment::Apply if std::mem::take(&mut state.fail_store) || state.chance(faults) => Verdict::Fail,
             Moment::Apply => Verdict::Go,
             Moment::Flush if held.is_some_and(|until| until > now) => Verdict::Later,

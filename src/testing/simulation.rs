@@ -172,6 +172,7 @@ impl Simulation {
         let mut world = self.world.lock();
         world.trouble = trouble;
         world.fail_store = false;
+        world.store_full_until = Duration::ZERO;
     }
 
     /// Lets time pass.
@@ -314,6 +315,8 @@ impl Simulation {
             Action::Crash { .. } => String::new(),
             Action::Reboot { .. } => "the host reboots".to_owned(),
             Action::FailStore => "the store's next write fails".to_owned(),
+            Action::FillStore { .. } => "the store's disk is full".to_owned(),
+            Action::Room { total, taken } => format!("{taken} bytes of {total} are taken"),
             Action::KillVmm(key) => format!("the VMM of {key} is killed"),
             Action::EndWorkload(key, code) => format!("the workload of {key} ends with code {code}"),
             Action::ScriptImage(reference, _) => format!("{reference} behaves otherwise"),
@@ -322,6 +325,7 @@ impl Simulation {
         if !text.is_empty() {
             self.in_time(|world| world.lock().tell(None, Teller::Script, text));
         }
+        let now = self.now();
         match action {
             Action::Write { path, text } => self.write(&path, &text),
             Action::Remove { path } => self.remove(&path),
@@ -335,6 +339,11 @@ impl Simulation {
                 self.world.reboot();
             }
             Action::FailStore => self.world.lock().fail_store = true,
+            Action::FillStore { lasts } => {
+                let mut world = self.world.lock();
+                world.store_full_until = now + lasts;
+            }
+            Action::Room { total, taken } => self.script_room(total, taken),
             Action::KillVmm(key) => _ = self.in_time(|world| world.kill_vmm(&key)),
             Action::EndWorkload(key, code) => _ = self.in_time(|world| world.end_workload(&key, code)),
             Action::ScriptImage(reference, script) => self.script_image(&reference, script),

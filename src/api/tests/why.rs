@@ -53,6 +53,7 @@ fn vm(name: &str, image: Value, conditions: Vec<Condition>) -> VmRecord {
         object,
         origin: origin(14),
         problem: None,
+        rivals: Default::default(),
         reservation: None,
         image: None,
         run: Run::Idle,
@@ -68,7 +69,7 @@ fn image(name: &str, conditions: Vec<Condition>) -> ImageRecord {
         json!({"apiVersion": API_VERSION, "kind": "Image", "metadata": metadata(name), "spec": spec});
     let mut object: Image = serde_json::from_value(object).unwrap();
     object.status.conditions = conditions;
-    ImageRecord { object, origin: origin(1), problem: None, image: None }
+    ImageRecord { object, origin: origin(1), problem: None, rivals: Default::default(), image: None }
 }
 
 fn world(vms: Vec<VmRecord>, images: Vec<ImageRecord>) -> BTreeMap<ObjectKey, Record> {

@@ -23,6 +23,7 @@ fn vm(name: &str, depends_on: &[&str], ready: bool) -> VmRecord {
         object,
         origin: Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 },
         problem: None,
+        rivals: Default::default(),
         reservation: None,
         image: None,
         run: Run::Idle,

@@ -75,6 +75,8 @@ pub(super) struct State {
     durable: Option<DurableView>,
     /// Whether the store's next write fails.
     pub(super) fail_store: bool,
+    /// Until when all of them fail.
+    pub(super) store_full_until: Duration,
     /// Whether effects are told.
     pub(super) tells: bool,
     pub(super) timeline: Vec<Entry>,
@@ -159,6 +161,7 @@ impl World {
             stop_at: None,
             durable: None,
             fail_store: false,
+            store_full_until: Duration::ZERO,
             tells: false,
             timeline: Vec::new(),
             violations: Vec::new(),

@@ -51,6 +51,7 @@ fn record() -> VmRecord {
         object,
         origin: Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 },
         problem: None,
+        rivals: Default::default(),
         reservation: None,
         image: None,
         run: Run::Idle,
