@@ -97,6 +97,8 @@ pub(super) struct State {
     /// By the effect's name, or by its name and object.
     pub(super) effect_scripts: BTreeMap<String, EffectScript>,
     pub(super) image_scripts: BTreeMap<String, ImageScript>,
+    /// What each source with a script ever stood for.
+    pub(super) meanings: BTreeMap<String, BTreeSet<Digest>>,
     pub(super) staged: BTreeMap<u64, Digest>,
     pub(super) disks: BTreeSet<Digest>,
     /// The file system's size, and what others take of it.
@@ -175,6 +177,7 @@ impl World {
             vm_scripts: BTreeMap::new(),
             effect_scripts: BTreeMap::new(),
             image_scripts: BTreeMap::new(),
+            meanings: BTreeMap::new(),
             staged: BTreeMap::new(),
             disks: BTreeSet::new(),
             room: (1 << 50, 0),
