@@ -212,11 +212,8 @@ impl<'a> Fold<'a> {
     /// An object that is being deleted says whether another of its name comes after it.
     fn redeclared(&mut self, key: &ObjectKey, held: &Held) {
         let declaration = self.declared.get(key).and_then(|declarations| declarations.first());
-        let problem = declaration.map(|(path, located)| {
-            let place = format!("{}:{}", path.display(), located.line);
-            let message = format!("declared again at {place}; created anew when the old one is gone");
-            Problem { reason: Problem::REDECLARED.to_owned(), message }
-        });
+        let problem = declaration
+            .map(|(path, located)| Problem::redeclared(&format!("{}:{}", path.display(), located.line)));
         let waits = held.problem.as_ref().is_some_and(Problem::is_redeclared);
         if problem.is_some() || waits {
             self.problem(key, held, problem);

@@ -235,7 +235,13 @@ impl Keeper {
                 );
                 self.contested.insert(key, Problem { reason: CONFLICT.to_owned(), message });
             }
-            Err(DeclareError::Terminating) => self.awaits = true,
+            Err(DeclareError::Terminating) => {
+                self.awaits = true;
+                // The folder itself says so of what is its own.
+                if !self.owns(&key) {
+                    self.contested.insert(key, Problem::redeclared(&place));
+                }
+            }
             Err(DeclareError::Dependency(error)) => return Ok(Some(Refused { declaration, error })),
             Err(DeclareError::Store(error)) => return Err(error),
         }

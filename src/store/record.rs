@@ -57,12 +57,18 @@ impl Record {
         }
     }
 
-    /// What is wrong with the declaration, if anything.
+    /// What is wrong with the declaration, if anything: by its own source, else by others.
     pub fn problem(&self) -> Option<&Problem> {
-        match self {
-            Record::Vm(record) => record.problem(),
-            Record::Image(record) => record.problem(),
-        }
+        self.problems().next()
+    }
+
+    /// All that is wrong with the declaration; what its own source says comes first.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        let (own, rivals) = match self {
+            Record::Vm(record) => (&record.problem, &record.rivals),
+            Record::Image(record) => (&record.problem, &record.rivals),
+        };
+        own.iter().chain(rivals.values())
     }
 
     /// What the object's own source says is wrong.
@@ -167,8 +173,8 @@ pub struct ImageRecord {
     pub image: Option<PinnedImage>,
 }
 
-/// By source, its declaration that is not in force. Not kept: each source says it anew when it starts, and
-/// one that is no more says nothing.
+/// By source, what there is about its declaration, which is not in force. Not kept: each source says it anew
+/// when it starts, and one that is no more says nothing.
 pub type Rivals = BTreeMap<String, Problem>;
 
 impl VmRecord {
@@ -233,6 +239,12 @@ pub struct Problem {
 impl Problem {
     /// Declared again while the former object of the name is being deleted: no trouble, it waits.
     pub const REDECLARED: &'static str = "Redeclared";
+
+    /// Of an object that is being deleted: its name is declared at `place`.
+    pub(crate) fn redeclared(place: &str) -> Problem {
+        let message = format!("declared again at {place}; created anew when the old one is gone");
+        Problem { reason: Problem::REDECLARED.to_owned(), message }
+    }
 
     /// Whether another object of the name is to follow this one.
     pub fn is_redeclared(&self) -> bool {

@@ -7,7 +7,7 @@ use vmlet::object::{Kind, ObjectKey};
 use vmlet::testing::{Action, ImageScript, Options, Simulation, Unflushed, VmScript, WorkloadExit};
 
 use crate::kernels::image_with;
-use crate::schedule::{image, vm};
+use crate::schedule::{image, image_of, vm};
 use crate::threads;
 
 /// Far beyond every backoff, boot and grace period.
@@ -18,6 +18,8 @@ enum Step {
     Remove(&'static str),
     Do(Action),
     Script(VmScript),
+    /// In this story base disks that nothing refers to are kept for so many seconds.
+    Grace(u64),
     /// Lets so much time pass.
     Wait(u64),
     /// Until all is as the folder says.
@@ -50,7 +52,7 @@ fn with(mut steps: Vec<Step>, more: Vec<Step>) -> Vec<Step> {
 
 type Story = (&'static str, fn() -> Vec<Step>);
 
-const STORIES: [Story; 16] = [
+const STORIES: [Story; 23] = [
     ("create", || up("")),
     ("create of a reference", || {
         vec![
@@ -107,6 +109,58 @@ const STORIES: [Story; 16] = [
         let first = vec![image("file: {kernel: /k/1}"), Step::Write("web.yaml", web_with("")), Step::Settle];
         with(with(first, vec![image("image: {}"), Step::Settle]), vec![image("commandLine: quiet")])
     }),
+    ("an image is made of a VM", || {
+        let builder = |policy: &str| Step::Write("web.yaml", web_with(&format!(", runPolicy: {policy}")));
+        let golden = Step::Write("golden.yaml", image_of("golden", "vm: {name: web}", ""));
+        let child = Step::Write("child.yaml", vm("child", "x", "{image: {name: golden}}"));
+        let made = vec![golden, builder("Halted"), Step::Settle, child, builder("Always"), Step::Settle];
+        with(with(up(""), made), vec![Step::Remove("child.yaml"), Step::Remove("golden.yaml")])
+    }),
+    ("a tag moves that is asked for always", || {
+        let always = "oci: {reference: 'r/a:1', pullPolicy: Always}";
+        let first = vec![
+            Step::Write("image.yaml", image_of("base", always, "")),
+            Step::Write("web.yaml", web_with("")),
+        ];
+        let moved = Action::ScriptImage("r/a:1".to_owned(), ImageScript::new('c', Duration::from_secs(2)));
+        with(with(first, vec![Step::Do(moved)]), vec![Step::Write("web.yaml", web_with(", memory: 512Mi"))])
+    }),
+    ("an image that is never pulled is brought by another", || {
+        let never = vm("web", "x", "{image: {oci: 'r/a:1', pullPolicy: Never}}");
+        let other = vm("other", "x", "{image: {oci: 'r/a:1'}}");
+        let first = vec![Step::Write("web.yaml", never), Step::Settle, Step::Write("other.yaml", other)];
+        with(with(first, vec![Step::Remove("other.yaml")]), vec![Step::Remove("web.yaml")])
+    }),
+    ("a grace ends", || {
+        let gone = vec![Step::Grace(30), Step::Remove("web.yaml"), Step::Remove("image.yaml")];
+        with(with(up(""), gone), vec![Step::Wait(60)])
+    }),
+    ("an unused disk makes room in its grace", || {
+        let room = Step::Do(Action::Room { total: (1 << 20) + 1, taken: 0 });
+        let gone = vec![
+            Step::Grace(100_000),
+            room,
+            Step::Remove("web.yaml"),
+            Step::Remove("image.yaml"),
+            Step::Wait(20),
+        ];
+        let other = Step::Write("web.yaml", vm("web", "x", "{image: {oci: 'r/a:2'}}"));
+        with(with(up(""), gone), vec![other])
+    }),
+    ("image and VM move to another source", || {
+        let moved = vec![
+            Step::Remove("image.yaml"),
+            Step::Write("/others/image.yaml", image("base", "r/a:2")),
+            Step::Settle,
+            Step::Write("/others/web.yaml", web_with(", memory: 512Mi")),
+            Step::Wait(5),
+            Step::Remove("web.yaml"),
+        ];
+        with(up(""), moved)
+    }),
+    ("a registry's image becomes a bundle", || {
+        with(up(""), vec![Step::Write("image.yaml", image_of("base", "bundle: {path: /srv/b.tar}", ""))])
+    }),
     ("halted, and the host reboots", || {
         let halt = vec![
             Step::Write("web.yaml", web_with(", runPolicy: Halted")),
@@ -130,8 +184,13 @@ struct Deaths {
 
 /// Lives through a story. Returns its moments.
 fn live(steps: &[Step], deaths: Deaths) -> Result<u64, String> {
-    let mut sim =
-        Simulation::new(1, Options { unflushed: deaths.unflushed, tell_effects: true, ..Options::default() });
+    let mut options = Options { unflushed: deaths.unflushed, tell_effects: true, ..Options::default() };
+    for step in steps {
+        if let Step::Grace(seconds) = step {
+            options.settings.retention.grace = Duration::from_secs(*seconds);
+        }
+    }
+    let mut sim = Simulation::new(1, options);
     for (reference, digit) in [("r/a:1", 'a'), ("r/a:2", 'b')] {
         sim.script_image(reference, ImageScript::new(digit, Duration::from_secs(2)));
     }
@@ -143,6 +202,7 @@ fn live(steps: &[Step], deaths: Deaths) -> Result<u64, String> {
             Step::Remove(path) => sim.remove(path),
             Step::Do(action) => sim.at(Duration::ZERO, action.clone()),
             Step::Script(script) => sim.script_vm(web(), script.clone()),
+            Step::Grace(_) => {}
             Step::Wait(seconds) => sim.run_for(Duration::from_secs(*seconds)),
             Step::Settle => settle(&mut sim, &mut second)?,
         }

@@ -407,3 +407,29 @@ fn while_a_new_image_cannot_be_had_the_vm_runs_and_says_why() {
     assert_eq!(reason, "NotFound");
     assert!(message.contains("r/missing:1 is not in the registry"), "{message}");
 }
+
+#[test]
+fn a_halt_while_devices_are_made_leaves_no_tap() {
+    let mut sim = told();
+    slow("attach", &mut sim);
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(8));
+    sim.write("web.yaml", &of("web", "r/a:1", ", runPolicy: Halted"));
+    settled(&mut sim);
+    assert_eq!((effects(&sim, "attach"), effects(&sim, "spawn")), (1, 0));
+    assert!(effects(&sim, "detach") > 0, "{:#?}", sim.timeline());
+}
+
+#[test]
+fn a_deleted_image_goes_when_an_edit_takes_its_last_vm_away() {
+    let mut sim = told();
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    settled(&mut sim);
+    sim.remove("base.yaml");
+    settled(&mut sim);
+    assert_eq!(sim.objects().len(), 2, "it is in use");
+    sim.write("web.yaml", &of("web", "r/b:1", ""));
+    settled(&mut sim);
+    assert_eq!(sim.objects().len(), 1);
+}

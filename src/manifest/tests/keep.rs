@@ -315,3 +315,22 @@ async fn what_is_wrong_here_is_not_noted_with_another_sources_object() {
     let record = kept.store.record(&key("web")).unwrap();
     assert_eq!(record.own_problem(), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_image_in_use_makes_way_for_another_sources_of_its_name() {
+    let kept = Kept::new();
+    let base = "apiVersion: vmlet.dev/v1alpha1\nkind: Image\nmetadata: {name: base}\nspec: {source: {oci: {reference: 'r/a:1'}}}\n";
+    let (object, origin) = of_old(base);
+    let image = object.key();
+    kept.store.declare(object, origin, false, Timestamp::now()).await.unwrap();
+    kept.show(&[("a.yaml", &vm("web", ""))]).await;
+    kept.store.undeclare(&image, "directory:/old", Timestamp::now()).await.unwrap();
+    let uid = |kept: &Kept| kept.store.image(&image).unwrap().object.metadata.uid.unwrap();
+    let old = uid(&kept);
+    kept.store.remove_image(&image, old).await.expect_err("web uses it");
+    kept.show(&[("a.yaml", &vm("web", "")), ("b.yaml", base)]).await;
+    assert!(kept.store.record(&image).unwrap().problem().is_some_and(Problem::is_redeclared));
+    kept.store.remove_image(&image, old).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_ne!(uid(&kept), old);
+}
