@@ -23,7 +23,7 @@ use super::source::{FileState, Snapshot};
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
 use crate::reconcile::Clock;
 use crate::store::{
-    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Watch,
+    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Record, Severity, Store, StoreError, Watch,
 };
 
 /// Declarations that wait for one flush, at most.
@@ -59,7 +59,7 @@ pub async fn keep(
             () = cancel.cancelled() => return,
             // The first of them: the channel's first value is a placeholder, not a look at the folder.
             changed = snapshots.changed() => if changed.is_err() { return },
-            () = deleted(&mut deletions), if keeper.awaits => {}
+            () = freed(&mut deletions, &keeper.contested), if keeper.awaits => {}
             () = until(keeper.guard.due().map(Instant::from_std)) => {}
         }
         // From before the pass on: what it waits for may be gone before it ends.
@@ -81,12 +81,17 @@ async fn until(instant: Option<Instant>) {
     }
 }
 
-/// Resolves when an object is gone: its name may be declared anew.
-async fn deleted(changes: &mut Watch) {
+/// Resolves when an object is gone, and its name may be declared anew; or when one that is declared here as
+/// well is about to go: that another follows it is to be said.
+async fn freed(changes: &mut Watch, contested: &BTreeMap<ObjectKey, Problem>) {
+    let goes = |record: &Record| {
+        let said = contested.get(&record.key());
+        record.metadata().deletion_timestamp.is_some() && said.is_some_and(|said| !said.is_redeclared())
+    };
     loop {
         match changes.next().await {
-            Ok(change) if change.kind != ChangeKind::Deleted => {}
-            Ok(_) => return,
+            Ok(change) if change.kind == ChangeKind::Deleted || goes(&change.record) => return,
+            Ok(_) => {}
             // Missed changes may have been deletions. The next call goes on from now.
             Err(Expired) => return tokio::time::sleep(MISSED).await,
         }

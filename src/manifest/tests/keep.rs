@@ -323,12 +323,13 @@ async fn an_image_in_use_makes_way_for_another_sources_of_its_name() {
     let (object, origin) = of_old(base);
     let image = object.key();
     kept.store.declare(object, origin, false, Timestamp::now()).await.unwrap();
-    kept.show(&[("a.yaml", &vm("web", ""))]).await;
-    kept.store.undeclare(&image, "directory:/old", Timestamp::now()).await.unwrap();
     let uid = |kept: &Kept| kept.store.image(&image).unwrap().object.metadata.uid.unwrap();
     let old = uid(&kept);
-    kept.store.remove_image(&image, old).await.expect_err("web uses it");
+    // First it is contested, then the other source gives it up.
     kept.show(&[("a.yaml", &vm("web", "")), ("b.yaml", base)]).await;
+    assert!(kept.store.record(&image).unwrap().problem().is_some_and(|problem| problem.reason == "Conflict"));
+    kept.store.undeclare(&image, "directory:/old", Timestamp::now()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(kept.store.record(&image).unwrap().problem().is_some_and(Problem::is_redeclared));
     kept.store.remove_image(&image, old).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
