@@ -6,12 +6,12 @@ use jiff::Timestamp;
 
 use super::Store;
 use super::error::{DeclareError, StoreError};
-use super::record::{ImageRecord, Origin, Problem, Record, Rivals, Run, VmRecord};
+use super::record::{ImageRecord, Origin, Problem, Record, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
-    API_VERSION, AnyObject, DependencyError, ImageStatus, Kind, ObjectKey, ObjectMeta, VmStatus,
-    check_dependencies, image_changes, vm_changes,
+    API_VERSION, AnyObject, DependencyError, Kind, ObjectKey, ObjectMeta, Shared, check_dependencies,
+    image_changes, vm_changes,
 };
 
 /// What each object waits for before its record goes.
@@ -122,29 +122,12 @@ impl State {
         };
         self.put(match object {
             AnyObject::Vm(mut object) => {
-                object.status = VmStatus::default();
-                Record::Vm(Arc::new(VmRecord {
-                    object,
-                    origin,
-                    problem: None,
-                    rivals: Rivals::new(),
-                    reservation: None,
-                    image: None,
-                    run: Run::Idle,
-                    starts: 0,
-                    last_exit: None,
-                    promotion: None,
-                }))
+                object.status = Shared::default();
+                Record::Vm(Arc::new(VmRecord::new(object, origin)))
             }
             AnyObject::Image(mut object) => {
-                object.status = ImageStatus::default();
-                Record::Image(Arc::new(ImageRecord {
-                    object,
-                    origin,
-                    problem: None,
-                    rivals: Rivals::new(),
-                    image: None,
-                }))
+                object.status = Shared::default();
+                Record::Image(Arc::new(ImageRecord::new(object, origin)))
             }
         });
         Declared::Created { uid }

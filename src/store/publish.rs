@@ -7,7 +7,7 @@ use super::error::{PublishError, RemoveError, RemoveImageError};
 use super::record::{Problem, Record, Reservation, Run};
 use super::request::{ImageUpdate, VmUpdate};
 use super::state::State;
-use crate::object::{Kind, ObjectKey, Uid};
+use crate::object::{Kind, ObjectKey, Shared, Uid};
 
 impl Store {
     /// Writes what was observed of a VM: the fields that are given and no others. An update that
@@ -84,7 +84,7 @@ impl State {
         }
         let mut new = Arc::clone(old);
         let vm = Arc::make_mut(&mut new);
-        assign(&mut vm.object.status, update.status);
+        assign(&mut vm.object.status, update.status.map(Shared::from));
         assign(&mut vm.image, update.image);
         assign(&mut vm.run, update.run);
         assign(&mut vm.starts, update.starts);
@@ -107,7 +107,7 @@ impl State {
         }
         let mut new = Arc::clone(old);
         let image = Arc::make_mut(&mut new);
-        assign(&mut image.object.status, update.status);
+        assign(&mut image.object.status, update.status.map(Shared::from));
         assign(&mut image.image, update.image);
         if new != *old {
             self.put(Record::Image(new));

@@ -13,7 +13,7 @@ use crate::boot::{Boot, KernelChoice};
 use crate::hypervisor::ProcessIdentity;
 use crate::image::{Digest, ImageConfig, Source};
 use crate::network::Nic;
-use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Vm, VmSpec};
+use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Shared, Vm, VmSpec};
 
 /// A record of either kind: a snapshot, cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -178,6 +178,22 @@ pub struct ImageRecord {
 pub type Rivals = BTreeMap<String, Problem>;
 
 impl VmRecord {
+    /// A VM that was declared, and of which nothing has come yet.
+    pub fn new(object: Vm, origin: Origin) -> Self {
+        VmRecord {
+            object,
+            origin,
+            problem: None,
+            rivals: Rivals::new(),
+            reservation: None,
+            image: None,
+            run: Run::Idle,
+            starts: 0,
+            last_exit: None,
+            promotion: None,
+        }
+    }
+
     /// What is wrong with the declaration: by its own source, else by others.
     pub fn problem(&self) -> Option<&Problem> {
         self.problem.as_ref().or_else(|| self.rivals.values().next())
@@ -185,6 +201,11 @@ impl VmRecord {
 }
 
 impl ImageRecord {
+    /// An image that was declared, and of which nothing has come yet.
+    pub fn new(object: Image, origin: Origin) -> Self {
+        ImageRecord { object, origin, problem: None, rivals: Rivals::new(), image: None }
+    }
+
     /// What is wrong with the declaration: by its own source, else by others.
     pub fn problem(&self) -> Option<&Problem> {
         self.problem.as_ref().or_else(|| self.rivals.values().next())
@@ -333,7 +354,7 @@ pub enum Run {
         /// Which process.
         process: ProcessIdentity,
         /// The spec that it was started with.
-        spec: Box<VmSpec>,
+        spec: Shared<VmSpec>,
         /// What it booted.
         #[serde(default)]
         boot: Boot,
@@ -345,7 +366,7 @@ pub enum Run {
     /// No process exists, and by the run policy none is started until the spec changes.
     Ended {
         /// The spec that ran.
-        spec: Box<VmSpec>,
+        spec: Shared<VmSpec>,
     },
 }
 

@@ -77,11 +77,8 @@ fn no_vm_starts_on_files_that_changed() {
     sim.run_for(Duration::from_secs(400));
     assert!(runs(&sim).is_none());
     let ready = sim.objects().into_iter().find_map(|record| {
-        let conditions = match record.object() {
-            vmlet::object::AnyObject::Vm(vm) => vm.status.conditions,
-            vmlet::object::AnyObject::Image(_) => return None,
-        };
-        conditions.into_iter().find(|condition| condition.kind == "Ready")
+        let vmlet::object::AnyObject::Vm(vm) = record.object() else { return None };
+        vm.status.conditions.iter().find(|condition| condition.kind == "Ready").cloned()
     });
     let ready = ready.unwrap();
     assert_eq!(ready.reason, "FilesChanged", "{}", ready.message);

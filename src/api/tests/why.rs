@@ -49,18 +49,7 @@ fn vm(name: &str, image: Value, conditions: Vec<Condition>) -> VmRecord {
     let mut object: Vm = serde_json::from_value(object).unwrap();
     object.status.conditions = conditions;
     object.status.observed_generation = 1;
-    VmRecord {
-        object,
-        origin: origin(14),
-        problem: None,
-        rivals: Default::default(),
-        reservation: None,
-        image: None,
-        run: Run::Idle,
-        starts: 0,
-        last_exit: None,
-        promotion: None,
-    }
+    VmRecord::new(object, origin(14))
 }
 
 fn image(name: &str, conditions: Vec<Condition>) -> ImageRecord {
@@ -69,7 +58,7 @@ fn image(name: &str, conditions: Vec<Condition>) -> ImageRecord {
         json!({"apiVersion": API_VERSION, "kind": "Image", "metadata": metadata(name), "spec": spec});
     let mut object: Image = serde_json::from_value(object).unwrap();
     object.status.conditions = conditions;
-    ImageRecord { object, origin: origin(1), problem: None, rivals: Default::default(), image: None }
+    ImageRecord::new(object, origin(1))
 }
 
 fn world(vms: Vec<VmRecord>, images: Vec<ImageRecord>) -> BTreeMap<ObjectKey, Record> {
@@ -182,7 +171,7 @@ fn a_vm_that_waits_for_a_permit_names_those_that_boot() {
         let process = crate::hypervisor::ProcessIdentity { pid: 1, start_time: 1, boot_id: String::new() };
         vm.run = Run::Up {
             process,
-            spec: Box::new(vm.object.spec.clone()),
+            spec: vm.object.spec.clone(),
             boot: Boot::default(),
             since: at(1),
             stopping: None,

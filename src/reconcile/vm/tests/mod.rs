@@ -47,18 +47,7 @@ fn record() -> VmRecord {
     .unwrap();
     object.metadata.uid = Some(Uid::nil());
     object.metadata.generation = 1;
-    VmRecord {
-        object,
-        origin: Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 },
-        problem: None,
-        rivals: Default::default(),
-        reservation: None,
-        image: None,
-        run: Run::Idle,
-        starts: 0,
-        last_exit: None,
-        promotion: None,
-    }
+    VmRecord::new(object, Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 })
 }
 
 fn reserved() -> VmRecord {
@@ -79,7 +68,7 @@ fn up() -> VmRecord {
     let mut record = reserved();
     record.run = Run::Up {
         process: ProcessIdentity { pid: 7, start_time: 1, boot_id: "b".to_owned() },
-        spec: Box::new(record.object.spec.clone()),
+        spec: record.object.spec.clone(),
         boot: Boot::default(),
         since: at(0),
         stopping: None,
