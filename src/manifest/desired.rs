@@ -196,7 +196,7 @@ impl<'a> Fold<'a> {
             self.declare((path, located), path != held.path);
         }
         let problem = self.conflicts(key, path, located.line, &declarations);
-        match changed {
+        match changed && problem.is_some() {
             true => self.note_anew(key, problem),
             false => self.problem(key, held, problem),
         }

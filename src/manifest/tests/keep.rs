@@ -260,7 +260,7 @@ async fn a_conflict_with_another_source_lasts_as_long_as_it_is_one() {
     kept.store.declare(object.clone(), origin.clone(), false, Timestamp::now()).await.unwrap();
     kept.show(&[("a.yaml", &vm("web", "db"))]).await;
     let message =
-        "declared at /m/a.yaml:1 too, which is not in force: rename or remove one of the two".to_owned();
+        "declared at /m/a.yaml:2 too, which is not in force: rename or remove one of the two".to_owned();
     let conflict = Problem { reason: "Conflict".to_owned(), message };
     let problem = |kept: &Kept| kept.store.record(&key("web")).unwrap().problem().cloned();
     assert_eq!(problem(&kept), Some(conflict.clone()));
