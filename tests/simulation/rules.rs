@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use vmlet::object::{Kind, ObjectKey};
+use vmlet::object::{Kind, ObjectKey, Quantity};
 use vmlet::store::Record;
 use vmlet::testing::{Action, EffectScript, ImageScript, Options, Simulation, Teller, Trouble, VmScript};
 
@@ -432,4 +432,22 @@ fn a_deleted_image_goes_when_an_edit_takes_its_last_vm_away() {
     sim.write("web.yaml", &of("web", "r/b:1", ""));
     settled(&mut sim);
     assert_eq!(sim.objects().len(), 1);
+}
+
+#[test]
+fn a_vm_whose_image_cannot_be_had_keeps_no_memory_from_others() {
+    let missing = || ImageScript { digest: None, ..ImageScript::new('d', secs(1)) };
+    for (image, why) in [("oci: 'r/missing:1'", "no such reference"), ("name: gone", "no such object")] {
+        let mut sim = with(|options| options.settings.capacity.memory = Quantity::mebibytes(300));
+        sim.script_image("r/missing:1", missing());
+        slow("prepare", &mut sim);
+        sim.write("web.yaml", &of("web", "r/a:1", ", memory: 256Mi"));
+        sim.run_for(secs(8));
+        // It holds its memory, and does not run yet.
+        sim.write("web.yaml", &vm("web", "x", &format!("{{image: {{{image}}}, memory: 256Mi}}")));
+        sim.write("other.yaml", &of("other", "r/a:1", ", memory: 256Mi"));
+        sim.run_for(secs(200));
+        let ready = condition(&sim, &key("other"), "Ready").expect("it is told");
+        assert_eq!(ready.0, "Ready", "{why}: {}", ready.1);
+    }
 }
