@@ -55,6 +55,20 @@ impl Store {
     pub async fn set_problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<bool, StoreError> {
         self.engine().commit(|state| Ok(state.set_problem(key, problem))).await
     }
+
+    /// Notes that a source declares an object that is another's, or that it does not any more. Gone with the
+    /// object, and with the daemon. False if there is no such object or nothing changed.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn set_rival(
+        &self,
+        key: &ObjectKey,
+        source: &str,
+        problem: Option<Problem>,
+    ) -> Result<bool, StoreError> {
+        self.engine().commit(|state| Ok(state.set_rival(key, source, problem))).await
+    }
 }
 
 impl State {
@@ -180,6 +194,19 @@ impl State {
         record.set_problem(problem);
         self.put(record);
         true
+    }
+
+    pub(super) fn set_rival(&mut self, key: &ObjectKey, source: &str, problem: Option<Problem>) -> bool {
+        let Some(mut record) = self.objects.get(key).cloned() else { return false };
+        let before = match problem.clone() {
+            Some(problem) => record.rivals_mut().insert(source.to_owned(), problem),
+            None => record.rivals_mut().remove(source),
+        };
+        let changed = before != problem;
+        if changed {
+            self.put(record);
+        }
+        changed
     }
 }
 

@@ -137,7 +137,7 @@ impl State {
         }
         // One that is declared again makes way even if VMs name it: they name its successor, too, and
         // what they run on is kept by their pins.
-        let follows = image.problem.as_ref().is_some_and(Problem::is_redeclared);
+        let follows = image.problem.iter().chain(image.rivals.values()).any(Problem::is_redeclared);
         let by = self.users_of(key);
         if !by.is_empty() && !follows {
             return Err(RemoveImageError::InUse { by });

@@ -1,8 +1,9 @@
 //! The scripted registry and image store: staging places and base disks that are entries in the world.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rand::Rng;
@@ -51,6 +52,23 @@ impl State {
     pub(in crate::testing) fn image_script(&self, source: &Source) -> ImageScript {
         let name = name(source);
         self.image_scripts.get(&name).cloned().unwrap_or_else(|| ImageScript::of(&name))
+    }
+
+    pub(in crate::testing) fn script_image(&mut self, name: String, script: ImageScript) {
+        // Before the start nobody asked what it stands for.
+        let asked = self.now() > Duration::ZERO;
+        let before = self.image_scripts.get(&name).map_or_else(|| ImageScript::of(&name), Clone::clone);
+        let meanings = self.meanings.entry(name.clone()).or_default();
+        meanings.extend(before.digest.filter(|_| asked));
+        meanings.extend(script.digest.clone());
+        self.image_scripts.insert(name, script);
+    }
+
+    /// Everything that a source ever stood for.
+    pub(in crate::testing) fn meanings(&self, source: &Source) -> BTreeSet<Digest> {
+        let name = name(source);
+        let unscripted = || ImageScript::of(&name).digest.into_iter().collect();
+        self.meanings.get(&name).cloned().unwrap_or_else(unscripted)
     }
 
     fn find(&self, source: &Source) -> Result<Digest, Refusal> {
