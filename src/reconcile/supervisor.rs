@@ -4,6 +4,9 @@
 //! a task's own status never wakes it; a panic is one object's failed attempt (`task`), and no other
 //! notices.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 

@@ -72,7 +72,7 @@ pub(super) struct VmTask {
     ready: bool,
     /// Whether the registry was asked what the image is, since the VM ran last.
     registry_asked: bool,
-    /// Whether this task started the process that is recorded.
+    /// Whether this task has started a process: from then on each that is recorded is its own.
     launched: bool,
     track: Track,
     stopwatch: Stopwatch,

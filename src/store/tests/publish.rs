@@ -217,3 +217,27 @@ fn a_vm_whose_disk_is_read_is_not_started() {
     start().unwrap();
     assert!(matches!(claim_it(first), Err(PromoteError::Running)));
 }
+
+#[test]
+fn nothing_is_made_of_a_vm_that_is_being_deleted() {
+    let (store, _) = store_with_disk();
+    let uid = declare(&store, vm("web"));
+    now(store.reserve_vm(claim("web", uid))).unwrap();
+    now(store.undeclare(&key("web"), "directory:/m", at(2))).unwrap();
+    assert!(matches!(now(store.claim_promotion(&key("web"), uid)), Err(PromoteError::Gone)));
+}
+
+#[test]
+fn giving_back_room_keeps_the_disk_and_twice_is_no_change() {
+    let (store, _) = store_with_disk();
+    let uid = declare(&store, vm("web"));
+    let before = now(store.reserve_vm(claim("web", uid))).unwrap();
+    let relinquish = || {
+        now(store.relinquish_vm(&key("web"), uid)).unwrap();
+        store.vm(&key("web")).unwrap()
+    };
+    let (once, twice) = (relinquish(), relinquish());
+    let held = once.reservation.as_ref().unwrap();
+    assert_eq!((held.disk, held.cpus, held.can_run()), (before.disk, 0, false));
+    assert_eq!(once, twice);
+}
