@@ -17,6 +17,8 @@ use crate::hypervisor::{Launch, ProcessIdentity};
 use crate::network::{Link, Nic};
 use crate::object::{Kind, ObjectKey, Port, Protocol, Quantity, Uid};
 
+mod bounds;
+
 fn launch(dir: &Path) -> Launch {
     Launch {
         uid: Uid::from_u128(0x1234),
