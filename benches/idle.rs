@@ -13,10 +13,8 @@ use common::{Plane, Setup, Target, figure, manifest};
 use tokio::sync::watch;
 use vmlet::hypervisor::Launch;
 use vmlet::image::{Progress, Source};
-use vmlet::object::{Kind, ObjectKey, Quantity, Uid};
 use vmlet::reconcile::{Clock, Entropy, Parts, Retention};
 use vmlet::testing::{Host, ImageScript, VmScript};
-use vmlet_wire::{GuestConfig, Workload};
 
 const IMAGE: &str = "127.0.0.1:5055/web:1";
 const VMS: usize = 1000;
@@ -102,32 +100,6 @@ async fn guests_alone() -> u64 {
 }
 
 fn launch(name: &str, base_disk: &Path) -> Launch {
-    let workload = Workload {
-        prefer_init: false,
-        argv: Vec::new(),
-        env: Vec::new(),
-        working_dir: None,
-        user: None,
-        stop_signal: None,
-        grace_seconds: 0,
-    };
-    Launch {
-        uid: Uid::new_v4(),
-        key: ObjectKey::new(Kind::Vm, "default", name),
-        dir: Path::new("/simulated/vms").join(name),
-        cpus: 1,
-        memory: Quantity::mebibytes(128),
-        boot: vmlet::boot::BootFiles {
-            kernel: "/simulated/boot/host/kernel".into(),
-            initramfs: "/simulated/boot/host/initramfs".into(),
-            release: "host".to_owned(),
-        },
-        command_line: None,
-        base_disk: base_disk.to_owned(),
-        root_size: Quantity::mebibytes(1024),
-        nic: None,
-        guest: GuestConfig { hostname: name.to_owned(), network: None, workload, export: None },
-        export: None,
-        vmm_user: None,
-    }
+    let dir = Path::new("/simulated/vms").join(name);
+    Launch { base_disk: base_disk.to_owned(), ..vmlet::testing::launch(&dir) }
 }

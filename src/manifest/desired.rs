@@ -5,96 +5,16 @@
 //! one object the one in force stays in force.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::change::{About, CONFLICT, Change, Held, INVALID, MASS_DELETE, UNAVAILABLE};
 use super::decode::Located;
+use super::mass_delete::MassDeleteGuard;
 use super::source::{Broken, FileState, Snapshot};
 use crate::object::{AnyObject, ObjectKey};
-use crate::store::{Problem, Record};
-
-/// The file has errors.
-pub(crate) const INVALID: &str = "InvalidManifest";
-/// Two files declare one object.
-pub(crate) const CONFLICT: &str = "Conflict";
-/// The folder cannot be read, or not completely.
-pub(crate) const UNAVAILABLE: &str = "SourceUnavailable";
-/// Too much would be deleted at once.
-pub(crate) const MASS_DELETE: &str = "MassDelete";
-
-/// An object that the store holds for this source.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Held {
-    /// The object as it is in force.
-    pub object: AnyObject,
-    /// The file that declares it, below the source's folder.
-    pub path: PathBuf,
-    /// Where in it.
-    pub line: u32,
-    /// It is being deleted.
-    pub terminating: bool,
-    /// What is wrong with the declaration.
-    pub problem: Option<Problem>,
-}
-
-impl From<&Record> for Held {
-    fn from(record: &Record) -> Self {
-        let (object, origin) = (record.object(), record.origin());
-        Held {
-            path: origin.path.clone(),
-            line: origin.line,
-            terminating: object.metadata().deletion_timestamp.is_some(),
-            problem: record.problem().cloned(),
-            object,
-        }
-    }
-}
-
-/// One thing to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Change {
-    /// Create or update an object.
-    Declare {
-        /// As the file has it.
-        object: Box<AnyObject>,
-        /// The file, below the source's folder.
-        path: PathBuf,
-        /// Where in it, from 1.
-        line: u32,
-        /// The object may be held for another file.
-        take_over: bool,
-    },
-    /// Delete an object.
-    Undeclare(ObjectKey),
-    /// Set or clear what is wrong with an object's declaration.
-    Problem {
-        /// The object.
-        key: ObjectKey,
-        /// None clears it.
-        problem: Option<Problem>,
-    },
-    /// Tell people. Repeated for as long as it is so.
-    Warning {
-        /// What it is about.
-        about: About,
-        /// One CamelCase word.
-        reason: &'static str,
-        /// A sentence.
-        message: String,
-    },
-}
-
-/// What a warning is about.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum About {
-    /// An object.
-    Object(ObjectKey),
-    /// A file, below the source's folder.
-    File(PathBuf),
-    /// The whole folder.
-    Folder,
-}
+use crate::store::Problem;
 
 /// Compares what is held with what a snapshot declares.
 ///
@@ -330,7 +250,7 @@ impl<'a> Fold<'a> {
         // While a file is being written, what seems gone may be on its way into it.
         let unsettled = self.snapshot.files.values().any(|state| *state == FileState::Unsettled);
         if !self.snapshot.complete || unsettled {
-            guard.pending = None;
+            guard.forget();
             return;
         }
         let alive = self.held.values().filter(|held| !held.terminating).count();
@@ -375,67 +295,4 @@ fn differ(held: &AnyObject, declared: &AnyObject) -> bool {
     };
     let (held, declared) = (held.metadata(), declared.metadata());
     spec || held.labels != declared.labels || held.annotations != declared.annotations
-}
-
-/// How many deletions at once are suspicious.
-#[derive(Clone, Copy, Debug)]
-pub struct MassDeleteSettings {
-    /// More than this share of the source's objects, in percent …
-    pub percent: u8,
-    /// … and more than this many objects …
-    pub objects: usize,
-    /// … are deleted only once the same deletions have been wanted for this long. None: at once.
-    pub confirm_after: Option<Duration>,
-}
-
-impl Default for MassDeleteSettings {
-    fn default() -> Self {
-        MassDeleteSettings { percent: 50, objects: 5, confirm_after: Some(Duration::from_secs(30)) }
-    }
-}
-
-/// Holds back a mass deletion until it has lasted: a wrong mount or checkout is noticed and mended sooner.
-#[derive(Clone, Debug, Default)]
-pub struct MassDeleteGuard {
-    settings: MassDeleteSettings,
-    /// The deletions held back, and since when.
-    pending: Option<(BTreeSet<ObjectKey>, Instant)>,
-}
-
-impl MassDeleteGuard {
-    /// A guard for one source.
-    pub fn new(settings: MassDeleteSettings) -> Self {
-        MassDeleteGuard { settings, pending: None }
-    }
-
-    /// When to call [`changes`] again although nothing changed, if deletions are held back.
-    pub fn due(&self) -> Option<Instant> {
-        let (_, since) = self.pending.as_ref()?;
-        Some(*since + self.settings.confirm_after?)
-    }
-
-    /// Why these deletions must wait.
-    fn refusal(&mut self, deletions: &BTreeSet<ObjectKey>, alive: usize, now: Instant) -> Option<String> {
-        let MassDeleteSettings { percent, objects, confirm_after } = self.settings;
-        let mass = deletions.len() > objects && deletions.len() * 100 > alive * usize::from(percent);
-        let Some(confirm_after) = confirm_after.filter(|_| mass) else {
-            self.pending = None;
-            return None;
-        };
-        let since = match &self.pending {
-            Some((pending, since)) if pending == deletions => *since,
-            _ => now,
-        };
-        if now.saturating_duration_since(since) >= confirm_after {
-            self.pending = None;
-            return None;
-        }
-        self.pending = Some((deletions.clone(), since));
-        // The same words each time: a lasting warning is said once.
-        Some(format!(
-            "{} of {alive} objects are not declared any more; they are deleted if that lasts for {} s",
-            deletions.len(),
-            confirm_after.as_secs()
-        ))
-    }
 }

@@ -3,9 +3,8 @@
 //! In: the folder's snapshots, the store's deletions, the time. Out: declared and undeclared objects,
 //! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::mem;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,59 +13,22 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::desired::{
-    About, CONFLICT, Change, Held, INVALID, MassDeleteGuard, MassDeleteSettings, changes, edited,
-};
+use super::change::{About, CONFLICT, Change, Held};
+use super::desired::{changes, edited};
+use super::mass_delete::{MassDeleteGuard, MassDeleteSettings};
+use super::readiness::Readiness;
+use super::recorder::{MENDED, Recorder};
 use super::source::{FileState, Snapshot};
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
 use crate::reconcile::Clock;
 use crate::store::{
-    ChangeKind, DeclareError, Declared, Event, Expired, Origin, Problem, Severity, Store, StoreError,
-    Subject, Watch,
+    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Watch,
 };
 
-/// What had errors has none any more.
-const MENDED: &str = "ManifestGood";
 /// Declarations that wait for one flush, at most.
 const DECLARED_AT_ONCE: usize = 256;
 /// The wait after missed changes, which may have been deletions.
 const MISSED: Duration = Duration::from_secs(1);
-
-/// How far a folder has been read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Readiness {
-    /// What it declares is not known yet, and why.
-    Reading(String),
-    /// A whole scan of it has been applied.
-    Applied,
-}
-
-impl Default for Readiness {
-    fn default() -> Self {
-        Readiness::Reading("the manifests are being read".to_owned())
-    }
-}
-
-impl Readiness {
-    /// Goes on after a scan was applied, or failed to be. Nothing leads back.
-    pub(super) fn advance(&mut self, snapshot: &Snapshot, applied: Result<(), &StoreError>) {
-        if *self == Readiness::Applied {
-            return;
-        }
-        let unsettled = snapshot.files.iter().find(|(_, state)| **state == FileState::Unsettled);
-        *self = match (applied, snapshot.complete, unsettled) {
-            (Err(error), ..) => Readiness::Reading(format!("the manifests are not applied yet: {error}")),
-            (_, false, _) => {
-                let trouble = snapshot.trouble.join("; ");
-                Readiness::Reading(format!("the manifests are not read completely yet: {trouble}"))
-            }
-            (_, _, Some((path, _))) => {
-                Readiness::Reading(format!("the manifest {} is still being written", path.display()))
-            }
-            (Ok(()), true, None) => Readiness::Applied,
-        };
-    }
-}
 
 /// Applies snapshots until cancelled. `root` is the folder that they are of.
 pub async fn keep(
@@ -80,15 +42,12 @@ pub async fn keep(
 ) {
     let source = format!("directory:{}", root.display());
     let mut keeper = Keeper {
-        broken: broken_files(&store.events(None)).into_keys().filter(|path| path.starts_with(root)).collect(),
+        recorder: Recorder::new(store.clone(), root, clock),
         store,
         source,
-        root: root.to_owned(),
         guard: MassDeleteGuard::new(settings),
         applied: None,
         awaits: false,
-        said: HashSet::new(),
-        saying: HashSet::new(),
         clock,
     };
     let mut deletions = keeper.watch();
@@ -135,17 +94,12 @@ async fn deleted(changes: &mut Watch) {
 struct Keeper {
     store: Store,
     source: String,
-    root: PathBuf,
+    recorder: Recorder,
     guard: MassDeleteGuard,
     /// The last snapshot, if all that it declares is in the store and nothing else, and nothing is wrong with it.
     applied: Option<Snapshot>,
     /// Whether a name is declared whose former object is still being deleted.
     awaits: bool,
-    /// Files whose latest event says that they have errors.
-    broken: BTreeSet<PathBuf>,
-    /// Warnings of the last look and of this one, so that lasting trouble is told once.
-    said: HashSet<String>,
-    saying: HashSet<String>,
     clock: Clock,
 }
 
@@ -196,7 +150,6 @@ impl Keeper {
     /// Makes the store agree. False if there is something wrong, or something to be done again.
     async fn compare(&mut self, held: &[Held], snapshot: &Snapshot) -> Result<bool, StoreError> {
         self.awaits = held.iter().any(|held| held.terminating);
-        let mut broken = BTreeSet::new();
         let (mut declarations, mut undeclared, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         for change in changes(held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
@@ -207,11 +160,7 @@ impl Keeper {
                 Change::Undeclare(key) => undeclared.push(key),
                 Change::Problem { key, problem } => problems.push((key, problem)),
                 Change::Warning { about, reason, message } => {
-                    let subject = self.subject(about);
-                    if let (Subject::Manifest { path }, INVALID) = (&subject, reason) {
-                        broken.insert(path.clone());
-                    }
-                    self.warn(subject, reason, &message);
+                    self.recorder.warn(about, reason, &message);
                 }
             }
         }
@@ -221,17 +170,7 @@ impl Keeper {
             self.undeclare(&key).await?;
         }
         self.note(problems, refused).await?;
-        self.said = mem::take(&mut self.saying);
-        quiet &= self.said.is_empty() && !self.awaits;
-        // What could not be read now may be as broken as before.
-        if snapshot.complete {
-            for path in self.broken.difference(&broken).cloned() {
-                self.event(Subject::Manifest { path }, MENDED, "it has no errors any more, or is gone");
-            }
-            self.broken = broken;
-        } else {
-            self.broken.extend(broken);
-        }
+        quiet &= self.recorder.end_look(snapshot.complete) && !self.awaits;
         Ok(quiet)
     }
 
@@ -272,17 +211,17 @@ impl Keeper {
         let (key, place) = (declaration.object.key(), declaration.origin.to_string());
         match result {
             Ok(Declared::Created { .. }) => {
-                self.event((&key).into(), "Declared", &format!("declared at {place}"))
+                self.recorder.event((&key).into(), "Declared", &format!("declared at {place}"))
             }
             Ok(Declared::Updated { changes, .. }) => {
                 let shown: Vec<String> = changes.iter().map(ToString::to_string).collect();
                 let effect =
                     strongest(&changes).map_or_else(String::new, |effect| format!("; effect: {effect}"));
-                self.event((&key).into(), "SpecChanged", &format!("{}{effect}", shown.join(", ")));
+                self.recorder.event((&key).into(), "SpecChanged", &format!("{}{effect}", shown.join(", ")));
             }
             Ok(Declared::MetadataUpdated | Declared::Unchanged) => {}
             Err(error @ DeclareError::Conflict { .. }) => {
-                self.warn((&key).into(), CONFLICT, &format!("{place}: {error}"));
+                self.recorder.warn(About::Object(key), CONFLICT, &format!("{place}: {error}"));
             }
             // Declared again when it is gone: that is a change this loop waits for.
             Err(DeclareError::Terminating) => self.awaits = true,
@@ -313,7 +252,11 @@ impl Keeper {
                 let message = format!("{origin}: {error}; the last spec stays");
                 self.problem(&key, Some(Problem { reason: reason.to_owned(), message })).await?;
             } else {
-                self.warn((&key).into(), reason, &format!("{origin}: {error}; it is not created"));
+                self.recorder.warn(
+                    About::Object(key),
+                    reason,
+                    &format!("{origin}: {error}; it is not created"),
+                );
             }
         }
         Ok(())
@@ -321,7 +264,7 @@ impl Keeper {
 
     async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
         if self.store.undeclare(key, &self.source, self.clock.now()).await? {
-            self.event(key.into(), "Undeclared", "its manifest is gone; it is deleted");
+            self.recorder.event(key.into(), "Undeclared", "its manifest is gone; it is deleted");
         }
         Ok(())
     }
@@ -332,55 +275,15 @@ impl Keeper {
             return Ok(());
         }
         match problem {
-            Some(news) if news.is_redeclared() => self.event(key.into(), &news.reason, &news.message),
+            Some(news) if news.is_redeclared() => {
+                self.recorder.event(key.into(), &news.reason, &news.message)
+            }
             Some(Problem { reason, message }) => {
-                self.record(key.into(), Severity::Warning, &reason, &message);
+                self.recorder.record(key.into(), Severity::Warning, &reason, &message);
             }
             None if old.is_some_and(|old| old.is_redeclared()) => {}
-            None => self.event(key.into(), MENDED, "its manifest is good again"),
+            None => self.recorder.event(key.into(), MENDED, "its manifest is good again"),
         }
         Ok(())
     }
-
-    fn subject(&self, about: About) -> Subject {
-        match about {
-            About::Object(key) => Subject::Object(key),
-            About::File(path) => Subject::Manifest { path: self.root.join(path) },
-            About::Folder => Subject::Manifest { path: self.root.clone() },
-        }
-    }
-
-    fn warn(&mut self, subject: Subject, reason: &str, message: &str) {
-        self.saying.insert(message.to_owned());
-        if self.said.contains(message) {
-            return;
-        }
-        tracing::warn!(reason, "{message}");
-        self.record(subject, Severity::Warning, reason, message);
-    }
-
-    fn event(&self, subject: Subject, reason: &str, message: &str) {
-        tracing::info!(subject = %subject, reason, "{message}");
-        self.record(subject, Severity::Normal, reason, message);
-    }
-
-    fn record(&self, subject: Subject, severity: Severity, reason: &str, message: &str) {
-        let record = subject.object().and_then(|key| self.store.record(key));
-        let uid = record.and_then(|record| record.metadata().uid);
-        self.store.record_event(subject, uid, severity, reason, message, self.clock.now());
-    }
-}
-
-/// The files that the events find errors in and not mended since, and the errors.
-pub(crate) fn broken_files(events: &[Event]) -> BTreeMap<PathBuf, String> {
-    let mut broken = BTreeMap::new();
-    for event in events {
-        let Subject::Manifest { path } = &event.subject else { continue };
-        match event.reason.as_str() {
-            INVALID => drop(broken.insert(path.clone(), event.message.clone())),
-            MENDED => drop(broken.remove(path)),
-            _ => {}
-        }
-    }
-    broken
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
-use vmlet_wire::{Export, GuestConfig, Workload};
+use vmlet_wire::{Export, GuestConfig};
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
@@ -148,22 +148,10 @@ impl Promoter {
     }
 }
 
-/// A guest that reads disks: it has no name, no network and no workload.
+/// A guest that reads disks and runs nothing.
 fn guest(vm: &ObjectKey, authorized_keys: Vec<String>) -> GuestConfig {
-    GuestConfig {
-        hostname: vm.name.clone(),
-        network: None,
-        workload: Workload {
-            prefer_init: false,
-            argv: Vec::new(),
-            env: Vec::new(),
-            working_dir: None,
-            user: None,
-            stop_signal: None,
-            grace_seconds: 0,
-        },
-        export: Some(Export { authorized_keys }),
-    }
+    let export = Some(Export { authorized_keys });
+    GuestConfig { hostname: vm.name.clone(), export, ..GuestConfig::default() }
 }
 
 fn failed(vm: &ObjectKey, why: &str) -> ImageError {

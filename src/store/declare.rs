@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::Store;
 use super::error::{DeclareError, StoreError};
-use super::record::{ImageRecord, Origin, Problem, Record, Run, VmRecord};
+use super::record::{ImageRecord, Origin, Problem, Record, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
@@ -109,21 +109,11 @@ impl State {
         self.put(match object {
             AnyObject::Vm(mut object) => {
                 object.status = VmStatus::default();
-                Record::Vm(Arc::new(VmRecord {
-                    object,
-                    origin,
-                    problem: None,
-                    reservation: None,
-                    image: None,
-                    run: Run::Idle,
-                    starts: 0,
-                    last_exit: None,
-                    promotion: None,
-                }))
+                Record::Vm(Arc::new(VmRecord::new(object, origin)))
             }
             AnyObject::Image(mut object) => {
                 object.status = ImageStatus::default();
-                Record::Image(Arc::new(ImageRecord { object, origin, problem: None, image: None }))
+                Record::Image(Arc::new(ImageRecord::new(object, origin)))
             }
         });
         Declared::Created { uid }

@@ -145,7 +145,29 @@ pub struct ImageRecord {
     pub image: Option<PinnedImage>,
 }
 
+impl VmRecord {
+    /// A VM that was declared, and of which nothing has come yet.
+    pub fn new(object: Vm, origin: Origin) -> Self {
+        VmRecord {
+            object,
+            origin,
+            problem: None,
+            reservation: None,
+            image: None,
+            run: Run::Idle,
+            starts: 0,
+            last_exit: None,
+            promotion: None,
+        }
+    }
+}
+
 impl ImageRecord {
+    /// An image that was declared, and of which nothing has come yet.
+    pub fn new(object: Image, origin: Origin) -> Self {
+        ImageRecord { object, origin, problem: None, image: None }
+    }
+
     /// The pin, if it is what the spec asks for by now.
     pub fn current(&self) -> Option<&PinnedImage> {
         let spec = &self.object.spec;

@@ -17,7 +17,7 @@ use crate::store::DurableView;
 
 /// A host by script. Clones are the same host.
 #[derive(Clone)]
-pub struct Host(Arc<World>);
+pub struct Host(pub(super) Arc<World>);
 
 impl Default for Host {
     fn default() -> Self {

@@ -33,6 +33,7 @@
 
 mod host;
 mod images;
+mod launch;
 mod life;
 mod options;
 mod oracle;
@@ -46,6 +47,7 @@ mod world;
 
 pub use host::Host;
 pub use images::ImageScript;
+pub use launch::launch;
 pub use options::{Options, Unflushed};
 #[cfg(test)]
 pub(crate) use rig::Rig;

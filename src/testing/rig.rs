@@ -1,4 +1,4 @@
-//! A scripted world and a store without a daemon: for tests of one part of the engine.
+//! A scripted [`Host`] and a store without a daemon: for tests of one part of the engine.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,8 +8,7 @@ use tokio::time::Instant;
 
 use super::life::calendar;
 use super::timeline::Teller;
-use super::world::World;
-use super::{EffectScript, Options, Trouble};
+use super::{EffectScript, Host, Options};
 use crate::manifest::FileState;
 use crate::object::ObjectKey;
 use crate::reconcile::{Clock, Entropy, Parts, Settings};
@@ -17,7 +16,7 @@ use crate::store::{Declared, MemoryBackend, Origin, Store, StoreSettings};
 
 /// Nothing fails in it but what is scripted. For a runtime whose clock is paused.
 pub(crate) struct Rig {
-    world: Arc<World>,
+    host: Host,
     pub(crate) store: Store,
     pub(crate) backend: MemoryBackend,
     pub(crate) settings: Settings,
@@ -26,18 +25,18 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Rig {
-        let world = Arc::new(World::new(1, Trouble::NONE));
+        let host = Host::new();
         let clock = Clock::Tokio { start: calendar(std::time::Duration::ZERO), at: Instant::now() };
         let timed = StoreSettings { now: Arc::new(move || clock.now()), ..StoreSettings::default() };
         let (store, backend) = Store::in_memory_with(timed);
         let settings = Options::default().settings;
-        world.begin(Some(backend.durable()), settings.retention);
-        world.lock().tells = true;
-        Rig { world, store, backend, settings, clock }
+        host.begin(Some(backend.durable()), settings.retention);
+        host.0.lock().tells = true;
+        Rig { host, store, backend, settings, clock }
     }
 
     pub(crate) fn parts(&self) -> Parts {
-        self.world.parts(self.clock, &Entropy::seeded(1))
+        self.host.parts(self.clock, Entropy::seeded(1))
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -45,12 +44,12 @@ impl Rig {
     }
 
     pub(crate) fn script(&self, effect: &str, script: EffectScript) {
-        self.world.lock().effect_scripts.insert(effect.to_owned(), script);
+        self.host.script_effect(effect, script);
     }
 
     /// The effects on the world so far, each as `name` or `name: how it failed`.
     pub(crate) fn effects(&self) -> Vec<String> {
-        let world = self.world.lock();
+        let world = self.host.0.lock();
         let effects = world.timeline.iter().filter(|entry| entry.teller == Teller::World);
         effects.map(|entry| entry.text.clone()).collect()
     }

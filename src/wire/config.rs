@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub const EXIT_LINE: &str = "vmlet-guest: workload exited: ";
 
 /// What a guest is told at boot.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GuestConfig {
     /// The guest's host name.
@@ -49,7 +49,7 @@ pub struct GuestNetwork {
 }
 
 /// What the guest runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Workload {
     /// Start the image's init system, if it has one, instead of `argv`.

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::common::oci::noise;
 use crate::host::{Host, Net, vm};
-use crate::setting;
+use crate::{pid, setting};
 
 /// Far beyond what a command here takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -137,12 +137,38 @@ async fn commands_of_all_shapes_end_with_all_of_their_output() {
     Arc::into_inner(host).unwrap().assert_host_is_clean().await;
 }
 
+/// Waits until bytes lie in the link's socket that nobody takes, and no more come.
+async fn link_is_stuck(vmm: u32) {
+    const CALM: u32 = 5;
+    let mut ticks = tokio::time::interval(Duration::from_millis(100));
+    let (mut last, mut calm) = (0, 0);
+    while calm < CALM {
+        ticks.tick().await;
+        let unread = unread_of_link(vmm).await;
+        calm = if unread > 0 && unread == last { calm + 1 } else { 0 };
+        last = unread;
+    }
+}
+
+/// Bytes that a VMM sent on its end of the link and the daemon has not read.
+async fn unread_of_link(vmm: u32) -> u64 {
+    let listed = Command::new("ss").args(["--unix", "--all", "--processes", "--no-header"]).output().await;
+    let listed = String::from_utf8(listed.expect("apt install iproute2").stdout).expect("text");
+    // u_str ESTAB 0 212992 run/link.sock 4711 * 4712 users:(("qemu-system-x86",pid=42,fd=7))
+    let own = listed.lines().filter(|line| line.contains(&format!("pid={vmm},")) && line.contains("ESTAB"));
+    let sent = own.filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[4].ends_with("link.sock").then(|| fields[3].parse::<u64>().expect("a number"))
+    });
+    sent.sum()
+}
+
 /// Output piles up in the guest and in QEMU until nothing moves any more; then all of it goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_go_on_after_a_daemon_that_stood_still() {
     let mut host = Host::start(Net::User).await;
     host.write("vm.yaml", &[vm("many", json!({"image": {"oci": host.reference("busybox:1")}}))]);
-    host.ready("many").await;
+    let vmm = pid(&host.ready("many").await);
     let numbers_each = 150_000;
     let script = format!("echo begun >&2; seq 1 {numbers_each}");
     let mut children = Vec::new();
@@ -155,8 +181,7 @@ async fn commands_go_on_after_a_daemon_that_stood_still() {
         children.push(child);
     }
     kill(host.daemon_pid(), Signal::SIGSTOP).unwrap();
-    // Nothing tells when all buffers are full; it takes far less.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    timeout(LIMIT, link_is_stuck(vmm)).await.expect("the link's buffers become full");
     kill(host.daemon_pid(), Signal::SIGCONT).unwrap();
     let expected = numbers(numbers_each, "\n");
     for child in children {

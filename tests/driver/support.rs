@@ -12,8 +12,7 @@ use vmlet::boot::{self, BootCache, BootFiles, KernelForm};
 use vmlet::guest_image::GUEST;
 use vmlet::hypervisor::qemu::{AcceleratorSetting, MachineSetting, QemuDriver, QemuSettings};
 use vmlet::hypervisor::{Driver, GuestStream, Launch, ProcessIdentity, VmmExit};
-use vmlet::object::{Kind, ObjectKey, Quantity, Uid};
-use vmlet_wire::{GuestConfig, Workload};
+use vmlet::object::Quantity;
 
 /// The binary that knows the hidden subcommands.
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_vmlet");
@@ -85,34 +84,9 @@ impl Host {
         let base = self.dir.path().join("base.ext4");
         fs::write(&base, [b"base".as_slice(), &[0; 4092]].concat()).expect("the base disk is written");
         fs::set_permissions(&base, fs::Permissions::from_mode(0o600)).expect("it is the daemon's alone");
-        Launch {
-            uid: Uid::new_v4(),
-            key: ObjectKey::new(Kind::Vm, "default", name),
-            dir: self.dir.path().join("vms").join(name),
-            cpus: 1,
-            memory: Quantity::mebibytes(128),
-            boot: self.boot.clone(),
-            command_line: None,
-            base_disk: base,
-            root_size: Quantity::mebibytes(256),
-            nic: None,
-            guest: GuestConfig {
-                hostname: name.to_owned(),
-                network: None,
-                workload: Workload {
-                    prefer_init: false,
-                    argv: vec!["true".to_owned()],
-                    env: vec![],
-                    working_dir: None,
-                    user: None,
-                    stop_signal: None,
-                    grace_seconds: 1,
-                },
-                export: None,
-            },
-            export: None,
-            vmm_user: None,
-        }
+        let mut launch = vmlet::testing::launch(&self.dir.path().join("vms").join(name));
+        launch.guest.workload.argv = vec!["true".to_owned()];
+        Launch { boot: self.boot.clone(), base_disk: base, root_size: Quantity::mebibytes(256), ..launch }
     }
 
     /// Starts a VM.

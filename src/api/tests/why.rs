@@ -49,17 +49,7 @@ fn vm(name: &str, image: Value, conditions: Vec<Condition>) -> VmRecord {
     let mut object: Vm = serde_json::from_value(object).unwrap();
     object.status.conditions = conditions;
     object.status.observed_generation = 1;
-    VmRecord {
-        object,
-        origin: origin(14),
-        problem: None,
-        reservation: None,
-        image: None,
-        run: Run::Idle,
-        starts: 0,
-        last_exit: None,
-        promotion: None,
-    }
+    VmRecord::new(object, origin(14))
 }
 
 fn image(name: &str, conditions: Vec<Condition>) -> ImageRecord {
@@ -68,7 +58,7 @@ fn image(name: &str, conditions: Vec<Condition>) -> ImageRecord {
         json!({"apiVersion": API_VERSION, "kind": "Image", "metadata": metadata(name), "spec": spec});
     let mut object: Image = serde_json::from_value(object).unwrap();
     object.status.conditions = conditions;
-    ImageRecord { object, origin: origin(1), problem: None, image: None }
+    ImageRecord::new(object, origin(1))
 }
 
 fn world(vms: Vec<VmRecord>, images: Vec<ImageRecord>) -> BTreeMap<ObjectKey, Record> {

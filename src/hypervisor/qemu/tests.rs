@@ -11,7 +11,6 @@ use super::args::{self, Machine};
 use super::exit::{compose, panic_line, printable, workload_exit};
 use super::folder::{self, CONSOLE_LOG, VMM_LOG};
 use super::qmp::{self, QmpError};
-use crate::boot::BootFiles;
 use crate::hypervisor::process::{self, ExitStatus};
 use crate::hypervisor::{Launch, ProcessIdentity};
 use crate::network::{Link, Nic};
@@ -20,44 +19,18 @@ use crate::object::{Kind, ObjectKey, Port, Protocol, Quantity, Uid};
 mod bounds;
 
 fn launch(dir: &Path) -> Launch {
+    let ports = vec![
+        Port { host: 8080, guest: 80, protocol: Protocol::Tcp },
+        Port { host: 53, guest: 5353, protocol: Protocol::Udp },
+    ];
     Launch {
         uid: Uid::from_u128(0x1234),
         key: ObjectKey::new(Kind::Vm, "ci", "web"),
-        dir: dir.to_owned(),
         cpus: 2,
         memory: Quantity::mebibytes(256),
-        boot: BootFiles {
-            kernel: "/boot/vmlinuz".into(),
-            initramfs: "/boot/initramfs.cpio".into(),
-            release: "6.1.0".to_owned(),
-        },
-        command_line: None,
         base_disk: "/images/base, with comma.ext4".into(),
-        root_size: Quantity::mebibytes(64),
-        nic: Some(Nic {
-            mac: "52:54:00:00:00:01".to_owned(),
-            link: Link::User,
-            ports: vec![
-                Port { host: 8080, guest: 80, protocol: Protocol::Tcp },
-                Port { host: 53, guest: 5353, protocol: Protocol::Udp },
-            ],
-        }),
-        guest: vmlet_wire::GuestConfig {
-            hostname: "web".to_owned(),
-            network: None,
-            workload: vmlet_wire::Workload {
-                prefer_init: false,
-                argv: vec!["true".to_owned()],
-                env: vec![],
-                working_dir: None,
-                user: None,
-                stop_signal: None,
-                grace_seconds: 1,
-            },
-            export: None,
-        },
-        export: None,
-        vmm_user: None,
+        nic: Some(Nic { mac: "52:54:00:00:00:01".to_owned(), link: Link::User, ports }),
+        ..crate::testing::launch(dir)
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::object::Vm;
-use crate::store::{Origin, Run};
+use crate::store::Origin;
 
 fn vm(name: &str, depends_on: &[&str], ready: bool) -> VmRecord {
     let status = if ready { "True" } else { "False" };
@@ -19,17 +19,7 @@ fn vm(name: &str, depends_on: &[&str], ready: bool) -> VmRecord {
         "reason": "Ready", "message": ""
     }]))
     .unwrap();
-    VmRecord {
-        object,
-        origin: Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 },
-        problem: None,
-        reservation: None,
-        image: None,
-        run: Run::Idle,
-        starts: 0,
-        last_exit: None,
-        promotion: None,
-    }
+    VmRecord::new(object, Origin { source: "test".to_owned(), path: "web.yaml".into(), line: 1 })
 }
 
 fn declared(vm: VmRecord) -> Record {

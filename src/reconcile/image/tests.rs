@@ -34,7 +34,7 @@ fn record(image: Option<PinnedImage>) -> ImageRecord {
     }))
     .unwrap();
     let origin = Origin { source: "test".to_owned(), path: "image.yaml".into(), line: 1 };
-    ImageRecord { object, origin, problem: None, image }
+    ImageRecord { image, ..ImageRecord::new(object, origin) }
 }
 
 fn seen(pull: Option<PullState>) -> Observed {

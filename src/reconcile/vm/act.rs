@@ -333,7 +333,7 @@ impl VmTask {
         self.world.event(&self.key, self.uid, Severity::Warning, "Killing", why);
         self.world.driver.kill(process).await?;
         if let Some(watched) = self.process.as_mut() {
-            watched.killed(why).await;
+            watched.await_killed(why).await;
         }
         Ok(())
     }

@@ -1,11 +1,23 @@
 //! A VM's reconcile task: observe, plan, publish, act.
+//!
+//! ```text
+//!  record, world ─▶ observe ─▶ Observed ─▶ plan ─▶ Step, words ─▶ status ─▶ store
+//!       ▲          (process,   (state)    (pure)       │
+//!       └─────────  link, image)                       └─▶ act ─▶ driver, network, images, store
+//! ```
+//!
+//! One step a look. What takes long (a pull, a permit, a place in line, the process' life) is held in
+//! [`VmTask`] and wakes it; it is never inside a step.
 
 mod act;
 mod activity;
 mod exit;
 mod guest_config;
+mod image;
 mod link;
+mod observe;
 mod plan;
+mod process;
 mod rules;
 mod state;
 mod status;
@@ -19,34 +31,25 @@ use std::mem::{self, Discriminant, discriminant};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use vmlet_wire::GuestState;
 
 use self::activity::{Stopwatch, activity};
-use self::link::Link;
 use self::plan::{Rules, Step};
-use self::state::{Failure, Guest, ImageView, LineView, Observed};
+use self::process::Process;
+use self::state::{Failure, Observed};
 use super::backoff::Backoff;
-use super::dependents::blocker;
 use super::pulls::Share;
 use super::task::{Outcome, Reconciler, Wake};
 use super::track::{Activity, Track};
 use super::world::World;
-use crate::agent::LogSink;
-use crate::hypervisor::VmmExit;
-use crate::image::Source;
-use crate::object::{Condition, ImageRef, Kind, ObjectKey, ObjectMeta, PullPolicy, Uid, set_condition};
-use crate::store::{DiskState, PinnedImage, PinnedKernel, Run, Severity, Standing, VmRecord, VmUpdate};
+use crate::object::{Condition, Kind, ObjectKey, ObjectMeta, Uid, set_condition};
+use crate::store::{Run, Severity, Standing, VmRecord, VmUpdate};
 use crate::timeline::Phase;
 
 /// How long the gate must have stayed unused before a run counts as a success.
 const STEADY_SECONDS: i64 = 600;
-
-/// The signal that kills (signal(7)).
-const SIGKILL: i32 = 9;
 
 /// What a VM's task remembers between looks. All of it can be lost: a new task finds its way by
 /// the record alone.
@@ -86,19 +89,6 @@ enum InLine {
     Called,
 }
 
-/// The watch over a recorded process.
-struct Process {
-    link: Link,
-    waiting: BoxFuture<'static, VmmExit>,
-    exit: Option<VmmExit>,
-    /// Why this task killed it, if it did.
-    killed: Option<String>,
-    /// Whether the guest has ever been heard of.
-    ever: bool,
-    /// When the watch began.
-    since: Timestamp,
-}
-
 impl VmTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
         let status = world.store.vm(&key).map(|record| record.object.status.clone()).unwrap_or_default();
@@ -124,106 +114,12 @@ impl VmTask {
         }
     }
 
-    /// Looks at everything that the decision depends on.
-    fn observe(&mut self, record: &VmRecord, now: Timestamp) -> Observed {
-        self.watch_process(record);
-        self.registry_asked &= !matches!(record.run, Run::Up { .. });
-        let image = self.image(record);
-        let (guest, last) = self.guest(now);
-        Observed {
-            exit: self.process.as_mut().and_then(Process::poll_exit),
-            killed: self.process.as_ref().and_then(|process| process.killed.clone()),
-            guest,
-            last,
-            image,
-            permit: self.permit.is_some(),
-            asked: self.asked,
-            failure: self.failure.clone(),
-            closed_until: self.backoff.closed_until(now),
-            default_network: self.world.default_network(),
-            dependency: self.dependency(record),
-            line: self.place_in_line(),
-            rebooted: self.rebooted(record),
-        }
-    }
-
     /// A new generation opens the backoff's gate, and so does a deletion.
     fn observe_declaration(&mut self, record: &VmRecord) {
         let deleted = record.object.metadata.deletion_timestamp.is_some();
         if self.backoff.observe((record.object.metadata.generation, deleted)) {
             self.failure = None;
         }
-    }
-
-    fn dependency(&self, record: &VmRecord) -> Option<String> {
-        let depends_on = &record.object.spec.depends_on;
-        blocker(&self.key.namespace, depends_on, |key| self.world.store.vm(key))
-    }
-
-    fn place_in_line(&mut self) -> Option<LineView> {
-        let Some(InLine::Waits { standing, since, impatient }) = self.line.as_mut() else {
-            return self.line.as_ref().map(|_| LineView::Called);
-        };
-        let called = standing.has_changed().is_err();
-        let told = standing.borrow_and_update().clone();
-        match told {
-            Some(standing) if !called => {
-                Some(LineView::Waits { standing, since: *since, impatient: *impatient })
-            }
-            _ => {
-                self.line = Some(InLine::Called);
-                Some(LineView::Called)
-            }
-        }
-    }
-
-    fn rebooted(&self, record: &VmRecord) -> bool {
-        matches!(&record.run, Run::Up { process, .. } if !self.world.driver.of_this_boot(process))
-    }
-
-    /// Follows the recorded process: its exit and its guest.
-    fn watch_process(&mut self, record: &VmRecord) {
-        let Run::Up { process, .. } = &record.run else {
-            self.process = None;
-            return;
-        };
-        // There is no other before its exit is recorded, which ends the watch.
-        if self.process.is_some() {
-            return;
-        }
-        let (driver, dir) = (self.world.driver.clone(), self.world.vm_dir(self.uid));
-        let logs = match self.world.settings.log_limit {
-            Some(limit) => LogSink::new(dir.join(crate::agent::LOG_FILE), limit),
-            None => LogSink::nowhere(),
-        };
-        let link = Link::start(driver.clone(), dir.clone(), logs, self.world.clock);
-        let booted = record.object.status.conditions.iter().find(|condition| condition.kind == "Booted");
-        let adopted = !self.launched && booted.is_some_and(|booted| booted.status == true.into());
-        let identity = process.clone();
-        let waiting = async move { driver.exited(&dir, &identity).await }.boxed();
-        let since = self.world.clock.now();
-        self.process = Some(Process { link, waiting, exit: None, killed: None, ever: adopted, since });
-    }
-
-    /// The guest as the link shows it, and the last state that it reported.
-    fn guest(&mut self, now: Timestamp) -> (Guest, Option<GuestState>) {
-        let Some(process) = self.process.as_mut() else {
-            self.world.set_agent(self.uid, None);
-            return (Guest::Silent { ever: false, since: now }, None);
-        };
-        let link::LinkState { up, last } = process.link.look();
-        process.ever |= last.is_some();
-        let (ever, since) = (process.ever, process.since);
-        let (agent, guest) = match up {
-            Some((agent, state, since)) => (Some(agent), Guest::Connected { state, since }),
-            None => (None, Guest::Silent { ever, since }),
-        };
-        self.world.set_agent(self.uid, agent);
-        if last.is_some() {
-            // A guest that is heard of has booted: its permit is another's.
-            self.permit = None;
-        }
-        (guest, last)
     }
 
     /// Takes down what the VM does now, and how long it took to get there.
@@ -235,104 +131,6 @@ impl VmTask {
         let Activity { phase, .. } = now;
         if let Some(left) = self.track.enter(&now) {
             self.stopwatch.left(left, phase, self.launched);
-        }
-    }
-
-    /// The digest that a named image is pulled by, if it is known.
-    fn awaited_digest(&self, record: &VmRecord) -> Option<String> {
-        let name = record.object.spec.image.name.as_ref()?;
-        let image = self.world.store.image(&ObjectKey::new(Kind::Image, &self.key.namespace, name))?;
-        Some(image.image.as_ref()?.digest.to_string())
-    }
-
-    fn image(&mut self, record: &VmRecord) -> ImageView {
-        let spec = &record.object.spec.image;
-        let own = spec.direct().map(|source| (source, spec.pull_policy, None));
-        let (pin, policy, direct) = match (own.or_else(|| self.always(spec)), &spec.name) {
-            (Some((source, policy, kernel)), _) => {
-                let pinned = record.image.as_ref();
-                match pinned.filter(|pin| pin.source == source && pin.kernel == kernel) {
-                    Some(pin) => (pin.clone(), policy, true),
-                    None => return ImageView::Unresolved { source, policy },
-                }
-            }
-            (None, Some(name)) => match self.named_image(name) {
-                Ok(pin) => (pin, PullPolicy::default(), false),
-                Err((reason, message)) => return ImageView::Waiting { reason, message },
-            },
-            (None, None) => {
-                let message = "spec.image names nothing".to_owned();
-                return ImageView::Waiting { reason: "InvalidSpec".to_owned(), message };
-            }
-        };
-        let disk = match self.world.store.disk(&pin.digest).map(|disk| disk.state) {
-            Some(DiskState::Ready { config, .. }) => Some(config),
-            _ => None,
-        };
-        if disk.is_some() || self.share.as_ref().is_some_and(|share| *share.digest() != pin.digest) {
-            self.share = None;
-        }
-        let pull = self.share.as_ref().map(Share::state);
-        ImageView::Known { disk, pull, pin, policy, asked: self.registry_asked, direct }
-    }
-
-    /// The source of a named image that is asked for again before each start: the VM does so itself, with
-    /// the image's kernel, and others on the same image stay as they are.
-    fn always(&self, spec: &ImageRef) -> Option<(Source, PullPolicy, Option<Box<PinnedKernel>>)> {
-        let key = ObjectKey::new(Kind::Image, &self.key.namespace, spec.name.as_ref()?);
-        let record = self.world.store.image(&key)?;
-        let image = &record.object;
-        let policy = image.spec.pull_policy();
-        if policy != PullPolicy::Always || image.metadata.deletion_timestamp.is_some() {
-            return None;
-        }
-        let kernel = match image.spec.kernel() {
-            None => None,
-            // One that is not ready yet is waited for, as the image is.
-            Some(_) => Some(record.current().filter(|pin| self.boots(pin))?.kernel.clone()?),
-        };
-        Some((image.spec.source.chosen(&image.metadata.namespace)?, policy, kernel))
-    }
-
-    /// The kernel that the VM pins beside an image that it resolves itself.
-    fn own_kernel(&self, record: &VmRecord) -> Option<Box<PinnedKernel>> {
-        self.always(&record.object.spec.image)?.2
-    }
-
-    /// Whether the kernel that goes with a pin is ready.
-    fn boots(&self, pin: &PinnedImage) -> bool {
-        pin.boot().is_some_and(|boot| self.world.kernels.files(boot.kernel.as_ref()).is_some())
-    }
-
-    /// The digest and the kernel of an `Image` object that is ready, or why there is none.
-    fn named_image(&self, name: &str) -> Result<PinnedImage, (String, String)> {
-        let refuse = |reason: &str, message: String| Err((reason.to_owned(), message));
-        let key = ObjectKey::new(Kind::Image, &self.key.namespace, name);
-        let Some(image) = self.world.store.image(&key) else {
-            return refuse(
-                "ImageNotFound",
-                format!("{key} does not exist; declare it, or name an image that exists"),
-            );
-        };
-        if image.object.metadata.deletion_timestamp.is_some() {
-            return refuse("ImageTerminating", format!("{key} is being deleted"));
-        }
-        let disk_ready =
-            |pin: &PinnedImage| self.world.store.disk(&pin.digest).is_some_and(|disk| disk.is_ready());
-        let ready = image.current().filter(|pin| disk_ready(pin) && self.boots(pin));
-        match ready {
-            Some(pin) => Ok(pin.clone()),
-            None => {
-                let status = &image.object.status;
-                let why = status.conditions.iter().find(|condition| condition.kind == "Ready");
-                let message = why.map_or("it has not been looked at yet", |why| why.message.as_str());
-                let phase = if status.phase == "Failed" || status.phase == "Backoff" {
-                    "ImageFailed"
-                } else {
-                    "Pulling"
-                };
-                refuse(phase, format!("{key} is not ready: {message}"))
-            }
         }
     }
 
@@ -398,38 +196,6 @@ impl VmTask {
             && now.duration_since(since).as_secs() >= STEADY_SECONDS
         {
             self.backoff.reset();
-        }
-    }
-}
-
-impl Process {
-    /// The end of the process, if it has come.
-    fn poll_exit(&mut self) -> Option<VmmExit> {
-        if self.exit.is_none() {
-            self.exit = (&mut self.waiting).now_or_never();
-        }
-        self.exit.clone()
-    }
-
-    /// Waits for the end of a process that was killed. Who killed it has reaped it: the exit does not
-    /// tell any more how it came about.
-    async fn killed(&mut self, why: &str) {
-        self.killed = Some(why.to_owned());
-        if self.exit.is_none() {
-            let exit = (&mut self.waiting).await;
-            let signal = exit.signal.or_else(|| exit.code.is_none().then_some(SIGKILL));
-            self.exit = Some(VmmExit { signal, ..exit });
-        }
-    }
-
-    async fn changed(&mut self) {
-        if self.exit.is_some() {
-            return self.link.changed().await;
-        }
-        tokio::select! {
-            biased;
-            exit = &mut self.waiting => self.exit = Some(exit),
-            () = self.link.changed() => {}
         }
     }
 }

@@ -81,6 +81,18 @@ struct Staging {
     number: u64,
 }
 
+impl Staging {
+    fn begin(world: Arc<World>, state: &mut State, digest: &Digest) -> Self {
+        let number = state.dice.random();
+        state.staged.insert(number, digest.clone());
+        Staging { world, number }
+    }
+
+    fn disk(self, digest: &Digest, config: ImageConfig) -> StagedDisk {
+        StagedDisk { digest: digest.clone(), dir: None, held: Some(Box::new(self)), size: SIZE, config }
+    }
+}
+
 impl Drop for Staging {
     fn drop(&mut self) {
         let mut state = self.world.lock();
@@ -115,9 +127,7 @@ impl Images for ScriptedImages {
         let world = self.0.clone();
         let begin = |state: &mut State| {
             state.find(source)?;
-            let number = state.dice.random();
-            state.staged.insert(number, digest.clone());
-            Ok((Staging { world, number }, state.image_script(source)))
+            Ok((Staging::begin(world, state, digest), state.image_script(source)))
         };
         let (staging, script) = self.0.effect(&of_source("begin a pull", source), begin).await?;
         for done in 0..LAYERS {
@@ -143,13 +153,7 @@ impl Images for ScriptedImages {
             finish_script(state, source)
         };
         self.0.effect(&of_source("pull", source), finish).await?;
-        Ok(StagedDisk {
-            digest: digest.clone(),
-            dir: None,
-            held: Some(Box::new(staging)),
-            size: SIZE,
-            config: ImageConfig::default(),
-        })
+        Ok(staging.disk(digest, ImageConfig::default()))
     }
 
     async fn stage_root(
@@ -163,18 +167,10 @@ impl Images for ScriptedImages {
             if !state.folders.keys().any(|dir| root.tar.starts_with(dir)) {
                 state.violation(format!("{} is read and is not there", root.tar.display()));
             }
-            let number = state.dice.random();
-            state.staged.insert(number, digest.clone());
-            Ok(Staging { world, number })
+            Ok(Staging::begin(world, state, digest))
         };
         let staging = self.0.effect(&of_host("stage a root"), act).await?;
-        Ok(StagedDisk {
-            digest: digest.clone(),
-            dir: None,
-            held: Some(Box::new(staging)),
-            size: SIZE,
-            config: root.config,
-        })
+        Ok(staging.disk(digest, root.config))
     }
 
     async fn install(&self, staged: StagedDisk) -> Result<BaseDisk, ImageError> {

@@ -1,6 +1,6 @@
 //! The scripted driver, as its callers know it.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use super::driver::ScriptedDriver;
 use super::images::path;
 use crate::hypervisor::{Driver, Launch, ProcessIdentity};
 use crate::image::Digest;
-use crate::object::{Kind, ObjectKey, Quantity, Uid};
 use crate::testing::{EffectScript, Trouble, VmScript, WorkloadExit};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,38 +30,7 @@ fn base() -> Digest {
 }
 
 fn launch(name: &str) -> Launch {
-    Launch {
-        uid: Uid::new_v4(),
-        key: ObjectKey::new(Kind::Vm, "default", name),
-        dir: PathBuf::from("/vms").join(name),
-        cpus: 1,
-        memory: Quantity::mebibytes(128),
-        boot: crate::boot::BootFiles {
-            kernel: "/boot/vmlinuz".into(),
-            initramfs: "/boot/initramfs.cpio".into(),
-            release: "host".to_owned(),
-        },
-        command_line: None,
-        base_disk: path(&base()),
-        root_size: Quantity::mebibytes(64),
-        nic: None,
-        guest: vmlet_wire::GuestConfig {
-            hostname: name.to_owned(),
-            network: None,
-            workload: vmlet_wire::Workload {
-                prefer_init: false,
-                argv: vec![],
-                env: vec![],
-                working_dir: None,
-                user: None,
-                stop_signal: None,
-                grace_seconds: 1,
-            },
-            export: None,
-        },
-        export: None,
-        vmm_user: None,
-    }
+    Launch { base_disk: path(&base()), ..crate::testing::launch(&Path::new("/vms").join(name)) }
 }
 
 async fn start(driver: &ScriptedDriver, launch: &Launch) -> ProcessIdentity {
