@@ -12,6 +12,9 @@
 //! ID is the hash of what was found, so that making the same twice comes to the same. What has its name is complete
 //! and on disk. Kernels go at start-up only, before anything is made.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};

@@ -159,7 +159,7 @@ fn notes_pvh(mut notes: &[u8]) -> bool {
     while let (Some(name), Some(content), Some(kind)) = (u32_at(notes, 0), u32_at(notes, 4), u32_at(notes, 8))
     {
         let (name, content) = (name as usize, content as usize);
-        if kind == PHYS32_ENTRY && notes.get(12..12 + name.min(8)) == Some(b"Xen\0") {
+        if kind == PHYS32_ENTRY && notes.get(12..12 + name) == Some(b"Xen\0") {
             return true;
         }
         let length = 12 + name.next_multiple_of(4) + content.next_multiple_of(4);
