@@ -52,7 +52,9 @@ pub(crate) fn each(
 fn quieten() {
     let loud = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let scripted = panic.payload_as_str().is_some_and(|text| text.ends_with("as scripted"));
+        let text = panic.payload().downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.payload().downcast_ref::<&str>().copied());
+        let scripted = text.is_some_and(|text| text.ends_with("as scripted"));
         if !scripted {
             loud(panic);
         }
