@@ -117,6 +117,16 @@ impl Simulation {
         self.world.lock().room = (total, taken);
     }
 
+    /// Sets how many bytes of layers are kept for later pulls; they take of the same room.
+    pub fn script_layers(&mut self, bytes: u64) {
+        self.world.lock().layers = bytes;
+    }
+
+    /// Bytes of layers that are kept for later pulls.
+    pub fn layers(&self) -> u64 {
+        self.world.lock().layers
+    }
+
     /// Sets how the effects of a name go from now on: `spawn`, or `spawn of vm/web` for one object's. The
     /// timeline names them, see [`Options::tell_effects`].
     pub fn script_effect(&mut self, name: &str, script: EffectScript) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rand::Rng;
@@ -11,7 +11,9 @@ use tokio::sync::watch;
 
 use super::tally::Pulling;
 use super::{Effect, Refusal, State, World};
-use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Root, Source, StagedDisk};
+use crate::image::{
+    BaseDisk, CachedBlob, Digest, ImageConfig, ImageError, Images, Progress, Root, Source, StagedDisk,
+};
 use crate::store::DiskState;
 use crate::testing::images::{ImageScript, name};
 
@@ -165,6 +167,9 @@ impl Images for ScriptedImages {
         }
         let finish = |state: &mut State| {
             if state.space().free < SIZE {
+                state.layers = 0;
+            }
+            if state.space().free < SIZE {
                 state.starved += 1;
                 let message = "the disk is full, as scripted".to_owned();
                 return Err(Refusal { reason: ImageError::NO_SPACE, message, transient: true });
@@ -246,6 +251,21 @@ impl Images for ScriptedImages {
             }),
             false => Ok(()),
         }
+    }
+
+    async fn blobs(&self) -> Result<Vec<CachedBlob>, ImageError> {
+        let size = self.0.lock().layers;
+        let digest = ImageScript::of("layer").digest.into_iter().filter(|_| size > 0);
+        Ok(digest.map(|digest| CachedBlob { digest, size, last_used: UNIX_EPOCH, partial: false }).collect())
+    }
+
+    async fn prune_blobs(&self, down_to: u64) -> Result<u64, ImageError> {
+        let act = |state: &mut State| {
+            let before = state.layers;
+            state.layers = before.min(down_to);
+            Ok(before - state.layers)
+        };
+        Ok(self.0.effect(&of_host("remove layers"), act).await?)
     }
 
     async fn installed(&self) -> Result<Vec<Digest>, ImageError> {

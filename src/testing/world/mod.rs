@@ -105,6 +105,8 @@ pub(super) struct State {
     pub(super) room: (u64, u64),
     /// Whether too little was free at the last look: then disks go before their grace is over.
     pub(super) room_wanted: bool,
+    /// Bytes of layers that are kept for later pulls.
+    pub(super) layers: u64,
     /// Pulls that found no room: each may cost a disk in its grace.
     pub(super) starved: u32,
     /// The present daemon's.
@@ -182,6 +184,7 @@ impl World {
             disks: BTreeSet::new(),
             room: (1 << 50, 0),
             room_wanted: false,
+            layers: 0,
             starved: 0,
             retention: None,
             kernels: BTreeSet::new(),
