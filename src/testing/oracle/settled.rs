@@ -8,7 +8,7 @@ use super::{Sight, is_ready, ready};
 use crate::image::{Source, VmAt};
 use crate::manifest::CONFLICT;
 use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy};
-use crate::store::{ImageRecord, PinnedImage, Record, Run, VmRecord};
+use crate::store::{ImageRecord, PinnedImage, Record, Reservation, Run, VmRecord};
 
 impl Sight<'_> {
     /// What is not right about an object that the folder declares.
@@ -113,6 +113,9 @@ impl Sight<'_> {
             return if stopped { Ok(()) } else { Err("it is to be stopped".to_owned()) };
         }
         if is_ready(&status.conditions).is_err() && self.blocked(vm) {
+            if running.is_empty() && self.wanted_digests(vm).is_none() && holds_room(vm) {
+                return Err("it keeps memory from others, and has no image to run".to_owned());
+            }
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
         }
         is_ready(&status.conditions)?;
@@ -164,4 +167,9 @@ fn explained(conditions: &[Condition], phase: &str, retries: bool) -> Result<(),
         "Resolving" | "Starting" | "Running" | "Stopping" => Err("it is on its way".to_owned()),
         _ => Ok(()),
     }
+}
+
+/// Whether a VM holds memory and processors.
+fn holds_room(vm: &VmRecord) -> bool {
+    vm.reservation.as_ref().is_some_and(Reservation::can_run)
 }
