@@ -192,11 +192,13 @@ impl Workshop {
                 put(&initramfs, &archive)?;
             }
             if self.form == KernelForm::Elf && !elf.is_file() {
-                // One that cannot be unpacked is started as it is.
-                if let Ok(Cow::Owned(unpacked)) = unpack::elf(&fs::read(&installed)?)
-                    && unpack::has_pvh_entry(&unpacked)
-                {
-                    put(&elf, &unpacked)?;
+                match unpack::elf(&fs::read(&installed)?) {
+                    Ok(Cow::Owned(unpacked)) if unpack::has_pvh_entry(&unpacked) => put(&elf, &unpacked)?,
+                    Ok(_) => {}
+                    Err(why) => {
+                        let kernel = installed.display();
+                        tracing::info!(%kernel, why, "a kernel is started packed, which takes its guests longer");
+                    }
                 }
             }
             installed.metadata()?;

@@ -56,7 +56,6 @@ async fn settle_disks(world: &World) -> Result<(), RecoveryError> {
         };
         settled.map_err(|why| RecoveryError::of(format!("base disk {digest}"), why))?;
     }
-    world.collector.notify_one();
     Ok(())
 }
 

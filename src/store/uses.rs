@@ -24,7 +24,8 @@ impl Uses {
     pub(super) fn replace(&mut self, old: Option<&Record>, new: Option<&Record>) -> Vec<(Digest, Turn)> {
         let before = old.map(references).unwrap_or_default();
         let after = new.map(references).unwrap_or_default();
-        if before == after {
+        let named = |record: Option<&Record>| record.and_then(Record::pinned).map(|pin| pin.source.clone());
+        if before == after && named(old) == named(new) {
             return Vec::new();
         }
         let mut turns = Vec::new();

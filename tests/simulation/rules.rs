@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use vmlet::object::{Kind, ObjectKey};
+use vmlet::object::{Kind, ObjectKey, Quantity};
 use vmlet::store::Record;
 use vmlet::testing::{Action, EffectScript, ImageScript, Options, Simulation, Teller, Trouble, VmScript};
 
@@ -406,4 +406,177 @@ fn while_a_new_image_cannot_be_had_the_vm_runs_and_says_why() {
     let (reason, message) = condition(&sim, &key("web"), "Reconciling").expect("it is not done");
     assert_eq!(reason, "NotFound");
     assert!(message.contains("r/missing:1 is not in the registry"), "{message}");
+}
+
+#[test]
+fn a_halt_while_devices_are_made_leaves_no_tap() {
+    let mut sim = told();
+    slow("attach", &mut sim);
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(8));
+    sim.write("web.yaml", &of("web", "r/a:1", ", runPolicy: Halted"));
+    settled(&mut sim);
+    assert_eq!((effects(&sim, "attach"), effects(&sim, "spawn")), (1, 0));
+    assert!(effects(&sim, "detach") > 0, "{:#?}", sim.timeline());
+}
+
+#[test]
+fn a_deleted_image_goes_when_an_edit_takes_its_last_vm_away() {
+    let mut sim = told();
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    settled(&mut sim);
+    sim.remove("base.yaml");
+    settled(&mut sim);
+    assert_eq!(sim.objects().len(), 2, "it is in use");
+    sim.write("web.yaml", &of("web", "r/b:1", ""));
+    settled(&mut sim);
+    assert_eq!(sim.objects().len(), 1);
+}
+
+#[test]
+fn a_vm_whose_image_cannot_be_had_keeps_no_memory_from_others() {
+    let missing = || ImageScript { digest: None, ..ImageScript::new('d', secs(1)) };
+    for (image, why) in [("oci: 'r/missing:1'", "no such reference"), ("name: gone", "no such object")] {
+        let mut sim = with(|options| options.settings.capacity.memory = Quantity::mebibytes(300));
+        sim.script_image("r/missing:1", missing());
+        slow("prepare", &mut sim);
+        sim.write("web.yaml", &of("web", "r/a:1", ", memory: 256Mi"));
+        sim.run_for(secs(8));
+        // It holds its memory, and does not run yet.
+        sim.write("web.yaml", &vm("web", "x", &format!("{{image: {{{image}}}, memory: 256Mi}}")));
+        sim.write("other.yaml", &of("other", "r/a:1", ", memory: 256Mi"));
+        sim.run_for(secs(200));
+        let ready = condition(&sim, &key("other"), "Ready").expect("it is told");
+        assert_eq!(ready.0, "Ready", "{why}: {}", ready.1);
+    }
+}
+
+/// Three VMs whose step takes ten seconds each: together they take no longer.
+#[test]
+fn slow_steps_of_different_vms_overlap() {
+    let names = ["a", "b", "c"];
+    for effect in ["resolve", "prepare", "kill", "cleanup"] {
+        let mut sim = told();
+        let write = |sim: &mut Simulation| {
+            for name in names {
+                let more = ", terminationGracePeriodSeconds: 0";
+                sim.write(&format!("{name}.yaml"), &of(name, "r/a:1", more));
+            }
+        };
+        if matches!(effect, "kill" | "cleanup") {
+            write(&mut sim);
+            settled(&mut sim);
+        }
+        slow(effect, &mut sim);
+        match effect {
+            "kill" | "cleanup" => {
+                for name in names {
+                    sim.remove(&format!("{name}.yaml"));
+                }
+                sim.run_for(secs(18));
+                let left: Vec<_> = sim.objects().iter().map(Record::key).collect();
+                assert!(left.is_empty(), "{effect}: {left:?} are left");
+            }
+            _ => {
+                write(&mut sim);
+                sim.run_for(secs(18));
+                assert_eq!(names.map(|name| starts(&sim, name)), [1, 1, 1], "{effect}");
+            }
+        }
+        settled(&mut sim);
+    }
+}
+
+#[test]
+fn slow_answers_of_registries_are_waited_for_side_by_side() {
+    let mut sim = told();
+    slow("resolve", &mut sim);
+    for name in ["a", "b", "c"] {
+        sim.write(&format!("{name}.yaml"), &image(name, "r/a:1"));
+    }
+    sim.run_for(secs(18));
+    assert_eq!(effects(&sim, "resolve"), 3);
+    settled(&mut sim);
+}
+
+#[test]
+fn a_deletion_does_not_wait_for_a_registrys_answer() {
+    let mut sim = told();
+    sim.script_effect("resolve", EffectScript { takes: secs(100_000), ..EffectScript::default() });
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(5));
+    sim.remove("base.yaml");
+    sim.remove("web.yaml");
+    sim.run_for(secs(5));
+    assert!(sim.objects().is_empty());
+}
+
+#[test]
+fn a_deletion_of_an_image_does_not_wait_for_its_next_try() {
+    let mut sim = told();
+    sim.script_effect("resolve", EffectScript { failures: 1000, ..EffectScript::default() });
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.run_for(secs(600));
+    assert!((5..15).contains(&count(&sim, Teller::World, "resolve")), "it waits longer each time");
+    sim.remove("base.yaml");
+    sim.run_for(secs(2));
+    assert!(sim.objects().is_empty());
+}
+
+#[test]
+fn a_workload_that_ends_again_and_again_is_started_less_and_less_often() {
+    let mut sim = told();
+    let exit = vmlet::testing::WorkloadExit { after: secs(2), code: 1, times: None };
+    sim.script_vm(key("web"), VmScript { exit: Some(exit), ..VmScript::default() });
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(600));
+    assert!((5..15).contains(&starts(&sim, "web")), "{} starts", starts(&sim, "web"));
+}
+
+#[test]
+fn a_start_that_succeeds_after_a_failure_leaves_no_word_of_it() {
+    let mut sim = told();
+    sim.script_effect("spawn", EffectScript { failures: 1, ..EffectScript::default() });
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    assert_eq!(condition(&sim, &key("web"), "Reconciling"), None);
+}
+
+#[test]
+fn every_edit_is_a_shutdown_and_no_kill() {
+    let mut sim = told();
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    settled(&mut sim);
+    for memory in ["512Mi", "768Mi", "1Gi"] {
+        sim.write("web.yaml", &of("web", "r/a:1", &format!(", memory: {memory}")));
+        settled(&mut sim);
+    }
+    assert_eq!((starts(&sim, "web"), effects(&sim, "kill")), (4, 0));
+}
+
+#[test]
+fn what_changed_meanwhile_is_no_failure() {
+    let mut sim = told();
+    slow("prepare", &mut sim);
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(7));
+    sim.write("web.yaml", &of("web", "r/a:1", ", memory: 512Mi"));
+    settled(&mut sim);
+    assert_eq!(count(&sim, Teller::Event, "Warning"), 0);
+}
+
+#[test]
+fn an_image_is_announced_once() {
+    let mut sim = told();
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    settled(&mut sim);
+    sim.run_for(secs(60));
+    let of_base = |entry: &&vmlet::testing::Entry| {
+        entry.teller == Teller::Event && entry.object.as_ref().is_some_and(|object| object.name == "base")
+    };
+    let told: Vec<String> = sim.timeline().iter().filter(of_base).map(|entry| entry.text.clone()).collect();
+    assert_eq!(told.iter().filter(|text| text.starts_with("Normal Ready")).count(), 1, "{told:?}");
 }

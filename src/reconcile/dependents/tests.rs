@@ -50,3 +50,20 @@ fn who_waits_for_another_by_now_is_not_woken_by_the_first() {
     index.declare(&declared(vm("web", &[], false)));
     assert_eq!(index.affected(&key("cache"), None), []);
 }
+
+#[test]
+fn a_vm_that_is_being_deleted_serves_nobody_and_says_so_at_once() {
+    let mut index = Dependents::default();
+    index.declare(&declared(vm("web", &["db"], false)));
+    let ready = vm("db", &[], true);
+    let mut deleted = ready.clone();
+    deleted.object.metadata.deletion_timestamp = Some(jiff::Timestamp::UNIX_EPOCH);
+    index.affected(&key("db"), Some(&ready));
+    assert_eq!(index.affected(&key("db"), Some(&deleted)), [key("web")]);
+    let why = |vm: &VmRecord| {
+        let vm = vm.clone();
+        blocker("default", &["db".to_owned()], move |_| Some(Arc::new(vm.clone())))
+    };
+    assert_eq!(why(&ready), None);
+    assert!(why(&deleted).is_some_and(|why| why.contains("vm/db is being deleted")));
+}

@@ -5,7 +5,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::mem::{Discriminant, discriminant};
+use std::mem::discriminant;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -35,15 +35,13 @@ pub(super) struct ImageTask {
     failure: Option<Failure>,
     share: Option<Share>,
     track: Track,
-    /// The step that is being taken.
-    acting: Option<Discriminant<Step>>,
 }
 
 impl ImageTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
         let backoff = Backoff::new(world.settings.backoff, world.entropy.clone());
         let track = Track::new(world.recorder.clone(), key.clone());
-        ImageTask { world, key, uid, backoff, failure: None, share: None, acting: None, track }
+        ImageTask { world, key, uid, backoff, failure: None, share: None, track }
     }
 
     fn observe(&mut self, record: &ImageRecord) -> Observed {
@@ -88,10 +86,7 @@ impl ImageTask {
         let name = &record.object.spec.source.vm.as_ref()?.name;
         let key = ObjectKey::new(Kind::Vm, &self.key.namespace, name);
         let vm = self.world.store.vm(&key);
-        Some(promotable(&key, vm.as_deref()).map(|vm| {
-            let of = (vm.object.metadata.uid, vm.starts, self.uid, record.object.metadata.generation);
-            Digest::of(&format!("{of:?}"))
-        }))
+        Some(promotable(&key, vm.as_deref()).map(|vm| digest_of(vm, self.uid, record)))
     }
 
     /// Announces the change that the new status makes visible.
@@ -252,7 +247,6 @@ impl ImageTask {
 #[async_trait]
 impl Reconciler for ImageTask {
     async fn reconcile(&mut self, wake: &mut Wake) -> Outcome {
-        self.acting = None;
         let world = self.world.clone();
         let Some(record) =
             world.store.image(&self.key).filter(|record| record.object.metadata.uid == Some(self.uid))
@@ -273,7 +267,6 @@ impl Reconciler for ImageTask {
             world.meters.step(Kind::Image, name);
         }
         let kind = discriminant(&plan.step);
-        self.acting = Some(kind);
         let done = match plan.step {
             Step::Wait(until) => return Outcome::Wait(until),
             Step::Resolve(ref source) => self.resolve(&record, source, wake).await,
@@ -301,7 +294,6 @@ impl Reconciler for ImageTask {
                 Err(error) => Err(error),
             },
         };
-        self.acting = None;
         if let Some(failure) = done.err().and_then(|error| error.of(kind)) {
             self.fail(failure);
         }
@@ -310,8 +302,8 @@ impl Reconciler for ImageTask {
 
     async fn panicked(&mut self, message: &str) -> Outcome {
         self.share = None;
-        let step = self.acting.take().unwrap_or(discriminant(&Step::Wait(None)));
-        let failure = Failure::of_panic(message, step);
+        // Which step it was says nothing: whatever failed, an image waits.
+        let failure = Failure::of_panic(message, discriminant(&Step::Wait(None)));
         self.world.event(&self.key, self.uid, Severity::Warning, &failure.reason, &failure.message);
         self.fail(failure);
         // Not at once, in case that it was the look that panicked.
@@ -362,6 +354,12 @@ fn step_name(step: &Step) -> Option<&'static str> {
         Step::PinKernel(_) => Some("pin_kernel"),
         Step::Remove => Some("remove"),
     }
+}
+
+/// The digest of the image that is made of a stopped VM: of this run of it, for this declaration.
+fn digest_of(vm: &VmRecord, image: Uid, record: &ImageRecord) -> Digest {
+    let of = (vm.object.metadata.uid, vm.starts, image, record.object.metadata.generation);
+    Digest::of(&format!("{of:?}"))
 }
 
 /// The VM, if an image can be made of it now; else what is waited for.

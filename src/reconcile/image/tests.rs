@@ -4,16 +4,16 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::ImageTask;
 use super::plan::{Failure, Observed, Plan, Step, plan, status};
+use super::{ImageTask, digest_of, promotable};
 use crate::boot::{Boot, KernelChoice, KernelId, KernelSource};
 use crate::image::Source;
 use crate::object::{DiskStatus, PullPolicy, PullProgress, Quantity};
 use crate::reconcile::pulls::PullState;
 use crate::reconcile::step::StepError;
-use crate::reconcile::task::Wake;
+use crate::reconcile::task::{Outcome, Reconciler, Wake};
 use crate::reconcile::world::World;
-use crate::store::{ImageRecord, Origin, PinnedImage, PinnedKernel};
+use crate::store::{ImageRecord, Origin, PinnedImage, PinnedKernel, Run, VmRecord};
 use crate::testing::Rig;
 
 const REFERENCE: &str = "127.0.0.1:5055/debian:12";
@@ -244,4 +244,168 @@ async fn a_digest_that_was_asked_for_before_an_edit_is_not_recorded_after_it() {
     let resolved = task.resolve(&before, &Source::Oci("r/a:1".to_owned()), &mut Wake::new(receiver)).await;
     assert!(matches!(resolved, Err(StepError::Stale)));
     assert_eq!(rig.store.image(&key).unwrap().image, None);
+}
+
+#[test]
+fn an_image_whose_pull_ended_without_a_disk_is_pulled_again() {
+    let pinned = record(Some(pin(REFERENCE)));
+    assert!(matches!(plan(&pinned, &seen(Some(PullState::Done))).step, Step::Pull { .. }));
+}
+
+#[test]
+fn an_image_that_is_not_ready_is_reconciling_and_says_when_it_goes_on() {
+    let pinned = record(Some(pin(REFERENCE)));
+    let failed = PullState::Failed { reason: "R", message: "m".to_owned(), attempt: 3, retry: Some(at(9)) };
+    let of = |seen: &Observed| status(&pinned, seen, &plan(&pinned, seen), at(1));
+    let waiting = of(&seen(Some(failed.clone())));
+    assert!(waiting.conditions.iter().any(|condition| condition.kind == "Reconciling"));
+    assert_eq!(waiting.next_retry_time, Some(at(9)));
+    let disk = Some(DiskStatus { path: "/d".to_owned(), size: Quantity::bytes(1) });
+    let ready = of(&Observed { disk, ..seen(Some(failed)) });
+    assert_eq!((ready.phase.as_str(), ready.next_retry_time), ("Ready", None));
+}
+
+fn manifest(reference: &str) -> String {
+    format!(
+        "apiVersion: vmlet.dev/v1alpha1\nkind: Image\nmetadata: {{name: base}}\nspec: {{source: {{oci: {{reference: '{reference}'}}}}}}"
+    )
+}
+
+async fn task(rig: &Rig) -> (crate::object::ObjectKey, ImageTask) {
+    let key = rig.declare(&manifest("r/a:1")).await;
+    let world = Arc::new(World::new(rig.store.clone(), rig.parts(), rig.settings.clone()));
+    let uid = rig.store.image(&key).unwrap().object.metadata.uid.unwrap();
+    (key.clone(), ImageTask::new(world, key, uid))
+}
+
+fn wake() -> (watch::Sender<u64>, Wake) {
+    let (sender, receiver) = watch::channel(0);
+    (sender, Wake::new(receiver))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pin_ends_the_row_of_failures_and_an_edit_what_was_refused_for_good() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let (_sender, mut wake) = wake();
+    let script = |failures, lasting| crate::testing::EffectScript { failures, lasting, ..Default::default() };
+    rig.script("resolve", script(2, false));
+    while rig.store.image(&key).unwrap().image.is_none() {
+        if let Outcome::Wait(Some(until)) = task.reconcile(&mut wake).await {
+            assert!(until > rig.now(), "a failed step is not taken again at once");
+            tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        }
+    }
+    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true));
+    rig.script("resolve", script(1, true));
+    rig.declare(&manifest("r/b:1")).await;
+    while task.reconcile(&mut wake).await != Outcome::Wait(None) {}
+    assert_eq!(rig.store.image(&key).unwrap().object.status.phase, "Failed");
+    rig.declare(&manifest("r/c:1")).await;
+    assert_eq!(task.reconcile(&mut wake).await, Outcome::Again, "it is resolved");
+    assert!(rig.store.image(&key).unwrap().current().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_panic_nothing_but_the_failures_is_known() {
+    let rig = Rig::new();
+    let (_, mut task) = task(&rig).await;
+    let source = Source::Oci("r/a:1".to_owned());
+    let digest = task.world.images.resolve(&source).await.unwrap();
+    task.share = Some(task.world.pulls.join(&source, &digest));
+    assert!(matches!(task.panicked("once").await, Outcome::Wait(Some(_))), "the look may panic again");
+    assert!(task.share.is_none());
+    assert_eq!(task.backoff.failures(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_of_a_former_image_of_the_name_ends() {
+    let rig = Rig::new();
+    let (key, _) = task(&rig).await;
+    let world = Arc::new(World::new(rig.store.clone(), rig.parts(), rig.settings.clone()));
+    let mut former = ImageTask::new(world, key.clone(), crate::object::Uid::from_u128(5));
+    let (_sender, mut wake) = wake();
+    assert_eq!(former.reconcile(&mut wake).await, Outcome::Gone);
+    assert_eq!(rig.store.image(&key).unwrap().object.status.phase, "");
+}
+
+const BUILDER: &str = "apiVersion: vmlet.dev/v1alpha1\nkind: VM\nmetadata: {name: builder}\nspec: {image: {oci: 'r/a:1'}, runPolicy: Halted}";
+const GOLDEN: &str = "apiVersion: vmlet.dev/v1alpha1\nkind: Image\nmetadata: {name: golden}\nspec: {source: {vm: {name: builder}}}";
+
+/// A VM that is stopped and has a disk, as its record says.
+async fn stopped(rig: &Rig) -> VmRecord {
+    let key = rig.declare(BUILDER).await;
+    let mut vm = VmRecord::clone(&rig.store.vm(&key).unwrap());
+    vm.object.status.phase = "Stopped".to_owned();
+    vm.object.status.observed_generation = vm.object.metadata.generation;
+    vm.reservation = Some(crate::store::Reservation {
+        image: pin(REFERENCE).digest,
+        nic: None,
+        vmm_user: None,
+        memory: Quantity::bytes(0),
+        cpus: 0,
+        disk: vm.object.spec.root_disk.size,
+    });
+    vm
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_is_made_only_of_a_vm_that_is_stopped_for_certain() {
+    let vm = stopped(&Rig::new()).await;
+    let key = vm.object.key();
+    let refused = |change: &dyn Fn(&mut VmRecord)| {
+        let mut vm = vm.clone();
+        change(&mut vm);
+        promotable(&key, Some(&vm)).map(drop)
+    };
+    assert_eq!(refused(&|_| {}), Ok(()));
+    let spec = Box::new(vm.object.spec.clone());
+    let run = Run::Up {
+        process: crate::hypervisor::ProcessIdentity { pid: 1, start_time: 1, boot_id: String::new() },
+        spec,
+        boot: Boot::default(),
+        since: at(0),
+        stopping: None,
+    };
+    let said = [
+        refused(&|vm| vm.run = run.clone()),
+        refused(&|vm| vm.object.status.phase = "Pending".to_owned()),
+        refused(&|vm| vm.object.status.observed_generation -= 1),
+        refused(&|vm| vm.object.metadata.deletion_timestamp = Some(at(1))),
+        refused(&|vm| vm.reservation = None),
+    ];
+    let texts = [
+        "when it is stopped",
+        "when it is stopped",
+        "when it is stopped",
+        "is being deleted",
+        "has never run",
+    ];
+    for (said, text) in said.iter().zip(texts) {
+        assert!(said.as_ref().is_err_and(|why| why.contains(text)), "{said:?} and {text}");
+    }
+    assert!(promotable(&key, None).is_err());
+}
+
+/// Each run of a VM, each VM, and each declaration of an image is an image of its own.
+#[tokio::test(start_paused = true)]
+async fn images_of_vms_have_digests_of_what_they_are_made_of() {
+    let rig = Rig::new();
+    let key = rig.declare(GOLDEN).await;
+    let image = rig.store.image(&key).unwrap();
+    let vm = stopped(&rig).await;
+    let uid = image.object.metadata.uid.unwrap();
+    let digest = |vm: &VmRecord, image: &ImageRecord, uid| digest_of(vm, uid, image);
+    let first = digest(&vm, &image, uid);
+    assert_eq!(digest(&vm, &image, uid), first);
+    let mut again = vm.clone();
+    again.starts += 1;
+    assert_ne!(digest(&again, &image, uid), first);
+    let mut other = vm.clone();
+    other.object.metadata.uid = Some(crate::object::Uid::from_u128(9));
+    assert_ne!(digest(&other, &image, uid), first);
+    assert_ne!(digest(&vm, &image, crate::object::Uid::from_u128(9)), first);
+    let mut edited = ImageRecord::clone(&image);
+    edited.object.metadata.generation += 1;
+    assert_ne!(digest(&vm, &edited, uid), first);
 }

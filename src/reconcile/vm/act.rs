@@ -229,7 +229,7 @@ impl VmTask {
         let pid = process.pid;
         let run = Run::Up {
             process,
-            spec: Box::new(record.object.spec.clone()),
+            spec: record.object.spec.clone(),
             boot,
             since: world.clock.now(),
             stopping: None,
@@ -359,8 +359,6 @@ impl VmTask {
         let update = VmUpdate { run: Some(run), last_exit: Some(Some(exit)), ..VmUpdate::default() };
         let publish = self.world.store.publish_vm(&self.key, self.uid, update);
         publish.await?;
-        self.process = None;
-        self.launched = false;
         if failed {
             let (reason, message) = ("WorkloadExited".to_owned(), format!("{message}; it is started again"));
             self.fail(Failure { reason, message, transient: true, step: discriminant(&Step::Boot) });

@@ -327,3 +327,40 @@ fn a_process_is_not_published_of_a_vm_that_is_deleted_or_has_nothing_to_run_on()
     now(store.undeclare(&key("a"), "directory:/m", at(2))).unwrap();
     assert!(matches!(up(), Err(PublishError::Stale)), "it is being deleted");
 }
+
+#[test]
+fn what_is_kept_is_kept_for_the_first_who_waits_impatiently_and_only_if_it_would_do() {
+    let line = [waiter(1, 4, true), waiter(4, 4, false)];
+    assert_eq!(verdicts(&line)[1], waits(None), "the first was let in: nothing is kept for it");
+    let line = [waiter(6, 4, true), waiter(5, 4, true), waiter(3, 4, false), waiter(7, 4, false)];
+    assert_eq!(verdicts(&line)[2..], [waits(Some(0)), waits(None)]);
+}
+
+/// One VM holds half of the disk space and wants another disk, too big or of another image; who stands behind
+/// it gets what the old one took.
+#[test]
+fn a_disk_that_is_to_go_gives_its_space_back_while_its_vm_waits() {
+    for other_image in [false, true] {
+        let (store, _) = store_with_disk();
+        install(&store, &digest(2));
+        let names = ["a", "b", "c"];
+        let uids = names.map(|name| declare(&store, vm(name)));
+        let capacity =
+            Capacity { memory: Quantity::mebibytes(1024), cpus: 8, disk: Quantity::mebibytes(2048) };
+        let of = |at: usize| VmClaim { capacity, ..claim(names[at], uids[at]) };
+        now(store.reserve_vm(of(0))).unwrap();
+        now(store.reserve_vm(of(1))).unwrap();
+        assert!(
+            matches!(now(store.reserve_vm(of(2))), Err(ReserveError::Waiting { .. })),
+            "no space is left"
+        );
+        let larger = if other_image {
+            VmClaim { image: digest(2), memory: Quantity::mebibytes(1000), ..of(0) }
+        } else {
+            VmClaim { disk: Quantity::mebibytes(1500), ..of(0) }
+        };
+        assert!(matches!(now(store.reserve_vm(larger)), Err(ReserveError::Waiting { .. })));
+        let held = store.vm(&key("c")).unwrap().reservation.clone();
+        assert!(held.is_some_and(|held| held.can_run()), "other image: {other_image}");
+    }
+}

@@ -193,3 +193,16 @@ fn a_transaction_that_panics_is_never_half_written() {
     let (again, _) = backend.crash(9);
     assert!(again.vm(&key("kept")).is_some() && again.vm(&key("b")).is_none());
 }
+
+#[test]
+fn a_store_that_failed_is_not_copied() {
+    let (store, backend) = Store::in_memory();
+    declare(&store, vm("a"));
+    store.record_event(&key("a"), None, Severity::Normal, "R", "m", at(3));
+    install(&store, &digest(1));
+    let counts = store.export().unwrap().counts();
+    assert_eq!(counts, Counts { vms: 1, images: 0, disks: 1, events: 1 });
+    backend.fail_next(Fault::Apply);
+    assert!(now(store.declare(vm("b"), origin("a"), false, at(1))).is_err());
+    assert!(matches!(store.export(), Err(StoreError::Failed { .. })), "nobody knows what of it is true");
+}

@@ -154,3 +154,23 @@ fn a_circle_of_dependencies_is_refused_and_the_last_good_spec_stays() {
     now(store.undeclare(&key("b"), "directory:/m", at(3))).unwrap();
     again(on("c", &["a"])).expect("what is being deleted waits for nobody");
 }
+
+#[test]
+fn annotations_follow_the_manifest() {
+    let (store, _) = Store::in_memory();
+    declare(&store, vm("web"));
+    let mut noted = vm("web");
+    noted.metadata_mut().annotations.insert("note".to_owned(), "x".to_owned());
+    let said = now(store.declare(noted, origin("a.yaml"), false, at(2))).unwrap();
+    assert_eq!(said, Declared::MetadataUpdated);
+    assert_eq!(store.vm(&key("web")).unwrap().object.metadata.annotations["note"], "x");
+}
+
+#[test]
+fn what_a_manifest_says_of_an_images_status_is_ignored() {
+    let (store, _) = Store::in_memory();
+    let AnyObject::Image(mut object) = image("base") else { unreachable!() };
+    object.status.phase = "Ready".to_owned();
+    declare(&store, AnyObject::Image(object));
+    assert_eq!(store.image(&image_key("base")).unwrap().object.status.phase, "");
+}

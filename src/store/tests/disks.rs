@@ -1,8 +1,10 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::super::row::Row;
 use super::super::*;
 use super::support::*;
+use crate::boot::{KernelChoice, KernelSource};
 use crate::image::{ImageConfig, Source};
 use crate::object::{Quantity, Uid};
 
@@ -157,4 +159,105 @@ fn only_a_disk_that_should_be_there_is_lost() {
     install(&store, &digest(1));
     now(store.condemn_disk(&digest(1))).unwrap();
     assert_eq!(lose(), Some(DiskState::Removing), "its removal goes on");
+}
+
+/// A pin of one digest, with a kernel that is in the image of another.
+fn with_kernel(image: u8, kernel: u8) -> PinnedImage {
+    let source = KernelSource::Oci(format!("r:{kernel}"));
+    let choice = KernelChoice { source: Some(source), command_line: None };
+    let kernel = PinnedKernel { choice, disk: Some(digest(kernel)), boot: None };
+    PinnedImage {
+        source: Source::Oci(format!("r:{image}")),
+        digest: digest(image),
+        kernel: Some(Box::new(kernel)),
+    }
+}
+
+#[test]
+fn a_kernels_disk_is_in_use_and_is_remembered_by_no_images_name() {
+    let (store, _, clock) = timed();
+    install(&store, &digest(1));
+    install(&store, &digest(2));
+    let a = declare(&store, vm("a"));
+    let publish = |image| {
+        let update = VmUpdate { image: Some(image), ..VmUpdate::default() };
+        now(store.publish_vm(&key("a"), a, update)).unwrap();
+    };
+    publish(Some(with_kernel(1, 2)));
+    assert_eq!((unused(&store, 1), unused(&store, 2)), (None, None));
+    clock.set(at(3));
+    publish(None);
+    assert_eq!(unused(&store, 1), Some((at(3), Some("r:1".to_owned()))));
+    assert_eq!(unused(&store, 2), Some((at(3), None)), "nobody named it as an image");
+}
+
+#[test]
+fn a_disk_is_remembered_by_the_last_name_of_its_last_user() {
+    let (store, _, clock) = timed();
+    install(&store, &digest(1));
+    let a = declare(&store, vm("a"));
+    for name in ["r:first", "r:last"] {
+        let pin = PinnedImage { source: Source::Oci(name.to_owned()), digest: digest(1), kernel: None };
+        let update = VmUpdate { image: Some(Some(pin)), ..VmUpdate::default() };
+        now(store.publish_vm(&key("a"), a, update)).unwrap();
+    }
+    clock.set(at(3));
+    pin(&store, "a", a, None);
+    assert_eq!(unused(&store, 1), Some((at(3), Some("r:last".to_owned()))));
+}
+
+#[test]
+fn the_time_without_users_begins_when_a_disk_is_ready() {
+    let (store, _, clock) = timed();
+    let a = declare(&store, vm("a"));
+    now(store.claim_disk(&digest(1), Uuid::nil())).unwrap();
+    assert_eq!(unused(&store, 1), None, "it is on its way");
+    pin(&store, "a", a, Some(1));
+    pin(&store, "a", a, None);
+    assert_eq!(unused(&store, 1), None);
+    clock.set(at(8));
+    publish(&store, Uuid::nil()).unwrap();
+    assert_eq!(unused(&store, 1), Some((at(8), None)));
+}
+
+#[test]
+fn a_condemned_disk_goes_though_it_is_wanted_again() {
+    let (store, _) = Store::in_memory();
+    install(&store, &digest(1));
+    now(store.condemn_disk(&digest(1))).unwrap();
+    let a = declare(&store, vm("a"));
+    pin(&store, "a", a, Some(1));
+    now(store.condemn_disk(&digest(1))).expect("it is on its way, and pulled anew after that");
+}
+
+#[test]
+fn a_disk_that_was_forgotten_or_lost_is_not_in_the_log_either() {
+    let (store, backend) = Store::in_memory();
+    install(&store, &digest(1));
+    install(&store, &digest(2));
+    now(store.condemn_disk(&digest(1))).unwrap();
+    now(store.forget_disk(&digest(1))).unwrap();
+    now(store.lose_disk(&digest(2))).unwrap();
+    let (again, _) = backend.crash(0);
+    assert_eq!(again.disks(), []);
+}
+
+/// Logs may hold what earlier versions, or people, wrote.
+#[test]
+fn a_store_that_is_opened_says_of_each_disk_whether_it_is_used() {
+    let (store, _) = Store::in_memory();
+    install(&store, &digest(1));
+    install(&store, &digest(2));
+    let a = declare(&store, vm("a"));
+    pin(&store, "a", a, Some(2));
+    let turned = store.export().unwrap().rows.into_iter().map(|row| match row {
+        Row::Disk(disk) => {
+            let unused = Some(Unused { since: at(1), source: None }).filter(|_| disk.unused.is_none());
+            Row::Disk(Arc::new(DiskRecord { unused, ..DiskRecord::clone(&disk) }))
+        }
+        row => row,
+    });
+    let rows = turned.map(|row| (row.key().text().into_bytes(), row.encode())).collect();
+    let (again, _) = super::super::memory::start(rows, StoreSettings::default());
+    assert!(unused(&again, 1).is_some() && unused(&again, 2).is_none());
 }

@@ -222,3 +222,26 @@ fn a_release_by_a_former_vm_of_the_name_is_harmless() {
     now(store.release_vm(&key("web"), uid)).expect("again is fine");
     assert!(store.vm(&key("web")).unwrap().reservation.is_none());
 }
+
+#[test]
+fn a_range_without_users_has_none() {
+    let (store, _) = store_with_disk();
+    let uid = declare(&store, vm("web"));
+    let none = VmClaim { vmm_users: Some(0..0), ..claim("web", uid) };
+    assert!(matches!(now(store.reserve_vm(none)), Err(ReserveError::NoFreeUser)));
+}
+
+#[test]
+fn a_name_of_a_device_that_another_holds_is_passed_over() {
+    // Equal uids stand for uids whose hashes begin alike.
+    let uids = std::sync::Mutex::new(vec![Uid::from_bytes([7; 16]), Uid::from_bytes([7; 16])]);
+    let minter: Minter = std::sync::Arc::new(move || uids.lock().unwrap().pop().unwrap_or_else(Uid::new_v4));
+    let (store, _) = Store::in_memory_with(StoreSettings { minter, ..StoreSettings::default() });
+    install(&store, &digest(1));
+    let nics = ["a", "b"].map(|name| {
+        let uid = declare(&store, vm(name));
+        reserve(&store, name, uid).unwrap().nic.unwrap()
+    });
+    assert_ne!(nics[0].mac, nics[1].mac);
+    assert_ne!(nics[0].link.tap(), nics[1].link.tap());
+}

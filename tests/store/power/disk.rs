@@ -70,6 +70,7 @@ struct Folder {
 enum Naming {
     Made(String, usize),
     Renamed(String, String),
+    Exchanged(String, String),
     Removed(String),
 }
 
@@ -116,7 +117,18 @@ impl Disk {
             ("lseek", Some(offset)) => drop(self.offsets.insert(call.args.file(0).0, offset.unsigned_abs())),
             ("openat", Some(descriptor)) if descriptor >= 0 => self.open(call, descriptor),
             ("mkdir", Some(0)) => self.make(&call.args.path(0), Node::Folder(Folder::default())),
-            ("rename", Some(0)) => self.rename(&call.args.path(0), &call.args.path(1)),
+            ("rename", Some(0)) => {
+                self.rename(&call.args.path(0), &call.args.path(1), Naming::Renamed);
+            }
+            ("renameat2", Some(0)) => {
+                let naming = match call.args.text(4) {
+                    "RENAME_EXCHANGE" => Naming::Exchanged,
+                    "RENAME_NOREPLACE" => Naming::Renamed,
+                    flags => panic!("this model does not know {flags}"),
+                };
+                self.rename(&call.args.path(1), &call.args.path(3), naming);
+            }
+            ("linkat", Some(0)) => self.link(&call.args.path(1), &call.args.path(3)),
             ("unlink", Some(0)) => self.remove(&call.args.path(0)),
             ("unlinkat" | "rmdir", Some(-1)) | ("sync_file_range", _) => {}
             (_, None | Some(-1)) => {}
@@ -213,10 +225,15 @@ impl Disk {
         self.naming(path, |name| Naming::Made(name, made));
     }
 
-    fn rename(&mut self, from: &Path, to: &Path) {
+    fn rename(&mut self, from: &Path, to: &Path, naming: fn(String, String) -> Naming) {
         assert_eq!(from.parent(), to.parent(), "this model knows renames inside a folder only");
         let to = to.file_name().unwrap().to_str().unwrap().to_owned();
-        self.naming(from, |from| Naming::Renamed(from, to));
+        self.naming(from, |from| naming(from, to));
+    }
+
+    fn link(&mut self, from: &Path, to: &Path) {
+        let node = self.find(from).expect("the file is there");
+        self.naming(to, |name| Naming::Made(name, node));
     }
 
     fn remove(&mut self, path: &Path) {
@@ -320,6 +337,10 @@ impl Naming {
         match self {
             Naming::Made(name, node) => drop(names.insert(name, node)),
             Naming::Removed(name) => drop(names.remove(&name)),
+            Naming::Exchanged(one, other) => {
+                let (a, b) = (names.remove(&one), names.remove(&other));
+                names.extend(a.map(|node| (other, node)).into_iter().chain(b.map(|node| (one, node))));
+            }
             // What was renamed without being there was removed already.
             Naming::Renamed(from, to) => {
                 if let Some(node) = names.remove(&from) {

@@ -3,6 +3,7 @@
 //! random, sector by sector, and the store is opened on what is left.
 
 mod disk;
+mod imports;
 mod trace;
 
 use std::path::Path;
@@ -29,7 +30,7 @@ fn what_was_acknowledged_survives_power_loss() {
     let record = root.path().join("trace");
     let parent = root.path().join("disk");
     std::fs::create_dir(&parent).unwrap();
-    run_traced(&parent.join("store"), &record);
+    run_traced(&record, |command| arm(command, &parent.join("store"), ROUNDS));
     let steps = steps(&record);
 
     let seed = std::env::var("VMLET_SEED").ok().map_or(11, |seed| seed.parse().unwrap());
@@ -62,13 +63,13 @@ fn what_was_acknowledged_survives_power_loss() {
     assert!(refused.is_empty(), "{} of {images} stores did not open: {refused:#?}", refused.len());
 }
 
-/// Runs a writer to its end.
-fn run_traced(dir: &Path, record: &Path) {
+/// Runs this binary, as it is armed, to its end.
+fn run_traced(record: &Path, arm: impl FnOnce(&mut Command)) {
     let mut command = Command::new("strace");
     let options = ["-f", "-y", "-xx", "--string-limit=100000000", "-e", trace::CALLS, "-o"];
     command.args(options).arg(record).arg(std::env::current_exe().unwrap());
-    arm(&mut command, dir, ROUNDS);
+    arm(&mut command);
     let status = command.stdout(Stdio::null()).status();
     let status = status.expect("strace runs (scripts/install-deps.sh installs it)");
-    assert!(status.success(), "the writer failed");
+    assert!(status.success(), "what was traced failed");
 }

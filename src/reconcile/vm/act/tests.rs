@@ -109,3 +109,136 @@ async fn a_vm_takes_one_boot_permit_though_it_could_have_two() {
     assert_eq!(boots.available_permits(), 1);
     assert!(rig.store.vm(&key).is_some());
 }
+
+/// Looks and acts until the record is as wanted.
+async fn until(
+    rig: &Rig,
+    key: &ObjectKey,
+    task: &mut VmTask,
+    wanted: impl Fn(&VmRecord) -> bool,
+) -> VmRecord {
+    let (_sender, mut wake) = wake();
+    loop {
+        let record = VmRecord::clone(&rig.store.vm(key).unwrap());
+        if wanted(&record) {
+            return record;
+        }
+        if let Outcome::Wait(_) = task.reconcile(&mut wake).await {
+            task.changed().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_step_touches_the_host_before_what_it_saw_is_durable() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let up = until(&rig, &key, &mut task, |record| matches!(record.run, Run::Up { .. })).await;
+    let (_sender, mut wake) = wake();
+    let seen = task.observe(&up, rig.now());
+    rig.backend.hold();
+    // Somebody's change, which may be undone by a crash.
+    let changed = rig.store.set_problem(&key, Some(problem())).now_or_never();
+    assert!(changed.is_none(), "it is not durable");
+    let steps = [
+        Step::Reserve { discard_disk: true, impatient: false },
+        Step::Relinquish,
+        Step::Boot,
+        Step::Kill { why: "test".to_owned() },
+        Step::RecordExit { rerun: true, failed: false },
+        Step::TearDown,
+    ];
+    for step in steps {
+        let (before, text) = (rig.effects(), format!("{step:?}"));
+        let act = tokio::time::timeout(Duration::from_secs(60), task.act(&up, &seen, step, &mut wake)).await;
+        assert!(act.is_err() && rig.effects() == before, "{text} did not wait: {:?}", rig.effects());
+    }
+    // Nor is any taken once nothing will be durable any more.
+    rig.backend.fail_next(crate::store::Fault::Flush);
+    rig.backend.release();
+    let before = rig.effects();
+    task.act(&up, &seen, Step::TearDown, &mut wake).await;
+    assert_eq!(rig.effects(), before);
+    assert!(task.failure.is_some());
+}
+
+fn problem() -> crate::store::Problem {
+    crate::store::Problem { reason: "R".to_owned(), message: String::new() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_of_an_edited_spec_is_refused() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let pinned = until(&rig, &key, &mut task, |record| record.reservation.is_some()).await;
+    rig.declare(&manifest("r/b:1")).await;
+    let before = rig.store.vm(&key).unwrap();
+    let claimed = task.reserve(&pinned, false, false).await;
+    assert!(matches!(claimed, Err(StepError::Stale)));
+    assert_eq!(rig.store.vm(&key), Some(before));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pin_and_a_reservation_end_the_row_of_failures_and_a_start_does_not() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let (_sender, mut wake) = wake();
+    let fail = |task: &mut VmTask| {
+        let step = discriminant(&Step::Boot);
+        task.fail(Failure { reason: "R".to_owned(), message: String::new(), transient: true, step });
+    };
+    let record = rig.store.vm(&key).unwrap();
+    fail(&mut task);
+    task.resolve(&record, &Source::Oci("r/a:1".to_owned()), &mut wake).await.ok().unwrap();
+    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true), "a pin");
+    until(&rig, &key, &mut task, |_| {
+        let digest = rig.store.vm(&key).unwrap().image.clone().unwrap().digest;
+        rig.store.disk(&digest).is_some_and(|disk| disk.is_ready())
+    })
+    .await;
+    let record = rig.store.vm(&key).unwrap();
+    fail(&mut task);
+    task.reserve(&record, false, false).await.ok().unwrap();
+    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true), "a reservation");
+    let record = rig.store.vm(&key).unwrap();
+    fail(&mut task);
+    task.boot(&record).await.ok().unwrap();
+    assert_eq!(
+        (task.backoff.failures(), task.failure.is_none()),
+        (1, true),
+        "a start may be part of a crash loop"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_is_asked_anew_in_each_stop() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let up = until(&rig, &key, &mut task, |record| matches!(record.run, Run::Up { .. })).await;
+    task.asked = true;
+    task.stop(&up, "test".to_owned()).await.ok().unwrap();
+    assert!(!task.asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_killed_is_seen_to_have_ended_and_why() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let up = until(&rig, &key, &mut task, |record| matches!(record.run, Run::Up { .. })).await;
+    task.observe(&up, rig.now());
+    task.kill(&up, "test").await.ok().unwrap();
+    let seen = task.observe(&up, rig.now());
+    assert_eq!(seen.killed.as_deref(), Some("test"));
+    assert!(seen.exit.is_some_and(|exit| exit.signal == Some(9)), "at once, and of a signal");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_of_a_former_vm_of_the_name_ends() {
+    let rig = Rig::new();
+    let (key, _) = task(&rig).await;
+    let world = Arc::new(World::new(rig.store.clone(), rig.parts(), rig.settings.clone()));
+    let mut former = VmTask::new(world, key.clone(), crate::object::Uid::from_u128(5));
+    let (_sender, mut wake) = wake();
+    assert_eq!(former.reconcile(&mut wake).await, Outcome::Gone);
+    assert_eq!(rig.store.vm(&key).unwrap().object.status.phase, "");
+}
