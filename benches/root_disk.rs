@@ -19,7 +19,8 @@ fn main() {
                 let path = dir.path().join(format!("{run}.ext4"));
                 let start = Instant::now();
                 let file = File::options().read(true).write(true).create_new(true).open(&path);
-                format_empty(&file.expect("a new file"), size, [run as u8; 16]).expect("there is room");
+                format_empty(&file.expect("a new file"), size, [run as u8; 16], false)
+                    .expect("there is room");
                 let took = start.elapsed().as_secs_f64() * 1000.0;
                 std::fs::remove_file(path).expect("its owner may remove it");
                 took

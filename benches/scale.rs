@@ -63,7 +63,12 @@ fn name(number: usize) -> String {
 /// Waits until the store has been still for a while, so that an edit is measured alone.
 async fn settle(plane: &Plane) {
     let mut changes = plane.store.watch(None).expect("from now on");
-    while tokio::time::timeout(Duration::from_secs(3), changes.next()).await.is_ok() {}
+    while let Ok(change) = tokio::time::timeout(Duration::from_secs(3), changes.next()).await {
+        // A watch that has expired stays so: without another, this would never end.
+        if change.is_err() {
+            changes = plane.store.watch(None).expect("from now on");
+        }
+    }
 }
 
 async fn edit_label(plane: &Plane, name: &str) -> f64 {

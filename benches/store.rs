@@ -119,7 +119,7 @@ async fn lives(store: &Store, uids: &[Uuid]) -> f64 {
         async move {
             store.reserve_vm(claim(number, uid)).await.expect("there is room");
             let process = ProcessIdentity { pid: 1, start_time: 1, boot_id: String::new() };
-            let (spec, since) = (Box::new(spec()), jiff::Timestamp::now());
+            let (spec, since) = (spec().into(), jiff::Timestamp::now());
             for run in [Run::Up { process, spec, boot: Boot::default(), since, stopping: None }, Run::Idle] {
                 let update = VmUpdate { run: Some(run), ..VmUpdate::default() };
                 store.publish_vm(&key(number), uid, update).await.expect("nothing else changed");

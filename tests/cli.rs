@@ -173,7 +173,7 @@ impl Daemon {
             };
             self.store.reserve_vm(claim).await.unwrap();
             let process = ProcessIdentity { pid: 1, start_time: 1, boot_id: "b".into() };
-            let spec = Box::new(object.spec.clone());
+            let spec = object.spec.clone();
             let run =
                 Run::Up { process, spec, boot: Boot::default(), since: Timestamp::now(), stopping: None };
             let update = VmUpdate { run: Some(run), ..VmUpdate::default() };

@@ -5,11 +5,18 @@ mod access;
 #[path = "image_registry/blobs.rs"]
 mod blobs;
 mod common;
+#[path = "image_registry/full_disk.rs"]
+mod full_disk;
 #[path = "image_registry/mirrors.rs"]
 mod mirrors;
+#[path = "image_registry/odd.rs"]
+mod odd;
+#[path = "image_registry/raw.rs"]
+mod raw;
 #[path = "image_registry/tls.rs"]
 mod tls;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,6 +12,8 @@ use vmlet_wire::{
 
 use super::*;
 
+mod rules;
+
 struct Dir(tempfile::TempDir);
 
 impl Dir {

@@ -12,6 +12,9 @@
 //! ID is the hash of what was found, so that making the same twice comes to the same. What has its name is complete
 //! and on disk. Kernels go at start-up only, before anything is made.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -189,11 +192,13 @@ impl Workshop {
                 put(&initramfs, &archive)?;
             }
             if self.form == KernelForm::Elf && !elf.is_file() {
-                // One that cannot be unpacked is started as it is.
-                if let Ok(Cow::Owned(unpacked)) = unpack::elf(&fs::read(&installed)?)
-                    && unpack::has_pvh_entry(&unpacked)
-                {
-                    put(&elf, &unpacked)?;
+                match unpack::elf(&fs::read(&installed)?) {
+                    Ok(Cow::Owned(unpacked)) if unpack::has_pvh_entry(&unpacked) => put(&elf, &unpacked)?,
+                    Ok(_) => {}
+                    Err(why) => {
+                        let kernel = installed.display();
+                        tracing::info!(%kernel, why, "a kernel is started packed, which takes its guests longer");
+                    }
                 }
             }
             installed.metadata()?;

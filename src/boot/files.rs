@@ -3,16 +3,18 @@
 //! What stands there may be an image's, so hostile: every read and every list is bounded, only regular files are
 //! opened, and what a module folder names stays below it.
 
+use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use ext4_view::{Ext4, Ext4Error};
+use ext4_view::{Ext4, Ext4Error, Ext4Read};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use super::BootError;
+use crate::image::ext4;
 
 /// The most entries of one folder that are looked at; real ones have hundreds.
 const MAX_ENTRIES: usize = 20_000;
@@ -42,8 +44,8 @@ pub(super) enum Kind {
 impl Files {
     /// The file system of a raw ext4 disk.
     pub(super) fn of_disk(disk: &Path) -> Result<Files, BootError> {
-        let file = open_regular(disk).map_err(BootError::io(disk))?;
-        let loaded = Ext4::load(Box::new(file));
+        let disk_bytes = open_regular(disk).and_then(Disk::new).map_err(BootError::io(disk))?;
+        let loaded = Ext4::load(Box::new(disk_bytes));
         loaded
             .map(Files::Disk)
             .map_err(|error| BootError::Disk { path: disk.to_owned(), why: error.to_string() })
@@ -161,6 +163,35 @@ impl Kind {
             (_, true) => Kind::File,
             _ => Kind::Other,
         }
+    }
+}
+
+/// A disk whose superblock does not tell of long extended attributes: `ext4-view` refuses such disks, though it
+/// reads no attributes.
+struct Disk {
+    file: File,
+    superblock: [u8; ext4::SUPERBLOCK],
+}
+
+impl Disk {
+    fn new(file: File) -> io::Result<Disk> {
+        Ok(Disk { superblock: ext4::superblock_without_long_values(&file)?, file })
+    }
+}
+
+impl Ext4Read for Disk {
+    fn read(&mut self, start: u64, bytes: &mut [u8]) -> Result<(), Box<dyn Error + Send + Sync + 'static>> {
+        self.file.read_exact_at(bytes, start)?;
+        let first = ext4::SUPERBLOCK as u64;
+        if start >= first + self.superblock.len() as u64 {
+            return Ok(());
+        }
+        for (at, byte) in (first..).zip(self.superblock) {
+            if let Some(place) = at.checked_sub(start).and_then(|at| bytes.get_mut(at as usize)) {
+                *place = byte;
+            }
+        }
+        Ok(())
     }
 }
 

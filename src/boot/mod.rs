@@ -14,6 +14,8 @@ mod modules;
 mod unpack;
 
 #[cfg(test)]
+mod rules;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;

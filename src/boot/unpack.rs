@@ -87,8 +87,7 @@ fn payload(kernel: &[u8]) -> Option<&[u8]> {
 
 /// Exactly `length` bytes.
 fn inflate(packed: &[u8], length: usize) -> Result<Vec<u8>, String> {
-    let known: [(&[u8], &str); 3] =
-        [(b"BZh", "bzip2"), (&[0x5d, 0, 0], "lzma"), (&[0x89, b'L', b'Z', b'O'], "lzo")];
+    let known: [(&[u8], &str); 2] = [(b"BZh", "bzip2"), (&[0x89, b'L', b'Z', b'O'], "lzo")];
     let mut bytes = Vec::new();
     let read = match packed {
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4(blocks, length).map(|unpacked| bytes = unpacked),
@@ -98,10 +97,13 @@ fn inflate(packed: &[u8], length: usize) -> Result<Vec<u8>, String> {
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
             take(lzma_rust2::XzReader::new_mem_limit(packed, false, XZ_MEMORY), length, &mut bytes)
         }
+        // Dictionary and length follow; with neither a name nor a checksum, this is all that tells it.
+        [0x5d, 0, 0, ..] => lzma_rust2::LzmaReader::new_mem_limit(packed, XZ_MEMORY, None)
+            .and_then(|reader| take(reader, length, &mut bytes)),
         _ => {
             let name = known.iter().find(|(magic, _)| packed.starts_with(magic));
             let name = name.map_or("something unknown", |(_, name)| name);
-            return Err(format!("it is packed with {name}; gzip, xz, zstd and lz4 can be unpacked"));
+            return Err(format!("it is packed with {name}; gzip, xz, lzma, zstd and lz4 can be unpacked"));
         }
     };
     read.map_err(|error| format!("it cannot be unpacked: {error}"))?;
@@ -157,7 +159,7 @@ fn notes_pvh(mut notes: &[u8]) -> bool {
     while let (Some(name), Some(content), Some(kind)) = (u32_at(notes, 0), u32_at(notes, 4), u32_at(notes, 8))
     {
         let (name, content) = (name as usize, content as usize);
-        if kind == PHYS32_ENTRY && notes.get(12..12 + name.min(8)) == Some(b"Xen\0") {
+        if kind == PHYS32_ENTRY && notes.get(12..12 + name) == Some(b"Xen\0") {
             return true;
         }
         let length = 12 + name.next_multiple_of(4) + content.next_multiple_of(4);

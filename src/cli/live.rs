@@ -44,13 +44,13 @@ impl Board {
         let template = match sign {
             Sign::Still => "  {wide_msg}",
             Sign::Busy => "{spinner} {wide_msg}",
-            Sign::Percent(_) => "{spinner} {wide_msg} [{bar:20}] {pos:>3} %",
+            Sign::Percent(_) => "{spinner} {wide_msg} [{bar:12}] {pos:>3} %",
         };
         line.set_style(ProgressStyle::with_template(template).expect("the templates are right"));
         if let Sign::Percent(percent) = sign {
             line.set_position(u64::from(percent));
         }
-        line.set_message(text);
+        line.set_message(beside(text, sign));
     }
 
     /// Removes a line.
@@ -66,6 +66,14 @@ impl Board {
         self.lines.clear();
         // A board that cannot be cleared is on a terminal that is gone.
         let _ = self.multi.clear();
+    }
+}
+
+/// The text beside a sign: lines are short, and say nothing twice.
+fn beside(text: String, sign: Sign) -> String {
+    match sign {
+        Sign::Percent(percent) => text.replacen(&format!(", {percent} %"), "", 1),
+        Sign::Still | Sign::Busy => text,
     }
 }
 
@@ -100,4 +108,16 @@ fn percent(progress: &str) -> Option<u8> {
         .parse()
         .ok()
         .filter(|percent| *percent <= 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_says_what_the_text_need_not() {
+        let text = || "layer 3 of 4, 61 %, 34 MiB/s, 12s left".to_owned();
+        assert_eq!(beside(text(), Sign::Percent(61)), "layer 3 of 4, 34 MiB/s, 12s left");
+        assert_eq!(beside(text(), Sign::Busy), text());
+    }
 }

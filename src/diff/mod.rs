@@ -24,7 +24,7 @@ use crate::manifest::{
     About, CONFLICT, Change, FileState, Held, MASS_DELETE, MassDeleteGuard, MassDeleteSettings, Snapshot,
     changes,
 };
-use crate::object::{AnyObject, FieldChange, Kind, ObjectKey, VmSpec, object_changes};
+use crate::object::{AnyObject, FieldChange, Kind, ObjectKey, Shared, VmSpec, object_changes};
 use crate::store::Origin;
 
 /// One object as the daemon holds it.
@@ -46,12 +46,12 @@ pub enum Process {
     /// It runs.
     Up {
         /// The spec that it was started with.
-        started: Box<VmSpec>,
+        started: Shared<VmSpec>,
     },
     /// It has ended, and is not started again as things are.
     Ended {
         /// The spec that ran.
-        started: Box<VmSpec>,
+        started: Shared<VmSpec>,
         /// The workload's exit code.
         code: Option<i32>,
     },

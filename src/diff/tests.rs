@@ -28,7 +28,7 @@ fn up(path: &str, text: &str) -> Vec<Running> {
         },
         source: SOURCE.to_owned(),
         process: match &located.object {
-            AnyObject::Vm(vm) => Process::Up { started: Box::new(vm.spec.clone()) },
+            AnyObject::Vm(vm) => Process::Up { started: vm.spec.clone() },
             AnyObject::Image(_) => Process::Idle,
         },
     };
@@ -103,13 +103,13 @@ fn an_edit_is_judged_by_the_spec_that_runs() {
     let AnyObject::Vm(started) = up("a.yaml", &vm("web", "image: {oci: a}"))[0].held.object.clone() else {
         unreachable!()
     };
-    running[0].process = Process::Up { started: Box::new(started.spec.clone()) };
+    running[0].process = Process::Up { started: started.spec.clone() };
     let undone = vm("web", "image: {oci: a}");
     assert_eq!(shown(&whole(&running, &[("a.yaml", &undone)])), ["vm/web Update None memory"]);
     // One that ended starts again if its policy or a restarting field says so.
     let once = vm("web", "image: {oci: a}, runPolicy: Once");
     let mut running = up("a.yaml", &once);
-    running[0].process = Process::Ended { started: Box::new(started.spec), code: Some(0) };
+    running[0].process = Process::Ended { started: started.spec, code: Some(0) };
     let outcome = |running: &[Running], spec: &str| shown(&whole(running, &[("a.yaml", &vm("web", spec))]));
     assert_eq!(outcome(&running, "image: {oci: a}"), ["vm/web Update Start runPolicy"]);
     assert_eq!(

@@ -10,6 +10,7 @@
 //! The whole file goes into a file without a name first, inflated, and is hashed on the way. Nothing of it
 //! is looked at before its SHA-256 is known to be the one that was asked for.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -35,8 +36,12 @@ pub(crate) const KERNEL: &str = "kernel";
 pub(crate) const INITRD: &str = "initrd";
 pub(crate) const MODULES: &str = "modules";
 
-/// Folders above a module.
+/// Folders above a module, and bytes of its name with them: with the state folder before it, it stays below
+/// Linux' PATH_MAX.
 const MAX_DEPTH: usize = 16;
+const MAX_PATH: usize = 2048;
+/// Linux' NAME_MAX.
+const MAX_NAME: usize = 255;
 /// A disk's length is a multiple of this.
 const BLOCK: u64 = 4096;
 
@@ -64,12 +69,21 @@ pub(crate) async fn stage(
         return Err(ImageError::digest(format!("its digest is {actual}, and {digest} was asked for")));
     }
     let (unpacked, uuid) = (folder.clone(), filesystem_uuid(digest));
-    let (size, run) = blocking("unpacking a bundle", move || {
-        let bundle = Bundle::open(tar, &job)?;
-        bundle.unpack(&unpacked, uuid, &job, progress)
-    })
-    .await?;
+    let (size, run) =
+        blocking("unpacking a bundle", move || unpack(tar, &unpacked, uuid, &job, progress)).await?;
     finish(folder, run, size).await
+}
+
+/// Puts what is in a bundle, which is a plain tar by now, into an image's folder. Returns the disk's length in
+/// bytes, and the config.
+pub(crate) fn unpack(
+    tar: File,
+    folder: &Path,
+    uuid: [u8; 16],
+    job: &Job,
+    progress: watch::Sender<Progress>,
+) -> Result<(u64, ImageConfig), ImageError> {
+    Bundle::open(tar, job)?.unpack(folder, uuid, job, progress)
 }
 
 /// The bundle as a plain tar without a name, and its digest.
@@ -170,7 +184,7 @@ impl Bundle {
             (None, None, None, None, Vec::new());
         let members = members(&tar, limits)?;
         let (tar, mut total) = (Arc::new(tar), 0u64);
-        let mut names = std::collections::HashSet::new();
+        let mut names = HashSet::new();
         for (name, member) in members {
             let shown = printable(&name);
             let refuse = |why: &str| Err(ImageError::invalid(format!("\"{shown}\" {why}")));
@@ -191,6 +205,9 @@ impl Bundle {
                     let below = Path::new(&path[MODULES.len() + 1..]).to_owned();
                     if below.components().count() > MAX_DEPTH {
                         return refuse("lies too deep");
+                    }
+                    if path.len() > MAX_PATH || path.split('/').any(|name| name.len() > MAX_NAME) {
+                        return refuse("is too long a name");
                     }
                     modules.push((below, section));
                     continue;
@@ -221,6 +238,7 @@ impl Bundle {
                 "the bundle has an initrd or modules, but no kernel that they are for",
             ));
         }
+        check_folders(&modules)?;
         Ok(Bundle { root, kernel, initrd, modules, config })
     }
 
@@ -277,6 +295,20 @@ impl Bundle {
         }
         Ok(())
     }
+}
+
+/// Nothing is a file and a folder at once.
+fn check_folders(modules: &[(PathBuf, Option<Section>)]) -> Result<(), ImageError> {
+    let files: HashSet<&Path> =
+        modules.iter().filter(|(_, section)| section.is_some()).map(|(path, _)| path.as_path()).collect();
+    for (path, section) in modules {
+        let mut folders = path.ancestors().skip(usize::from(section.is_some()));
+        if let Some(path) = folders.find(|folder| files.contains(folder)) {
+            let shown = printable(format!("{MODULES}/{}", path.display()).as_bytes());
+            return Err(ImageError::invalid(format!("\"{shown}\" is a file and a folder")));
+        }
+    }
+    Ok(())
 }
 
 fn make_folder(path: &Path) -> Result<(), ImageError> {

@@ -18,13 +18,20 @@ pub(crate) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
 
 /// Types of layers that hold a file system. Whether and how one is compressed is read from its
 /// first bytes, as all builders' labels are not right.
-const LAYER_TYPES: [&str; 5] = [
+const LAYER_TYPES: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
     "application/vnd.oci.image.layer.v1.tar+zstd",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
 ];
+
+const INDEX_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+
+/// Indexes within indexes that are followed.
+pub(crate) const MAX_INDEXES: usize = 4;
 
 const CONFIG_TYPES: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
@@ -51,8 +58,15 @@ pub(crate) struct Manifest {
 #[derive(Debug)]
 pub(crate) enum Document {
     Image(Manifest),
-    /// The digest of this platform's manifest.
-    Index(Digest),
+    Index(IndexEntry),
+}
+
+/// What an index has for this platform.
+#[derive(Debug)]
+pub(crate) struct IndexEntry {
+    pub(crate) digest: Digest,
+    /// Whether it says that it is an index itself.
+    pub(crate) is_index: bool,
 }
 
 #[derive(Deserialize)]
@@ -65,14 +79,19 @@ struct RawDocument {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RawIndexEntry {
+    #[serde(default)]
+    media_type: String,
     digest: String,
     platform: Option<RawPlatform>,
 }
 
 #[derive(Deserialize)]
 pub(crate) struct RawPlatform {
+    #[serde(default)]
     os: String,
+    #[serde(default)]
     architecture: String,
     #[serde(default)]
     variant: String,
@@ -88,9 +107,14 @@ impl RawPlatform {
             "v4" => 4,
             _ => return None,
         };
-        let ours = self.os == "linux" && self.architecture == "amd64";
-        (ours && level <= this_level()).then_some(level)
+        (is_ours(&self.os, &self.architecture) && level <= this_level()).then_some(level)
     }
+}
+
+/// Whether this is the host's platform, in one of the spellings that containerd takes for it.
+fn is_ours(os: &str, architecture: &str) -> bool {
+    let [os, architecture] = [os, architecture].map(str::to_ascii_lowercase);
+    matches!(os.as_str(), "" | "linux") && matches!(architecture.as_str(), "amd64" | "x86_64" | "x86-64")
 }
 
 /// The highest of the x86-64 psABI's levels that this processor has.
@@ -118,8 +142,9 @@ impl Document {
         match (raw.config, raw.layers, raw.manifests) {
             // A document that is both means different images to different readers (CVE-2021-41190).
             (None, None, Some(entries)) => this_platform(&entries).map(Document::Index),
-            (Some(config), Some(layers), None) => {
-                Manifest::check(config, layers, limits).map(Document::Image)
+            // Go writes a list without anything in it as `null`.
+            (Some(config), layers, None) => {
+                Manifest::check(config, layers.unwrap_or_default(), limits).map(Document::Image)
             }
             _ => Err(ImageError::invalid(
                 "the manifest is neither an image (config, layers) nor an index (manifests)",
@@ -128,9 +153,10 @@ impl Document {
     }
 }
 
-/// The entry for linux/amd64 that asks the least of the processor; of equals the first.
-fn this_platform(entries: &[RawIndexEntry]) -> Result<Digest, ImageError> {
-    let level = |entry: &&RawIndexEntry| entry.platform.as_ref().and_then(RawPlatform::level);
+/// The entry for linux/amd64 that asks the least of the processor; of equals the first. One that says nothing
+/// of a platform is the last choice: its config will tell.
+fn this_platform(entries: &[RawIndexEntry]) -> Result<IndexEntry, ImageError> {
+    let level = |entry: &&RawIndexEntry| entry.platform.as_ref().map_or(Some(u8::MAX), RawPlatform::level);
     let found = entries.iter().filter(|entry| level(entry).is_some()).min_by_key(level);
     let Some(entry) = found else {
         let mut offered: Vec<String> = entries
@@ -149,7 +175,9 @@ fn this_platform(entries: &[RawIndexEntry]) -> Result<Digest, ImageError> {
             offered.join(", ")
         )));
     };
-    entry.digest.parse().map_err(|error| ImageError::invalid(format!("in the index: {error}")))
+    let digest: Result<Digest, _> = entry.digest.parse();
+    let digest = digest.map_err(|error| ImageError::invalid(format!("in the index: {error}")))?;
+    Ok(IndexEntry { digest, is_index: INDEX_TYPES.contains(&entry.media_type.as_str()) })
 }
 
 impl Manifest {
@@ -168,6 +196,12 @@ impl Manifest {
                 return Err(ImageError::invalid(format!(
                     "layer {} is foreign: its content is not where the image is, and vmlet does not fetch it from \
                      elsewhere; build the image on another base",
+                    layer.digest
+                )));
+            }
+            if layer.media_type.ends_with("+encrypted") {
+                return Err(ImageError::invalid(format!(
+                    "layer {} is encrypted, and vmlet has no keys; push the image unencrypted",
                     layer.digest
                 )));
             }
@@ -249,7 +283,7 @@ impl Config {
         let raw: RawConfig = serde_json::from_slice(bytes).map_err(|error| {
             ImageError::invalid(format!("the image's config cannot be read: {}", one_line(&error)))
         })?;
-        if (raw.os.as_str(), raw.architecture.as_str()) != ("linux", "amd64") {
+        if !is_ours(&raw.os, &raw.architecture) {
             return Err(ImageError::invalid(format!(
                 "the image is for {}/{}, and this host runs linux/amd64",
                 printable(raw.os.as_bytes()),

@@ -2,14 +2,19 @@
 //! and fuzzing drive. Each does what a pull does with the same bytes.
 
 use std::fs::File;
-use std::io::BufRead;
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::ext4::{self, Builder};
 use super::layer::{Budget, Tree, inflate, on_disk};
+use super::layout::plain;
+use super::local::Job;
 use super::manifest::{Config, Document};
-use super::{ImageError, Limits};
+use super::{ImageConfig, ImageError, Limits, Progress, Settings, bundle};
 
 /// The filesystem of every disk that is made here.
 const UUID: [u8; 16] = *b"vmlet probe disk";
@@ -60,4 +65,17 @@ pub fn read_manifest(bytes: &[u8], limits: &Limits) -> Result<(), ImageError> {
 /// If it is malformed, or of an image that cannot run here.
 pub fn read_config(bytes: &[u8], layers: usize) -> Result<(), ImageError> {
     Config::parse(bytes, layers).map(drop)
+}
+
+/// Puts what is in a bundle into a folder that is there. Returns the disk's length in bytes, and the config.
+///
+/// # Errors
+/// If the bundle is malformed or over a limit; if the folder cannot be written to.
+pub fn unpack_bundle(bytes: &[u8], folder: &Path, limits: &Limits) -> Result<(u64, ImageConfig), ImageError> {
+    let settings = Arc::new(Settings { limits: limits.clone(), ..Settings::default() });
+    let (job, _guard) = Job::new(folder, &settings);
+    let mut file = job.unnamed()?;
+    file.write_all(bytes).map_err(|error| ImageError::host("writing a bundle", &error))?;
+    let (progress, _) = watch::channel(Progress::default());
+    bundle::unpack(plain(file, &job)?, folder, UUID, &job, progress)
 }

@@ -46,13 +46,15 @@ pub(crate) async fn pull(
     });
     let config = registry.config(reference, &manifest.config).await?;
     let config = Config::parse(&config, manifest.layers.len())?;
-    let promise = Arc::new(space.promise(&manifest)?);
-
     let cancel = CancellationToken::new();
     let _cancel_on_drop = cancel.clone().drop_guard();
     let disk = create_disk(folder).await?;
-    let host = reference.inner().registry();
+    let (host, length) = (reference.inner().registry(), manifest.size());
     let (arrivals, layers) = open_layers(blobs, host, manifest, config.diff_ids);
+    // What this pull uses itself does not go for its room.
+    let (room, kept) = (Arc::clone(space), Arc::clone(blobs));
+    let promise = blocking("looking for room", move || room.promise(length, &kept)).await?;
+    let promise = Arc::new(promise);
     let build = Build {
         disk,
         uuid: filesystem_uuid(digest),

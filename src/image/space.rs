@@ -1,7 +1,7 @@
 //! Room in the state directory, promised to the pulls that run.
 //!
-//! A pull says what it will take before it takes anything, and fails at once if that is not free, or is
-//! promised to others. A promise shrinks as it is used, since then the file system knows. How far layers
+//! A pull says what it will take before it takes anything. If that is not free, or is promised to others, layers that
+//! are kept for later pulls go, as many as need be; if they do not suffice, it fails at once. A promise shrinks as it is used, since then the file system knows. How far layers
 //! inflate is not known before, so a disk can still be full in the middle.
 
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::ImageError;
-use super::manifest::Manifest;
+use super::blob::Blobs;
 use crate::metrics::Guarded;
 
 /// How many times a layer's length its files will take on the base disk: less than what is usual, so that no
@@ -28,19 +28,30 @@ impl Space {
         Arc::new(Space { folder, promised: Guarded::default() })
     }
 
-    /// Promises room for the layers and the base disk of an image.
+    /// Promises room for the layers and the base disk of an image whose layers are so long together. Reads folders:
+    /// not for an async thread.
     ///
     /// # Errors
     ///
     /// `NoSpace` if there is too little, `HostError` if the file system does not say.
-    pub(crate) fn promise(self: &Arc<Self>, manifest: &Manifest) -> Result<Promise, ImageError> {
-        let failed = |error: rustix::io::Errno| ImageError::host(self.folder.display(), &error.into());
-        let system = rustix::fs::statvfs(&self.folder).map_err(failed)?;
-        let free = system.f_bavail.saturating_mul(system.f_frsize);
-        self.grant(free, manifest.size().saturating_mul(1 + INFLATED))
+    pub(crate) fn promise(self: &Arc<Self>, layers: u64, kept: &Blobs) -> Result<Promise, ImageError> {
+        let wanted = layers.saturating_mul(1 + INFLATED);
+        match self.grant(self.free()?, wanted) {
+            Ok(promise) => Ok(promise),
+            Err(short) => {
+                kept.make_room(short.missing);
+                self.grant(self.free()?, wanted).map_err(|short| short.error)
+            }
+        }
     }
 
-    fn grant(self: &Arc<Self>, free: u64, wanted: u64) -> Result<Promise, ImageError> {
+    fn free(&self) -> Result<u64, ImageError> {
+        let failed = |error: rustix::io::Errno| ImageError::host(self.folder.display(), &error.into());
+        let system = rustix::fs::statvfs(&self.folder).map_err(failed)?;
+        Ok(system.f_bavail.saturating_mul(system.f_frsize))
+    }
+
+    fn grant(self: &Arc<Self>, free: u64, wanted: u64) -> Result<Promise, Short> {
         let others = self.promised.with(|promised| {
             let others = *promised;
             let fits = others.checked_add(wanted).filter(|all| *all <= free);
@@ -49,15 +60,26 @@ impl Space {
         });
         match others {
             None => Ok(Promise { space: self.clone(), left: AtomicU64::new(wanted) }),
-            Some(others) => Err(ImageError::no_space(format!(
-                "{} has {} MiB free, {} MiB of that promised to other pulls, and the image will take about {} MiB",
-                self.folder.display(),
-                free >> 20,
-                others >> 20,
-                wanted >> 20,
-            ))),
+            Some(others) => Err(Short {
+                missing: others.saturating_add(wanted) - free,
+                error: ImageError::no_space(format!(
+                    "{} has {} MiB free, {} MiB of that promised to other pulls, and the image will take about {} MiB",
+                    self.folder.display(),
+                    free >> 20,
+                    others >> 20,
+                    wanted >> 20,
+                )),
+            }),
         }
     }
+}
+
+/// There is too little room.
+#[derive(Debug)]
+struct Short {
+    /// In bytes.
+    missing: u64,
+    error: ImageError,
 }
 
 /// Room for one pull. What is left of it is given back when this is dropped.
@@ -99,7 +121,8 @@ mod tests {
     fn what_is_promised_to_one_is_not_promised_to_another() {
         let space = Space::new("/".into());
         let first = space.grant(100, 60).unwrap();
-        let error = space.grant(100, 41).map(drop).unwrap_err();
+        let Short { missing, error } = space.grant(100, 41).map(drop).unwrap_err();
+        assert_eq!(missing, 1);
         assert_eq!(error.reason, "NoSpace");
         assert!(error.transient, "others end");
         let second = space.grant(100, 40).unwrap();

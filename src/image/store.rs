@@ -117,11 +117,18 @@ impl ImageStore {
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
         let mut damages = 0;
+        let mut others = self.blobs().await.is_ok_and(|kept| !kept.is_empty());
         loop {
             match self.staged(digest, |folder| Box::pin(self.fill(source, digest, folder, progress))).await {
                 Err(error) if error.reason == ImageError::DAMAGED && damages < DAMAGES => {
                     tracing::warn!(image = %source, %error, "starting over without the damaged layer");
                     damages += 1;
+                }
+                // Room that was promised did not suffice: what earlier pulls left goes, and this is tried again.
+                Err(error) if error.reason == ImageError::NO_SPACE && others => {
+                    tracing::warn!(image = %source, %error, "starting over without kept layers");
+                    others = false;
+                    self.prune_blobs(0).await?;
                 }
                 staged => return staged,
             }

@@ -36,7 +36,15 @@ fn manifests_name_layers_that_are_file_systems() {
 
     let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
     assert_refused(manifest(&layer(foreign, DIGEST, "5")), "InvalidImage", "is foreign");
+    let encrypted = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
+    assert_refused(manifest(&layer(encrypted, DIGEST, "5")), "InvalidImage", "is encrypted");
+    assert_refused(
+        manifest(&layer("application/octet-stream", DIGEST, "5")),
+        "InvalidImage",
+        "not supported",
+    );
     assert_refused(manifest(&layer(gzip, "sha512:00", "5")), "InvalidImage", "sha512:00");
+    assert_refused(manifest(&layer(gzip, &DIGEST.to_uppercase(), "5")), "InvalidImage", "digest");
     assert_refused(manifest(&layer(gzip, "sha256:../../etc", "5")), "InvalidImage", "digest");
     assert_refused(manifest(&layer(gzip, DIGEST, "-5")), "InvalidImage", "manifest");
     let huge = layer(gzip, DIGEST, &u64::MAX.to_string());
@@ -59,7 +67,26 @@ fn documents_are_either_images_or_indexes() {
     let entry =
         format!(r#"{{"digest": "{DIGEST}", "platform": {{"os": "linux", "architecture": "amd64"}}}}"#);
     let index = format!(r#"{{"schemaVersion": 2, "manifests": [{{"digest": "x"}}, {entry}]}}"#);
-    assert!(matches!(parse(&index).unwrap(), Document::Index(digest) if digest.as_str() == DIGEST));
+    assert!(matches!(parse(&index).unwrap(), Document::Index(entry) if entry.digest.as_str() == DIGEST));
+}
+
+#[test]
+fn a_platform_has_several_spellings() {
+    let index = |platform: &str| {
+        parse(&format!(
+            r#"{{"schemaVersion": 2, "manifests": [{{"digest": "{DIGEST}", "platform": {platform}}}]}}"#
+        ))
+    };
+    for ours in [
+        r#"{"os": "linux", "architecture": "x86_64"}"#,
+        r#"{"os": "Linux", "architecture": "AMD64", "variant": "v1"}"#,
+        r#"{"architecture": "x86-64"}"#,
+    ] {
+        assert!(index(ours).is_ok(), "{ours}");
+    }
+    for other in [r#"{"os": "linux"}"#, r#"{"os": "linux", "architecture": "arm64"}"#, "{}"] {
+        assert_refused(index(other), "InvalidImage", "no linux/amd64");
+    }
 }
 
 #[test]

@@ -36,7 +36,7 @@ impl From<&Record> for Held {
             path: origin.path.clone(),
             line: origin.line,
             terminating: object.metadata().deletion_timestamp.is_some(),
-            problem: record.problem().cloned(),
+            problem: record.own_problem().cloned(),
             object,
         }
     }

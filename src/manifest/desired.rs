@@ -122,7 +122,8 @@ impl<'a> Fold<'a> {
         let Some([first, others @ ..]) = self.declared.get(key).map(Vec::as_slice) else { return };
         let (first, others) = (*first, others.to_vec());
         self.declare(first, false);
-        self.conflicts(key, first.0, first.1.line, &others);
+        let problem = self.conflicts(key, first.0, first.1.line, &others);
+        self.note_anew(key, problem);
     }
 
     fn declare(&mut self, (path, located): Declaration<'_>, take_over: bool) {
@@ -190,21 +191,29 @@ impl<'a> Fold<'a> {
     /// The declaration at `index` is in force.
     fn update(&mut self, key: &ObjectKey, held: &Held, mut declarations: Vec<Declaration<'_>>, index: usize) {
         let (path, located) = declarations.remove(index);
-        if path != held.path || located.line != held.line || differ(&held.object, &located.object) {
+        let changed = path != held.path || located.line != held.line || differ(&held.object, &located.object);
+        if changed {
             self.declare((path, located), path != held.path);
         }
         let problem = self.conflicts(key, path, located.line, &declarations);
-        self.problem(key, held, problem);
+        match changed && problem.is_some() {
+            true => self.note_anew(key, problem),
+            false => self.problem(key, held, problem),
+        }
+    }
+
+    /// A declaration ends what was noted before it: what is still wrong is said again.
+    fn note_anew(&mut self, key: &ObjectKey, problem: Option<Problem>) {
+        if problem.is_some() {
+            self.changes.push(Change::Problem { key: key.clone(), problem });
+        }
     }
 
     /// An object that is being deleted says whether another of its name comes after it.
     fn redeclared(&mut self, key: &ObjectKey, held: &Held) {
         let declaration = self.declared.get(key).and_then(|declarations| declarations.first());
-        let problem = declaration.map(|(path, located)| {
-            let place = format!("{}:{}", path.display(), located.line);
-            let message = format!("declared again at {place}; created anew when the old one is gone");
-            Problem { reason: Problem::REDECLARED.to_owned(), message }
-        });
+        let problem = declaration
+            .map(|(path, located)| Problem::redeclared(&format!("{}:{}", path.display(), located.line)));
         let waits = held.problem.as_ref().is_some_and(Problem::is_redeclared);
         if problem.is_some() || waits {
             self.problem(key, held, problem);

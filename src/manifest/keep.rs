@@ -3,7 +3,8 @@
 //! In: the folder's snapshots, the store's deletions, the time. Out: declared and undeclared objects,
 //! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use super::source::{FileState, Snapshot};
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
 use crate::reconcile::Clock;
 use crate::store::{
-    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Severity, Store, StoreError, Watch,
+    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Record, Severity, Store, StoreError, Watch,
 };
 
 /// Declarations that wait for one flush, at most.
@@ -48,6 +49,7 @@ pub async fn keep(
         guard: MassDeleteGuard::new(settings),
         applied: None,
         awaits: false,
+        contested: BTreeMap::new(),
         clock,
     };
     let mut deletions = keeper.watch();
@@ -57,7 +59,7 @@ pub async fn keep(
             () = cancel.cancelled() => return,
             // The first of them: the channel's first value is a placeholder, not a look at the folder.
             changed = snapshots.changed() => if changed.is_err() { return },
-            () = deleted(&mut deletions), if keeper.awaits => {}
+            () = freed(&mut deletions, &keeper.contested), if keeper.awaits => {}
             () = until(keeper.guard.due().map(Instant::from_std)) => {}
         }
         // From before the pass on: what it waits for may be gone before it ends.
@@ -79,12 +81,17 @@ async fn until(instant: Option<Instant>) {
     }
 }
 
-/// Resolves when an object is gone: its name may be declared anew.
-async fn deleted(changes: &mut Watch) {
+/// Resolves when an object is gone, and its name may be declared anew; or when one that is declared here as
+/// well is about to go: that another follows it is to be said.
+async fn freed(changes: &mut Watch, contested: &BTreeMap<ObjectKey, Problem>) {
+    let goes = |record: &Record| {
+        let said = contested.get(&record.key());
+        record.metadata().deletion_timestamp.is_some() && said.is_some_and(|said| !said.is_redeclared())
+    };
     loop {
         match changes.next().await {
-            Ok(change) if change.kind != ChangeKind::Deleted => {}
-            Ok(_) => return,
+            Ok(change) if change.kind == ChangeKind::Deleted || goes(&change.record) => return,
+            Ok(_) => {}
             // Missed changes may have been deletions. The next call goes on from now.
             Err(Expired) => return tokio::time::sleep(MISSED).await,
         }
@@ -98,8 +105,10 @@ struct Keeper {
     guard: MassDeleteGuard,
     /// The last snapshot, if all that it declares is in the store and nothing else, and nothing is wrong with it.
     applied: Option<Snapshot>,
-    /// Whether a name is declared whose former object is still being deleted.
+    /// Whether a name is declared that an object still has which is being deleted, or another source's.
     awaits: bool,
+    /// What the last look found declared that is another source's.
+    contested: BTreeMap<ObjectKey, Problem>,
     clock: Clock,
 }
 
@@ -150,6 +159,7 @@ impl Keeper {
     /// Makes the store agree. False if there is something wrong, or something to be done again.
     async fn compare(&mut self, held: &[Held], snapshot: &Snapshot) -> Result<bool, StoreError> {
         self.awaits = held.iter().any(|held| held.terminating);
+        let before = mem::take(&mut self.contested);
         let (mut declarations, mut undeclared, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         for change in changes(held, snapshot, &mut self.guard, Instant::now().into_std()) {
             match change {
@@ -170,6 +180,7 @@ impl Keeper {
             self.undeclare(&key).await?;
         }
         self.note(problems, refused).await?;
+        self.contest(before, snapshot.complete).await?;
         quiet &= self.recorder.end_look(snapshot.complete) && !self.awaits;
         Ok(quiet)
     }
@@ -220,11 +231,22 @@ impl Keeper {
                 self.recorder.event((&key).into(), "SpecChanged", &format!("{}{effect}", shown.join(", ")));
             }
             Ok(Declared::MetadataUpdated | Declared::Unchanged) => {}
-            Err(error @ DeclareError::Conflict { .. }) => {
-                self.recorder.warn(About::Object(key), CONFLICT, &format!("{place}: {error}"));
-            }
             // Declared again when it is gone: that is a change this loop waits for.
-            Err(DeclareError::Terminating) => self.awaits = true,
+            Err(error @ DeclareError::Conflict { .. }) => {
+                self.awaits = true;
+                self.recorder.warn(About::Object(key.clone()), CONFLICT, &format!("{place}: {error}"));
+                let message = format!(
+                    "declared at {place} too, which is not in force: rename or remove one of the two"
+                );
+                self.contested.insert(key, Problem { reason: CONFLICT.to_owned(), message });
+            }
+            Err(DeclareError::Terminating) => {
+                self.awaits = true;
+                // The folder itself says so of what is its own.
+                if !self.owns(&key) {
+                    self.contested.insert(key, Problem::redeclared(&place));
+                }
+            }
             Err(DeclareError::Dependency(error)) => return Ok(Some(Refused { declaration, error })),
             Err(DeclareError::Store(error)) => return Err(error),
         }
@@ -248,7 +270,7 @@ impl Keeper {
         for Refused { declaration, error } in refused {
             let key = declaration.object.key();
             let (origin, reason) = (declaration.origin, error.reason());
-            if self.store.record(&key).is_some() {
+            if self.owns(&key) {
                 let message = format!("{origin}: {error}; the last spec stays");
                 self.problem(&key, Some(Problem { reason: reason.to_owned(), message })).await?;
             } else {
@@ -262,6 +284,29 @@ impl Keeper {
         Ok(())
     }
 
+    /// Has the objects of other sources say that this one declares them too, for as long as it does.
+    async fn contest(
+        &mut self,
+        before: BTreeMap<ObjectKey, Problem>,
+        complete: bool,
+    ) -> Result<(), StoreError> {
+        for (key, problem) in &self.contested {
+            self.store.set_rival(key, &self.source, Some(problem.clone())).await?;
+        }
+        for (key, problem) in before {
+            if self.contested.contains_key(&key) {
+                continue;
+            }
+            if !complete {
+                // What could not be read now may declare it as before.
+                self.contested.insert(key, problem);
+            } else if self.store.set_rival(&key, &self.source, None).await? {
+                self.recorder.event((&key).into(), MENDED, "no other source declares it any more");
+            }
+        }
+        Ok(())
+    }
+
     async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
         if self.store.undeclare(key, &self.source, self.clock.now()).await? {
             self.recorder.event(key.into(), "Undeclared", "its manifest is gone; it is deleted");
@@ -269,8 +314,16 @@ impl Keeper {
         Ok(())
     }
 
+    fn owns(&self, key: &ObjectKey) -> bool {
+        self.store.record(key).is_some_and(|record| record.origin().source == self.source)
+    }
+
     async fn problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<(), StoreError> {
-        let old = self.store.record(key).and_then(|record| record.problem().cloned());
+        // What is another source's says only that it is declared here too.
+        if !self.owns(key) {
+            return Ok(());
+        }
+        let old = self.store.record(key).and_then(|record| record.own_problem().cloned());
         if !self.store.set_problem(key, problem.clone()).await? {
             return Ok(());
         }

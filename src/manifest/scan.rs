@@ -19,11 +19,6 @@ use sha2::{Digest, Sha256};
 
 use super::MAX_FILE_SIZE;
 
-/// The most directory entries of a walk, manifests or not.
-const MAX_ENTRIES: usize = 200_000;
-/// The most bytes read by a walk.
-const MAX_BYTES: u64 = 256 << 20;
-
 /// How much a walk may take in.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -31,11 +26,15 @@ pub struct Limits {
     pub files: usize,
     /// Folders in folders; the root's own files are at depth 0.
     pub depth: usize,
+    /// Directory entries, manifests or not.
+    pub entries: usize,
+    /// Bytes that are read.
+    pub bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { files: 50_000, depth: 16 }
+        Limits { files: 50_000, depth: 16, entries: 200_000, bytes: 256 << 20 }
     }
 }
 
@@ -189,7 +188,7 @@ impl<'a> Walk<'a> {
         let content = known.then(|| self.read(path)).and_then(Result::ok);
         let Some(sight @ Sight::Content { .. }) = content else { return false };
         self.visitor.saw(path.to_owned(), sight);
-        self.bytes <= MAX_BYTES
+        self.bytes <= self.limits.bytes
     }
 
     fn run(&mut self) {
@@ -241,8 +240,8 @@ impl<'a> Walk<'a> {
         };
         for name in names {
             self.entries += 1;
-            if self.entries > MAX_ENTRIES {
-                return Err(format!("more than {MAX_ENTRIES} entries in {}", self.real.display()));
+            if self.entries > self.limits.entries {
+                return Err(format!("more than {} entries in {}", self.limits.entries, self.real.display()));
             }
             self.entry(folder, &name)?;
         }
@@ -260,7 +259,7 @@ impl<'a> Walk<'a> {
             if !is_hidden(&name) {
                 names.push(name);
             }
-            if names.len() > MAX_ENTRIES {
+            if names.len() > self.limits.entries {
                 break;
             }
         }
@@ -357,8 +356,12 @@ impl<'a> Walk<'a> {
             self.read(&real).unwrap_or_else(|error| self.unread(&real, error))
         };
         self.visitor.saw(path, sight);
-        if self.bytes > MAX_BYTES {
-            return Err(format!("more than {} MiB of manifests in {}", MAX_BYTES >> 20, self.real.display()));
+        if self.bytes > self.limits.bytes {
+            return Err(format!(
+                "more than {} MiB of manifests in {}",
+                self.limits.bytes >> 20,
+                self.real.display()
+            ));
         }
         Ok(())
     }

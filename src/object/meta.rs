@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{DEFAULT_NAMESPACE, Effect, Violation};
+use super::{DEFAULT_NAMESPACE, Effect, Shared, Violation};
 
 /// A random identity, minted when a name is first seen. Every runtime artefact is keyed by it, so a
 /// deleted and re-created object shares nothing with its predecessor.
@@ -135,11 +135,11 @@ pub struct ObjectMeta {
     /// Free key-value pairs to select by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-edit" = Effect::Live))]
-    pub labels: BTreeMap<String, String>,
+    pub labels: Shared<BTreeMap<String, String>>,
     /// Free key-value pairs for tools.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-edit" = Effect::Live))]
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Shared<BTreeMap<String, String>>,
     /// Set by vmlet: random, new for each creation of a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -183,7 +183,7 @@ impl ObjectMeta {
                 found.push(Violation::new(path, "keys have 1 to 317 characters"));
             }
         }
-        for (key, value) in &self.labels {
+        for (key, value) in self.labels.iter() {
             if value.len() > 63 {
                 found.push(Violation::new(
                     format!("metadata.labels.{key}"),

@@ -13,6 +13,7 @@ mod meta;
 mod period;
 mod pull;
 mod quantity;
+mod shared;
 mod source;
 mod vm;
 
@@ -29,6 +30,7 @@ pub use meta::{Kind, ObjectKey, ObjectMeta, Uid, validate_name};
 pub use period::Period;
 pub use pull::{Bytes, PullProgress};
 pub use quantity::Quantity;
+pub use shared::Shared;
 pub use source::{BundleSource, FilesSource, ImageSource, OciLayoutSource, OciSource, PullPolicy};
 pub use vm::{
     EnvVar, ImageRef, LastExit, Network, NetworkMode, Port, PortStatus, Protocol, RootDisk, RunPolicy,
@@ -58,10 +60,10 @@ pub struct Object<Spec, Status: Default> {
     /// Name, namespace, labels and what vmlet adds to them.
     pub metadata: ObjectMeta,
     /// What is wanted.
-    pub spec: Spec,
+    pub spec: Shared<Spec>,
     /// What is there. Written by vmlet, ignored in manifests.
     #[serde(default)]
-    pub status: Status,
+    pub status: Shared<Status>,
 }
 
 /// An object of either kind.

@@ -17,6 +17,12 @@ impl Space {
     pub fn is_below(self, percent: u8) -> bool {
         u128::from(self.free) * 100 < u128::from(self.total) * u128::from(percent)
     }
+
+    /// Bytes that must be freed until this share is free, in percent.
+    pub fn missing(self, percent: u8) -> u64 {
+        let wanted = (u128::from(self.total) * u128::from(percent)).div_ceil(100);
+        u64::try_from(wanted.saturating_sub(u128::from(self.free))).unwrap_or(u64::MAX)
+    }
 }
 
 /// Tells what takes room in the state folder.
@@ -87,6 +93,8 @@ mod tests {
         let space = |free| Space { free, total: 1000 };
         assert!(space(99).is_below(10) && !space(100).is_below(10));
         assert!(!Space { free: 0, total: 1000 }.is_below(0), "0 asks for nothing");
+        assert_eq!((space(99).missing(10), space(100).missing(10)), (1, 0));
+        assert_eq!(Space { free: 0, total: 1001 }.missing(10), 101, "then it is not below");
         assert!(!Space { free: u64::MAX, total: u64::MAX }.is_below(100));
     }
 

@@ -10,13 +10,14 @@ use jiff::Timestamp;
 use super::Engine;
 use super::pulls::{PullState, Share};
 use super::world::World;
+use crate::boot::KernelSource;
 use crate::image::{CachedBlob, Digest, ImageError, Source};
 use crate::object::Kind;
 use crate::storage::{
-    BlobReport, DiskPhase, DiskReport, FileSystem, PruneOrder, Pruned, PullReport, PullStage, PullUpdate,
-    RemovalError, Removed, Report, RetentionReport, Staging, Storage, VmDiskReport,
+    BlobReport, DiskPhase, DiskReport, FileSystem, KernelReport, PruneOrder, Pruned, PullReport, PullStage,
+    PullUpdate, RemovalError, Removed, Report, RetentionReport, Staging, Storage, VmDiskReport,
 };
-use crate::store::{DiskRecord, DiskState, Record, Run};
+use crate::store::{DiskRecord, DiskState, PinnedImage, Record, Run};
 
 #[async_trait]
 impl Storage for Engine {
@@ -64,7 +65,7 @@ impl Storage for Engine {
 fn report(world: &World, blobs: Vec<CachedBlob>) -> Report {
     let records: Vec<Record> =
         Kind::ALL.into_iter().flat_map(|kind| world.store.list(kind, None).0).collect();
-    let users = Users::of(&records);
+    let users = Users::of(world, &records);
     let retention = &world.settings.retention;
     let (count, allocated) = world.room.staging();
     Report {
@@ -88,22 +89,47 @@ fn report(world: &World, blobs: Vec<CachedBlob>) -> Report {
 struct Users {
     objects: BTreeMap<Digest, BTreeSet<String>>,
     sources: BTreeMap<Digest, BTreeSet<String>>,
+    /// What they boot on it.
+    kernels: BTreeMap<Digest, Vec<KernelReport>>,
 }
 
 impl Users {
-    fn of(records: &[Record]) -> Users {
+    fn of(world: &World, records: &[Record]) -> Users {
         let mut users = Users::default();
         for record in records {
             let key = record.key().to_string();
             if let Some(pin) = record.pinned() {
-                users.objects.entry(pin.digest.clone()).or_default().insert(key.clone());
-                users.sources.entry(pin.digest.clone()).or_default().insert(pin.source.to_string());
+                users.refer(&pin.digest, &key, pin.source.to_string());
+                users.boot(pin, kernel_report(world, pin, key.clone()));
+                if let Some((kernel, disk)) =
+                    pin.kernel.as_ref().and_then(|kernel| Some((kernel, kernel.disk.as_ref()?)))
+                    && let Some(KernelSource::Oci(reference)) = &kernel.choice.source
+                {
+                    users.refer(disk, &key, reference.clone());
+                }
             }
             if let Some(held) = record.reservation() {
                 users.objects.entry(held.image.clone()).or_default().insert(key);
             }
         }
         users
+    }
+
+    fn refer(&mut self, digest: &Digest, key: &str, source: String) {
+        self.objects.entry(digest.clone()).or_default().insert(key.to_owned());
+        self.sources.entry(digest.clone()).or_default().insert(source);
+    }
+
+    /// Objects that boot the same are told of together.
+    fn boot(&mut self, pin: &PinnedImage, kernel: KernelReport) {
+        let kernels = self.kernels.entry(pin.digest.clone()).or_default();
+        let what = |kernel: &KernelReport| {
+            (kernel.from.clone(), kernel.release.clone(), kernel.command_line.clone())
+        };
+        match kernels.iter_mut().find(|known| what(known) == what(&kernel)) {
+            Some(known) => known.used_by.extend(kernel.used_by),
+            None => kernels.push(kernel),
+        }
     }
 
     fn disk(&self, world: &World, disk: &DiskRecord) -> DiskReport {
@@ -133,7 +159,26 @@ impl Users {
             unused_since: since,
             kept_until: since.map(|since| world.settings.retention.until(since)),
             config,
+            kernels: self.kernels.get(&disk.digest).cloned().unwrap_or_default(),
         }
+    }
+}
+
+/// What an object boots.
+fn kernel_report(world: &World, pin: &PinnedImage, key: String) -> KernelReport {
+    let choice = pin.kernel.as_ref().map(|kernel| &kernel.choice);
+    let boot = pin.boot();
+    let files = boot.as_ref().and_then(|boot| world.kernels.files(boot.kernel.as_ref()));
+    let from = match choice.and_then(|choice| choice.source.as_ref()) {
+        Some(source) => source.to_string(),
+        None if boot.is_some_and(|boot| boot.kernel.is_some()) => "the kernel that came with it".to_owned(),
+        None => KernelSource::Host.to_string(),
+    };
+    KernelReport {
+        from,
+        release: files.map(|files| files.release),
+        command_line: choice.and_then(|choice| choice.command_line.clone()),
+        used_by: vec![key],
     }
 }
 

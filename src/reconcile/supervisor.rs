@@ -68,7 +68,7 @@ struct Running {
 struct Declaration {
     generation: i64,
     deleted: Option<Timestamp>,
-    problem: Option<Problem>,
+    problems: Vec<Problem>,
     /// Its disk is being read: a VM that is to start waits.
     promoted: bool,
 }
@@ -79,7 +79,7 @@ impl Declaration {
         Declaration {
             generation: metadata.generation,
             deleted: metadata.deletion_timestamp,
-            problem: record.problem().cloned(),
+            problems: record.problems().cloned().collect(),
             promoted: matches!(record, Record::Vm(vm) if vm.promotion.is_some()),
         }
     }

@@ -85,6 +85,25 @@ pub struct DiskReport {
     /// What the image says about its process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<ImageConfig>,
+    /// What is booted on it: images of one digest can have kernels of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<KernelReport>,
+}
+
+/// A kernel that is booted on a base disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelReport {
+    /// Where it came from, for people: `the host's kernel`, `the kernel of debian:12`.
+    pub from: String,
+    /// Its release; none while it is being made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<String>,
+    /// What the image adds to vmlet's command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_line: Option<String>,
+    /// The objects that boot it.
+    pub used_by: Vec<String>,
 }
 
 /// How far a base disk is.

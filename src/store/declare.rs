@@ -10,8 +10,8 @@ use super::record::{ImageRecord, Origin, Problem, Record, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
-    API_VERSION, AnyObject, DependencyError, ImageStatus, Kind, ObjectKey, ObjectMeta, VmStatus,
-    check_dependencies, image_changes, vm_changes,
+    API_VERSION, AnyObject, DependencyError, Kind, ObjectKey, ObjectMeta, Shared, check_dependencies,
+    image_changes, vm_changes,
 };
 
 /// What each object waits for before its record goes.
@@ -54,6 +54,20 @@ impl Store {
     /// The store failed.
     pub async fn set_problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<bool, StoreError> {
         self.engine().commit(|state| Ok(state.set_problem(key, problem))).await
+    }
+
+    /// Notes that a source declares an object that is another's, or that it does not any more. Gone with the
+    /// object, and with the daemon. False if there is no such object or nothing changed.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn set_rival(
+        &self,
+        key: &ObjectKey,
+        source: &str,
+        problem: Option<Problem>,
+    ) -> Result<bool, StoreError> {
+        self.engine().commit(|state| Ok(state.set_rival(key, source, problem))).await
     }
 }
 
@@ -108,11 +122,11 @@ impl State {
         };
         self.put(match object {
             AnyObject::Vm(mut object) => {
-                object.status = VmStatus::default();
+                object.status = Shared::default();
                 Record::Vm(Arc::new(VmRecord::new(object, origin)))
             }
             AnyObject::Image(mut object) => {
-                object.status = ImageStatus::default();
+                object.status = Shared::default();
                 Record::Image(Arc::new(ImageRecord::new(object, origin)))
             }
         });
@@ -180,6 +194,19 @@ impl State {
         record.set_problem(problem);
         self.put(record);
         true
+    }
+
+    pub(super) fn set_rival(&mut self, key: &ObjectKey, source: &str, problem: Option<Problem>) -> bool {
+        let Some(mut record) = self.objects.get(key).cloned() else { return false };
+        let before = match problem.clone() {
+            Some(problem) => record.rivals_mut().insert(source.to_owned(), problem),
+            None => record.rivals_mut().remove(source),
+        };
+        let changed = before != problem;
+        if changed {
+            self.put(record);
+        }
+        changed
     }
 }
 

@@ -62,7 +62,7 @@ pub use offline::{ClosedStore, ClosedStoreError, import};
 pub use promote::Promotable;
 pub use record::{
     DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, PinnedKernel, Problem, Record,
-    Reservation, Run, Severity, Stopping, Subject, Unused, VmRecord,
+    Reservation, Rivals, Run, Severity, Stopping, Subject, Unused, VmRecord,
 };
 pub use request::{
     Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, Now, StoreSettings,

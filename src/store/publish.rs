@@ -7,7 +7,7 @@ use super::error::{PublishError, RemoveError, RemoveImageError};
 use super::record::{Problem, Record, Reservation, Run};
 use super::request::{ImageUpdate, VmUpdate};
 use super::state::State;
-use crate::object::{Kind, ObjectKey, Uid};
+use crate::object::{Kind, ObjectKey, Shared, Uid};
 
 impl Store {
     /// Writes what was observed of a VM: the fields that are given and no others. An update that
@@ -84,7 +84,7 @@ impl State {
         }
         let mut new = Arc::clone(old);
         let vm = Arc::make_mut(&mut new);
-        assign(&mut vm.object.status, update.status);
+        assign(&mut vm.object.status, update.status.map(Shared::from));
         assign(&mut vm.image, update.image);
         assign(&mut vm.run, update.run);
         assign(&mut vm.starts, update.starts);
@@ -107,7 +107,7 @@ impl State {
         }
         let mut new = Arc::clone(old);
         let image = Arc::make_mut(&mut new);
-        assign(&mut image.object.status, update.status);
+        assign(&mut image.object.status, update.status.map(Shared::from));
         assign(&mut image.image, update.image);
         if new != *old {
             self.put(Record::Image(new));
@@ -137,7 +137,7 @@ impl State {
         }
         // One that is declared again makes way even if VMs name it: they name its successor, too, and
         // what they run on is kept by their pins.
-        let follows = image.problem.as_ref().is_some_and(Problem::is_redeclared);
+        let follows = image.problem.iter().chain(image.rivals.values()).any(Problem::is_redeclared);
         let by = self.users_of(key);
         if !by.is_empty() && !follows {
             return Err(RemoveImageError::InUse { by });

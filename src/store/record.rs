@@ -1,5 +1,6 @@
 //! What the store holds: one record an object, one a base disk.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::boot::{Boot, KernelChoice};
 use crate::hypervisor::ProcessIdentity;
 use crate::image::{Digest, ImageConfig, Source};
 use crate::network::Nic;
-use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Vm, VmSpec};
+use crate::object::{AnyObject, Image, LastExit, ObjectKey, ObjectMeta, Quantity, Shared, Vm, VmSpec};
 
 /// A record of either kind: a snapshot, cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,8 +57,22 @@ impl Record {
         }
     }
 
-    /// What is wrong with the declaration, if anything.
+    /// What is wrong with the declaration, if anything: by its own source, else by others.
     pub fn problem(&self) -> Option<&Problem> {
+        self.problems().next()
+    }
+
+    /// All that is wrong with the declaration; what its own source says comes first.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        let (own, rivals) = match self {
+            Record::Vm(record) => (&record.problem, &record.rivals),
+            Record::Image(record) => (&record.problem, &record.rivals),
+        };
+        own.iter().chain(rivals.values())
+    }
+
+    /// What the object's own source says is wrong.
+    pub fn own_problem(&self) -> Option<&Problem> {
         match self {
             Record::Vm(record) => record.problem.as_ref(),
             Record::Image(record) => record.problem.as_ref(),
@@ -101,6 +116,13 @@ impl Record {
         }
     }
 
+    pub(super) fn rivals_mut(&mut self) -> &mut Rivals {
+        match self {
+            Record::Vm(record) => &mut Arc::make_mut(record).rivals,
+            Record::Image(record) => &mut Arc::make_mut(record).rivals,
+        }
+    }
+
     pub(super) fn set_version(&mut self, version: u64) {
         self.metadata_mut().resource_version = version.to_string();
     }
@@ -116,6 +138,9 @@ pub struct VmRecord {
     pub origin: Origin,
     /// What is wrong with the declaration; the spec is then the last good one.
     pub problem: Option<Problem>,
+    /// What other sources say, which declare it too.
+    #[serde(skip)]
+    pub rivals: Rivals,
     /// What the VM holds on the host. While there is one, artefacts may exist: folder, disk, tap.
     pub reservation: Option<Reservation>,
     /// The image that the VM runs or waits for, once its source is resolved. It keeps the disk.
@@ -141,9 +166,16 @@ pub struct ImageRecord {
     pub origin: Origin,
     /// What is wrong with the declaration; the spec is then the last good one.
     pub problem: Option<Problem>,
+    /// What other sources say, which declare it too.
+    #[serde(skip)]
+    pub rivals: Rivals,
     /// What the source was resolved to. It keeps the disk.
     pub image: Option<PinnedImage>,
 }
+
+/// By source, what there is about its declaration, which is not in force. Not kept: each source says it anew
+/// when it starts, and one that is no more says nothing.
+pub type Rivals = BTreeMap<String, Problem>;
 
 impl VmRecord {
     /// A VM that was declared, and of which nothing has come yet.
@@ -152,6 +184,7 @@ impl VmRecord {
             object,
             origin,
             problem: None,
+            rivals: Rivals::new(),
             reservation: None,
             image: None,
             run: Run::Idle,
@@ -160,12 +193,22 @@ impl VmRecord {
             promotion: None,
         }
     }
+
+    /// What is wrong with the declaration: by its own source, else by others.
+    pub fn problem(&self) -> Option<&Problem> {
+        self.problem.as_ref().or_else(|| self.rivals.values().next())
+    }
 }
 
 impl ImageRecord {
     /// An image that was declared, and of which nothing has come yet.
     pub fn new(object: Image, origin: Origin) -> Self {
-        ImageRecord { object, origin, problem: None, image: None }
+        ImageRecord { object, origin, problem: None, rivals: Rivals::new(), image: None }
+    }
+
+    /// What is wrong with the declaration: by its own source, else by others.
+    pub fn problem(&self) -> Option<&Problem> {
+        self.problem.as_ref().or_else(|| self.rivals.values().next())
     }
 
     /// The pin, if it is what the spec asks for by now.
@@ -217,6 +260,12 @@ pub struct Problem {
 impl Problem {
     /// Declared again while the former object of the name is being deleted: no trouble, it waits.
     pub const REDECLARED: &'static str = "Redeclared";
+
+    /// Of an object that is being deleted: its name is declared at `place`.
+    pub(crate) fn redeclared(place: &str) -> Problem {
+        let message = format!("declared again at {place}; created anew when the old one is gone");
+        Problem { reason: Problem::REDECLARED.to_owned(), message }
+    }
 
     /// Whether another object of the name is to follow this one.
     pub fn is_redeclared(&self) -> bool {
@@ -305,7 +354,7 @@ pub enum Run {
         /// Which process.
         process: ProcessIdentity,
         /// The spec that it was started with.
-        spec: Box<VmSpec>,
+        spec: Shared<VmSpec>,
         /// What it booted.
         #[serde(default)]
         boot: Boot,
@@ -317,7 +366,7 @@ pub enum Run {
     /// No process exists, and by the run policy none is started until the spec changes.
     Ended {
         /// The spec that ran.
-        spec: Box<VmSpec>,
+        spec: Shared<VmSpec>,
     },
 }
 

@@ -50,7 +50,7 @@ impl Host {
     /// Sets how an image's source behaves from now on. Without a script it is there, with a digest of its
     /// own, and pulled in some seconds.
     pub fn script_image(&self, source: &str, script: ImageScript) {
-        self.0.lock().image_scripts.insert(canonical(source), script);
+        self.0.lock().script_image(canonical(source), script);
     }
 
     /// Sets how the starts of a VM go from now on.

@@ -3,7 +3,8 @@
 //! A crash drops the runtime, and with it every task at whatever await it is; the world and what of
 //! the store was durable stay.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::options::Options;
 use super::timeline::Teller;
 use super::world::World;
-use crate::manifest::{Readiness, Snapshot, keep};
+use crate::manifest::{MassDeleteSettings, Readiness, Snapshot, keep};
 use crate::object::{Condition, ObjectKey};
 use crate::reconcile::{Clock, Engine, Entropy, RecoveryError};
 use crate::store::{ChangeKind, EventWatch, MemoryBackend, Moment, Record, Severity, Store, Verdict, Watch};
@@ -38,7 +39,10 @@ pub(super) struct Life {
     world: Arc<World>,
     pub(super) store: Store,
     backend: Arc<MemoryBackend>,
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    /// What the sources see, by folder.
+    shown: BTreeMap<PathBuf, watch::Sender<Arc<Snapshot>>>,
+    mass_delete: MassDeleteSettings,
+    clock: Clock,
     changes: Watch,
     events: EventWatch,
     /// When it began, and on its own clock.
@@ -76,7 +80,6 @@ impl Life {
         (store, backend): Remains,
         options: &Options,
         entropy: &Entropy,
-        snapshot: Arc<Snapshot>,
     ) -> Life {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.expect("a runtime of one thread needs nothing of the host");
@@ -89,18 +92,36 @@ impl Life {
         let clock = Clock::Tokio { start: calendar(now), at: began.1 };
         let engine = Engine::new(store.clone(), world.parts(clock, entropy), options.settings.clone());
         let engine = runtime.spawn(async move { engine.run(CancellationToken::new()).await });
-        // The first value is not a look at the folder.
-        let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
-        let (kept, guard) = (store.clone(), options.mass_delete);
-        runtime.spawn(async move {
-            let root = Path::new(super::MANIFESTS);
-            let (readiness, _) = watch::channel(Readiness::default());
-            keep(kept, root, receiver, guard, readiness, clock, CancellationToken::new()).await;
-        });
-        snapshots.send_replace(snapshot);
         drop(inside);
-        let changes = changes.expect("a watch from now on has missed nothing");
-        Life { world: world.clone(), store, backend, snapshots, changes, events, began, engine, runtime }
+        Life {
+            world: world.clone(),
+            store,
+            backend,
+            shown: BTreeMap::new(),
+            mass_delete: options.mass_delete,
+            clock,
+            changes: changes.expect("a watch from now on has missed nothing"),
+            events,
+            began,
+            engine,
+            runtime,
+        }
+    }
+
+    /// A folder of manifests holds this now. One that is new is a source from now on.
+    pub(super) fn show(&mut self, folder: &Path, snapshot: Arc<Snapshot>) {
+        let Life { store, shown, mass_delete, clock, runtime, .. } = self;
+        let source = shown.entry(folder.to_owned()).or_insert_with(|| {
+            // The first value is not a look at the folder.
+            let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
+            let (store, guard, clock, root) = (store.clone(), *mass_delete, *clock, folder.to_owned());
+            runtime.spawn(async move {
+                let (readiness, _) = watch::channel(Readiness::default());
+                keep(store, &root, receiver, guard, readiness, clock, CancellationToken::new()).await;
+            });
+            sender
+        });
+        source.send_replace(snapshot);
     }
 
     /// Does something on this life's clock.
@@ -112,11 +133,6 @@ impl Life {
     /// The time since the simulation's start.
     pub(super) fn now(&self) -> Duration {
         self.inside(|| self.began.0 + self.began.1.elapsed())
-    }
-
-    /// The manifests folder holds something else now.
-    pub(super) fn show(&self, snapshot: Arc<Snapshot>) {
-        self.snapshots.send_replace(snapshot);
     }
 
     /// Runs until a time or until something is to be looked at.
@@ -228,6 +244,7 @@ fn judge(world: &Arc<World>, backend: &Arc<MemoryBackend>) {
         let now = state.now();
         let (faults, slow) = (state.trouble.store_faults, state.trouble.slow_flushes);
         match moment {
+            Moment::Apply if state.store_full_until > now => Verdict::Fail,
             Moment::Apply if std::mem::take(&mut state.fail_store) || state.chance(faults) => Verdict::Fail,
             Moment::Apply => Verdict::Go,
             Moment::Flush if held.is_some_and(|until| until > now) => Verdict::Later,

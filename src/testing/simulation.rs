@@ -27,7 +27,8 @@ pub struct Simulation {
     pub(super) world: Arc<World>,
     pub(super) options: Options,
     entropy: Entropy,
-    pub(super) snapshot: Arc<Snapshot>,
+    /// The folders of manifests.
+    folders: BTreeMap<PathBuf, Arc<Snapshot>>,
     daemon: Daemon,
     agenda: BTreeMap<(Duration, u64), Action>,
     planned: u64,
@@ -47,6 +48,19 @@ enum Daemon {
     },
     /// Between the two, for an instant.
     Moving,
+}
+
+fn empty() -> Snapshot {
+    Snapshot { complete: true, ..Snapshot::default() }
+}
+
+/// The folder that a file is in, and its path below that.
+fn located(path: &str) -> (PathBuf, PathBuf) {
+    let path = Path::new(path);
+    match (path.is_absolute(), path.parent(), path.file_name()) {
+        (true, Some(folder), Some(name)) => (folder.to_owned(), name.into()),
+        _ => (super::MANIFESTS.into(), path.to_owned()),
+    }
 }
 
 impl Simulation {
@@ -69,7 +83,7 @@ impl Simulation {
             world,
             options,
             entropy,
-            snapshot: Arc::new(Snapshot { complete: true, ..Snapshot::default() }),
+            folders: BTreeMap::from([(super::MANIFESTS.into(), Arc::new(empty()))]),
             daemon: Daemon::Down { remains: (store, Arc::new(backend)), until: Duration::ZERO },
             agenda: BTreeMap::new(),
             planned: 0,
@@ -89,7 +103,7 @@ impl Simulation {
     /// Sets how an image's source behaves from now on. Without a script it is there, with a digest of
     /// its own, and pulled in some seconds.
     pub fn script_image(&mut self, source: &str, script: ImageScript) {
-        self.world.lock().image_scripts.insert(canonical(source), script);
+        self.world.lock().script_image(canonical(source), script);
     }
 
     /// Sets how the starts of a VM go from now on.
@@ -103,37 +117,60 @@ impl Simulation {
         self.world.lock().room = (total, taken);
     }
 
+    /// Sets how many bytes of layers are kept for later pulls; they take of the same room.
+    pub fn script_layers(&mut self, bytes: u64) {
+        self.world.lock().layers = bytes;
+    }
+
+    /// Bytes of layers that are kept for later pulls.
+    pub fn layers(&self) -> u64 {
+        self.world.lock().layers
+    }
+
     /// Sets how the effects of a name go from now on: `spawn`, or `spawn of vm/web` for one object's. The
     /// timeline names them, see [`Options::tell_effects`].
     pub fn script_effect(&mut self, name: &str, script: EffectScript) {
         self.world.lock().effect_scripts.insert(name.to_owned(), script);
     }
 
-    /// Gives a file of the manifests folder this text.
+    /// Gives a file of the manifests folder this text. A whole path names a file of another folder, which is
+    /// a source of its own.
     pub fn write(&mut self, path: &str, text: &str) {
-        let state = FileState::of(&Path::new(super::MANIFESTS).join(path), text.as_bytes());
-        self.change_folder(|files| _ = files.insert(path.into(), state));
+        let (folder, path) = located(path);
+        let state = FileState::of(&folder.join(&path), text.as_bytes());
+        self.change_folder(folder, |files| _ = files.insert(path, state));
     }
 
-    /// Removes a file of the manifests folder.
+    /// Removes a file of the manifests folder, or of another by its whole path.
     pub fn remove(&mut self, path: &str) {
-        self.change_folder(|files| _ = files.remove(Path::new(path)));
+        let (folder, path) = located(path);
+        self.change_folder(folder, |files| _ = files.remove(&path));
     }
 
     /// Replaces the whole folder, for example by what
     /// [`DirectorySource::scan_once`](crate::manifest::DirectorySource::scan_once) saw of a real one.
     pub fn replace(&mut self, snapshot: Snapshot) {
-        self.edits += 1;
-        self.snapshot = Arc::new(snapshot);
-        if let Daemon::Runs(life) = &self.daemon {
-            life.show(self.snapshot.clone());
-        }
+        self.replace_folder(super::MANIFESTS.into(), snapshot);
     }
 
-    fn change_folder(&mut self, change: impl FnOnce(&mut BTreeMap<PathBuf, FileState>)) {
-        let mut snapshot = Snapshot::clone(&self.snapshot);
+    fn replace_folder(&mut self, folder: PathBuf, snapshot: Snapshot) {
+        self.edits += 1;
+        let snapshot = Arc::new(snapshot);
+        if let Daemon::Runs(life) = &mut self.daemon {
+            life.show(&folder, snapshot.clone());
+        }
+        self.folders.insert(folder, snapshot);
+    }
+
+    fn change_folder(&mut self, folder: PathBuf, change: impl FnOnce(&mut BTreeMap<PathBuf, FileState>)) {
+        let mut snapshot = self.folders.get(&folder).map_or_else(empty, |before| Snapshot::clone(before));
         change(&mut snapshot.files);
-        self.replace(snapshot);
+        self.replace_folder(folder, snapshot);
+    }
+
+    /// What is in the files of all folders.
+    pub(super) fn files(&self) -> impl Iterator<Item = &FileState> {
+        self.folders.values().flat_map(|folder| folder.files.values())
     }
 
     /// Has something done at a time, counted from the start; at once if that is over.
@@ -172,6 +209,7 @@ impl Simulation {
         let mut world = self.world.lock();
         world.trouble = trouble;
         world.fail_store = false;
+        world.store_full_until = Duration::ZERO;
     }
 
     /// Lets time pass.
@@ -277,8 +315,10 @@ impl Simulation {
     fn start(&mut self) {
         if let Daemon::Down { remains, .. } = std::mem::replace(&mut self.daemon, Daemon::Moving) {
             self.world.lock().tell(None, Teller::Script, "the daemon starts".to_owned());
-            let snapshot = self.snapshot.clone();
-            let life = Life::start(&self.world, remains, &self.options, &self.entropy, snapshot);
+            let mut life = Life::start(&self.world, remains, &self.options, &self.entropy);
+            for (folder, snapshot) in &self.folders {
+                life.show(folder, snapshot.clone());
+            }
             self.daemon = Daemon::Runs(life);
         }
     }
@@ -314,6 +354,8 @@ impl Simulation {
             Action::Crash { .. } => String::new(),
             Action::Reboot { .. } => "the host reboots".to_owned(),
             Action::FailStore => "the store's next write fails".to_owned(),
+            Action::FillStore { .. } => "the store's disk is full".to_owned(),
+            Action::Room { total, taken } => format!("{taken} bytes of {total} are taken"),
             Action::KillVmm(key) => format!("the VMM of {key} is killed"),
             Action::EndWorkload(key, code) => format!("the workload of {key} ends with code {code}"),
             Action::ScriptImage(reference, _) => format!("{reference} behaves otherwise"),
@@ -322,11 +364,14 @@ impl Simulation {
         if !text.is_empty() {
             self.in_time(|world| world.lock().tell(None, Teller::Script, text));
         }
+        let now = self.now();
         match action {
             Action::Write { path, text } => self.write(&path, &text),
             Action::Remove { path } => self.remove(&path),
             Action::Apply(changed) => {
-                self.change_folder(|files| files.extend(Arc::unwrap_or_clone(changed).files));
+                self.change_folder(super::MANIFESTS.into(), |files| {
+                    files.extend(Arc::unwrap_or_clone(changed).files);
+                });
             }
             Action::Replace(snapshot) => self.replace(Arc::unwrap_or_clone(snapshot)),
             Action::Crash { down } => self.crash(down),
@@ -335,6 +380,11 @@ impl Simulation {
                 self.world.reboot();
             }
             Action::FailStore => self.world.lock().fail_store = true,
+            Action::FillStore { lasts } => {
+                let mut world = self.world.lock();
+                world.store_full_until = now + lasts;
+            }
+            Action::Room { total, taken } => self.script_room(total, taken),
             Action::KillVmm(key) => _ = self.in_time(|world| world.kill_vmm(&key)),
             Action::EndWorkload(key, code) => _ = self.in_time(|world| world.end_workload(&key, code)),
             Action::ScriptImage(reference, script) => self.script_image(&reference, script),

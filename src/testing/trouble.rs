@@ -90,8 +90,14 @@ pub struct Trouble {
     pub exits: f64,
     /// Guests that ignore shutdowns.
     pub deaf: f64,
+    /// Guests that stay up after their workload has ended: they have to be killed.
+    pub lingering: f64,
+    /// Processes that take their time to die when they are killed, as one does that waits for a disk.
+    pub undying: f64,
     /// Links to guests that break after a while.
     pub broken_links: f64,
+    /// News of guests that are late: what they say, and that their process has ended.
+    pub late: f64,
 }
 
 impl Trouble {
@@ -108,12 +114,15 @@ impl Trouble {
         panics: 0.0,
         exits: 0.0,
         deaf: 0.0,
+        lingering: 0.0,
+        undying: 0.0,
         broken_links: 0.0,
+        late: 0.0,
     };
 
     /// Everything takes a moment, in another order each time; nothing fails.
     pub const SHUFFLED: Trouble =
-        Trouble { slow: 0.5, longest: Duration::from_secs(2), slow_flushes: 0.3, ..Trouble::NONE };
+        Trouble { slow: 0.5, longest: Duration::from_secs(2), slow_flushes: 0.3, late: 0.3, ..Trouble::NONE };
 
     /// Everything that can go wrong does, often.
     pub const ROUGH: Trouble = Trouble {
@@ -125,6 +134,8 @@ impl Trouble {
         panics: 0.08,
         exits: 0.15,
         deaf: 0.1,
+        lingering: 0.05,
+        undying: 0.1,
         broken_links: 0.1,
         ..Trouble::SHUFFLED
     };
@@ -161,6 +172,18 @@ pub enum Action {
     },
     /// The store's next write fails, as on a full disk.
     FailStore,
+    /// Every write of the store fails from now on, for so long: the disk is full.
+    FillStore {
+        /// How long.
+        lasts: Duration,
+    },
+    /// The room on the state folder's file system, in bytes, from now on.
+    Room {
+        /// The file system's size.
+        total: u64,
+        /// What things other than base disks take of it.
+        taken: u64,
+    },
     /// The VMM of a VM dies of a signal, if it runs.
     KillVmm(ObjectKey),
     /// The workload of a VM ends with this exit code, if it runs.

@@ -2,8 +2,10 @@
 // Each test file is a crate of its own, exports nothing, and uses a part of this.
 #![allow(dead_code, unreachable_pub)]
 
+pub(crate) mod disk;
 pub(crate) mod oci;
 pub(crate) mod registry;
+pub(crate) mod tls;
 pub(crate) mod tree;
 
 /// Runs an ignored test of this file in a process with more in its environment.

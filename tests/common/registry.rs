@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use tempfile::TempDir;
 
 use super::oci::Image;
+use super::tls::TlsListener;
 
 /// Debian's `docker-registry` on a port of its own, gone when dropped.
 pub(crate) struct DockerRegistry {
@@ -247,30 +248,6 @@ impl ScriptedRegistry {
     pub(crate) fn asked(&self, last: &str) -> Vec<Asked> {
         let asked = self.server.asked.lock().unwrap();
         asked.iter().filter(|asked| asked.path.ends_with(last)).cloned().collect()
-    }
-}
-
-/// Connections whose handshake succeeded.
-struct TlsListener {
-    listener: tokio::net::TcpListener,
-    acceptor: tokio_rustls::TlsAcceptor,
-}
-
-impl axum::serve::Listener for TlsListener {
-    type Io = tokio_rustls::server::TlsStream<tokio::net::TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            let Ok((stream, address)) = self.listener.accept().await else { continue };
-            if let Ok(stream) = self.acceptor.accept(stream).await {
-                return (stream, address);
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.listener.local_addr()
     }
 }
 

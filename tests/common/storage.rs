@@ -27,7 +27,9 @@ impl Default for Scripted {
             "disks": [
                 {"digest": digest('a'), "state": "ready", "path": "/state/images/a/disk.ext4",
                  "size": 512 << 20, "allocated": 85 << 20, "sources": ["debian:12"],
-                 "usedBy": ["image/debian", "vm/web"], "config": {"entrypoint": [], "cmd": ["bash"]}},
+                 "usedBy": ["image/debian", "vm/web"], "config": {"entrypoint": [], "cmd": ["bash"]},
+                 "kernels": [{"from": "the kernel of debian-kernel:12", "release": "6.1.0-56-cloud-amd64",
+                  "commandLine": "loglevel=6", "usedBy": ["image/debian", "vm/web"]}]},
                 {"digest": digest('b'), "state": "ready", "path": "/state/images/b/disk.ext4",
                  "size": 64 << 20, "allocated": 7 << 20, "sources": ["alpine:3"], "usedBy": [],
                  "unusedSince": "2025-12-31T23:56:00Z", "keptUntil": "2026-01-01T00:06:00Z"},

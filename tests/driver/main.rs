@@ -4,6 +4,7 @@
 //! e2fsprogs.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod confined;
 mod gate;
 mod guest;
 mod kvm;

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod disagreements;
 mod random;
 mod stacks;
 mod tools;

@@ -19,7 +19,7 @@ pub(crate) fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
 }
 
 /// One header block with whatever in it, and its data.
-fn raw(flag: u8, data: &[u8], change: impl FnOnce(&mut [u8; 512])) -> Vec<u8> {
+pub(crate) fn raw(flag: u8, data: &[u8], change: impl FnOnce(&mut [u8; 512])) -> Vec<u8> {
     let mut header = [0; 512];
     header[..4].copy_from_slice(b"name");
     header[100..108].copy_from_slice(b"0000644\0");
@@ -34,7 +34,7 @@ fn raw(flag: u8, data: &[u8], change: impl FnOnce(&mut [u8; 512])) -> Vec<u8> {
     bytes
 }
 
-fn put(header: &mut [u8; 512], at: usize, text: &[u8]) {
+pub(crate) fn put(header: &mut [u8; 512], at: usize, text: &[u8]) {
     header[at..at + text.len()].copy_from_slice(text);
 }
 
@@ -83,6 +83,7 @@ fn attributes_fit_their_files() {
         Item::file("minimal", "").mode(0o644).xattr("system.posix_acl_access", &minimal),
         Item::file("binary", "").xattr("user.b", b"a=b\n\0\xff"),
         Item::file("foreign", "").xattr("user.gr\u{fc}\u{df}e", noise(8, 2000)),
+        Item::file("long", "").xattr("user.a", noise(9, 60_000)).xattr("user.b", noise(8, 1000)),
         Item::file("cleared", "").record("SCHILY.xattr.user.=", "odd"),
     ]]);
     let names = |name: &str| tree[name.as_bytes()].xattrs.keys().cloned().collect::<Vec<_>>();
@@ -94,6 +95,7 @@ fn attributes_fit_their_files() {
     assert_eq!(names("minimal"), [""; 0]);
     assert_eq!(tree[&b"file"[..]].xattrs[access], extended);
     assert_eq!(tree[&b"foreign"[..]].xattrs["user.gr\u{fc}\u{df}e"], noise(8, 2000));
+    assert_eq!(tree[&b"long"[..]].xattrs["user.a"], noise(9, 60_000));
     assert_eq!(tree[&b"binary"[..]].xattrs["user.b"], b"a=b\n\0\xff");
     let bad = Item::file("f", "").xattr("system.posix_acl_access", acl(&[(1, 7, u32::MAX)]));
     assert!(error_of(&[bad]).message.contains("POSIX ACL"));
@@ -321,6 +323,8 @@ fn times_to_the_nanosecond() {
         ("2147483648.000000001", (2_147_483_648, 1)),
         ("4294967296", (4_294_967_296, 0)),
         ("10737418239.123456789123", (10_737_418_239, 123_456_789)),
+        ("11000000000.5", (11_000_000_000, 500_000_000)),
+        ("15032385534.25", (15_032_385_534, 250_000_000)),
     ];
     let items: Vec<Item> = times
         .iter()

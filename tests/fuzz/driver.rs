@@ -124,6 +124,11 @@ fn blobs() {
 }
 
 #[test]
+fn bundles() {
+    run(&["bundles"], 1, targets::bundle, mend_checksums);
+}
+
+#[test]
 fn manifests() {
     run(&["manifests"], 10, targets::manifest, leave);
 }

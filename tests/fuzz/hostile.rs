@@ -55,6 +55,12 @@ fn pax(key: &str, value: &[u8]) -> Vec<u8> {
     [raw(b'x', &record(key, value), &[]), raw(b'0', b"", &[])].concat()
 }
 
+/// A file with attributes whose names fit no block.
+fn many_names() -> Vec<u8> {
+    let records = (0..60).flat_map(|number| record(&format!("SCHILY.xattr.user.{number:0>200}"), b"1"));
+    [raw(b'x', &records.collect::<Vec<u8>>(), &[]), raw(b'0', b"", &[])].concat()
+}
+
 fn zst(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 3).unwrap()
 }
@@ -140,7 +146,16 @@ fn headers() -> Vec<Case> {
             raw(b'0', b"", &[(108, &[0x80, 0, 0, 1, 0, 0, 0, 0])]),
             "user or group id",
         ),
-        case("uid-negative", raw(b'0', b"", &[(108, &[0xff; 8])]), "negative"),
+        case(
+            "uid-far-below-zero",
+            raw(b'0', b"", &[(108, &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0])]),
+            "user or group id",
+        ),
+        case(
+            "half-an-end-mark",
+            [raw(b'0', b"", &[]), vec![0; 512], raw(b'0', b"", &[])].concat(),
+            "end mark",
+        ),
         case(
             "time-beyond-64-bits",
             raw(b'0', b"", &[(136, &[0x80, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])]),
@@ -164,7 +179,8 @@ fn headers() -> Vec<Case> {
         case("pax-size-negative", pax("size", b"-1"), "size"),
         case("pax-time-of-letters", pax("mtime", b"soon"), "mtime"),
         case("xattrs-too-many", pax("SCHILY.xattr.user.x", &[7; 70_000]), "xattr_bytes"),
-        case("xattr-too-large", pax("SCHILY.xattr.user.x", &[7; 5000]), "4 KiB"),
+        case("xattr-long", pax("SCHILY.xattr.user.x", &[7; 60_000]), None),
+        case("xattr-many-names", many_names(), "must fit 4 KiB"),
         case(
             "xattr-name-too-long",
             pax(&format!("SCHILY.xattr.user.{}", "x".repeat(300)), b"v"),

@@ -48,7 +48,8 @@ fn attributes() -> Vec<Item> {
         Item::file("f", "x").xattr("user.a", noise(2, 100)).xattr("system.posix_acl_access", &acl),
         Item::file("g", "x")
             .record("LIBARCHIVE.xattr.user.b%20", "AAECAw")
-            .xattr("user.large", noise(3, 2000)),
+            .xattr("user.large", noise(3, 2000))
+            .xattr("user.long", noise(5, 5000)),
         Item::dir("d")
             .record("SCHILY.acl.default", "user::rwx,user:lisa:r--:502,group::r-x,mask::rwx,other::---"),
         Item::file("h", "").record("atime", "-1.5").record("mtime", "99999999999"),
@@ -62,6 +63,31 @@ fn sparse(form: Sparse) -> Vec<Item> {
         Item::sparse("many", form, 1 << 30, &many),
         Item::sparse("none", form, 5000, &[]),
     ]
+}
+
+/// What belongs into a bundle beside its root.
+fn bundle(root: Item) -> Vec<u8> {
+    tar(&[
+        root,
+        Item::file("./vmlinuz", noise(4, 700)),
+        Item::file("./initrd", "initrd"),
+        Item::dir("./modules"),
+        Item::dir("./modules/kernel"),
+        Item::file("./modules/kernel/fs/overlay.ko", "module").mode(0o600).owner(7, 7),
+        Item::file("./modules/modules.dep", "kernel/fs/overlay.ko:\n"),
+        Item::file("./config.json", r#"{"config": {"Cmd": ["/bin/app"], "Env": ["A=b"], "User": "1:2"}}"#),
+    ])
+}
+
+/// As much of an ext4 file system as is looked at: a superblock.
+fn superblock() -> Vec<u8> {
+    let mut disk = vec![0; 8 << 10];
+    let fields: [(usize, &[u8]); 5] =
+        [(0x04, &[8]), (0x38, &[0x53, 0xef]), (0x3a, &[1]), (0x4c, &[1]), (0x60, &[0x42])];
+    for (at, bytes) in fields {
+        disk[1024 + at..][..bytes.len()].copy_from_slice(bytes);
+    }
+    disk
 }
 
 #[test]
@@ -90,6 +116,16 @@ fn the_stored_seeds_are_these() {
         ("one.tar.zst", zstd::encode_all(small.as_slice(), 3).unwrap()),
     ];
     check_corpus("blobs", &blobs.map(|(name, bytes)| (name.to_owned(), bytes)));
+
+    let packed = zstd::encode_all(small.as_slice(), 3).unwrap();
+    let bundles = [
+        ("plain.tar", bundle(Item::file("rootfs.tar", &small))),
+        ("gzip.tar", bundle(Item::file("rootfs.tar.gz", gzip(&small)))),
+        ("ext4.tar", bundle(Item::file("rootfs.ext4", superblock()))),
+        ("zstd.tar.gz", gzip(&bundle(Item::file("rootfs.tar.zst", packed)))),
+        ("root-only.tar.zst", zstd::encode_all(&*tar(&[Item::file("rootfs.tar", &small)]), 3).unwrap()),
+    ];
+    check_corpus("bundles", &bundles.map(|(name, bytes)| (name.to_owned(), bytes)));
 
     let image = Image::new(vec![Layer::gzip(&small), Layer::zstd(&small)]);
     let docker = String::from_utf8(image.manifest.clone())

@@ -1,8 +1,10 @@
 //! What is fuzzed: each target takes any bytes and panics if a promise is broken.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::Command;
 
 use rustix::fs::MemfdFlags;
@@ -48,6 +50,47 @@ pub(crate) fn layer(bytes: &[u8], closely: bool) {
 pub(crate) fn blob(bytes: &[u8], _closely: bool) {
     let result = probe::build_disk_of_blobs(memory(), &[bytes], &limits());
     check_error(result.as_ref().err());
+}
+
+/// A bundle, by path. With `closely`, what it leaves is looked at, too.
+pub(crate) fn bundle(bytes: &[u8], closely: bool) {
+    let unpack = || {
+        let around = tempfile::tempdir().unwrap();
+        let folder = around.path().join("image");
+        std::fs::create_dir(&folder).unwrap();
+        let result = probe::unpack_bundle(bytes, &folder, &limits());
+        (around, result)
+    };
+    let (around, result) = unpack();
+    check_error(result.as_ref().err());
+    if closely {
+        let left = files(around.path());
+        let belongs = |path: &str| {
+            let known = ["disk.ext4", "kernel", "initrd", "modules"];
+            path.strip_prefix("image").is_some_and(|path| {
+                let first = path.split('/').nth(1);
+                first.is_none_or(|first| known.contains(&first))
+            })
+        };
+        assert!(left.keys().all(|path| belongs(path)), "{:?}", left.keys());
+        let (again, _) = unpack();
+        assert!(left == files(again.path()), "the same bytes left something else");
+    }
+}
+
+/// Everything below a folder, by path: plain files with their content, and folders.
+fn files(root: &Path) -> BTreeMap<String, Option<Vec<u8>>> {
+    let (mut found, mut ahead) = (BTreeMap::new(), vec![root.to_owned()]);
+    while let Some(folder) = ahead.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type().unwrap())).unwrap();
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            assert!(kind.is_dir() || kind.is_file(), "{name} is neither a file nor a folder");
+            found.insert(name, kind.is_file().then(|| std::fs::read(&path).unwrap()));
+            ahead.extend(kind.is_dir().then_some(path));
+        }
+    }
+    found
 }
 
 /// A manifest or an index.

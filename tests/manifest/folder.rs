@@ -301,7 +301,8 @@ async fn limits_make_a_scan_incomplete() {
     }
     fs::create_dir_all(folder.path().join("a/b")).unwrap();
     let scan = |files, depth| {
-        let settings = Settings { limits: Limits { files, depth }, ..Settings::default() };
+        let settings =
+            Settings { limits: Limits { files, depth, ..Limits::default() }, ..Settings::default() };
         DirectorySource::new(folder.path().to_owned(), settings).scan_once()
     };
     assert!(scan(4, 2).complete);

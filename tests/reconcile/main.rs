@@ -426,7 +426,7 @@ async fn a_job_that_ends_stays_ended() {
     assert!(rig.host.end_workload(&vm_key("job"), 5));
     rig.until(&vm_key("job"), |record| phase(record) == "Stopped").await;
     let status = rig.vm("job").object.status.clone();
-    assert_eq!((status.last_exit.unwrap().code, status.restarts), (Some(5), 0));
+    assert_eq!((status.last_exit.as_ref().unwrap().code, status.restarts), (Some(5), 0));
     tokio::time::sleep(3600 * SECOND).await;
     assert_eq!((rig.host.running().len(), rig.host.attached()), (0, 0));
 }

@@ -91,7 +91,7 @@ async fn after_a_reboot_of_the_host_everything_starts_again_on_its_disk_and_addr
         };
         rig.until(&vm_key(name), again).await;
         let status = rig.vm(name).object.status.clone();
-        assert_eq!(status.last_exit.unwrap().reason, "HostReboot");
+        assert_eq!(status.last_exit.as_ref().unwrap().reason, "HostReboot");
         let events = rig.events(name);
         assert!(events.iter().all(|event| event.severity == Severity::Normal), "{events:?}");
     }

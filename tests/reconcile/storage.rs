@@ -157,3 +157,36 @@ async fn without_a_grace_a_disk_that_was_pulled_on_demand_goes_at_once() {
     assert!(matches!(updates.last(), Some(PullUpdate::Done { .. })), "{updates:?}");
     rig.assert_nothing_left().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_boots_on_a_disk_is_told_with_it() {
+    let rig = rig(GRACE);
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
+    rig.host.script_image("r/k:1", ImageScript::new('b', SECOND));
+    let mut own = image("own", "r/a:1");
+    let kernel = json!({"oci": {"reference": "r/k:1"}, "commandLine": "loglevel=6"});
+    own["spec"]["kernel"] = kernel;
+    for object in [own, image("plain", "r/a:1"), vm("web", json!({"image": {"oci": "r/a:1"}}))] {
+        rig.declare(object).await;
+    }
+    for key in [image_key("own"), image_key("plain"), vm_key("web")] {
+        rig.ready(&key).await;
+    }
+    let disks = rig.engine().report().await.disks;
+    let of = |digit| disks.iter().find(|disk| disk.digest == digest(digit)).unwrap();
+    let kernels = serde_json::to_value(&of('a').kernels).unwrap();
+    let release = &kernels[0]["release"];
+    assert!(release.is_string(), "{kernels}");
+    let expected = json!([
+        {"from": "the kernel of r/k:1", "release": release, "commandLine": "loglevel=6", "usedBy": ["image/own"]},
+        {"from": "the host's kernel", "release": kernels[1]["release"], "usedBy": ["image/plain", "vm/web"]},
+    ]);
+    assert_eq!(kernels, expected);
+    // The image that the kernel is in cannot go, and its report says why.
+    assert_eq!(
+        (&of('b').used_by[..], &of('b').sources[..]),
+        (&["image/own".to_owned()][..], &["r/k:1".to_owned()][..])
+    );
+    let refused = rig.engine().remove(digest('b')).await;
+    assert!(matches!(refused, Err(RemovalError::Refused(RemoveDiskError::InUse { .. }))), "{refused:?}");
+}

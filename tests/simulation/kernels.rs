@@ -6,15 +6,14 @@ use vmlet::object::{Kind, ObjectKey};
 use vmlet::store::{Record, Run};
 use vmlet::testing::{ImageScript, Options, Simulation, Trouble};
 
-use crate::schedule::{image, vm};
+use crate::schedule::{image, image_of, vm};
 use crate::threads;
 
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// An image with this in its `kernel`.
 pub(crate) fn image_with(name: &str, reference: &str, kernel: &str) -> String {
-    let plain = image(name, reference);
-    plain.replace("}}\n", &format!("}}, kernel: {{{kernel}}}}}\n"))
+    image_of(name, &format!("oci: {{reference: '{reference}'}}"), &format!(", kernel: {{{kernel}}}"))
 }
 
 fn settle(sim: &mut Simulation) -> Result<(), String> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmlet::object::{Kind, ObjectKey};
-use vmlet::store::{Record, VmRecord};
+use vmlet::store::{Record, Run, VmRecord};
 use vmlet::testing::{ImageScript, Options, Simulation, Trouble};
 
 use crate::schedule::vm;
@@ -85,6 +85,60 @@ fn always_asks_before_each_start_and_leaves_alone_what_runs() {
         expect(&sim, "named", 2, 'b')?;
         expect(&sim, "direct", 2, 'b')?;
         expect(&sim, "other", 2, 'a')?;
+        let violations = sim.violations();
+        if violations.is_empty() { Ok(()) } else { Err(violations.join("\n")) }
+    });
+}
+
+/// The kernel that a VM runs, and its command line.
+fn kernel(sim: &Simulation, name: &str) -> Option<(String, Option<String>)> {
+    match record(sim, name).run {
+        Run::Up { boot, .. } => Some((boot.kernel?.to_string(), boot.command_line)),
+        _ => None,
+    }
+}
+
+/// The root is asked for, the kernel of another image is what the Image pinned: until that is edited.
+#[test]
+fn always_asks_for_the_root_and_not_for_its_kernel() {
+    every_seed(|seed| {
+        let mut sim = simulation(seed);
+        let kernel_moves_to = |sim: &mut Simulation, digit| {
+            sim.script_image("r/k:1", ImageScript::new(digit, Duration::from_secs(2)));
+        };
+        let declare = |sim: &mut Simulation, more: &str| {
+            let kernel = format!("kernel: {{oci: {{reference: 'r/k:1'}}{more}}}");
+            sim.write("image.yaml", &image("Always").replace("}}}\n", &format!("}}}}, {kernel}}}\n")));
+        };
+        let run = |sim: &mut Simulation, policy: &str| {
+            let spec =
+                format!("{{image: {{name: base}}, terminationGracePeriodSeconds: 1, runPolicy: {policy}}}");
+            sim.write("web.yaml", &vm("web", "x", &spec));
+            sim.run_for(Duration::from_secs(300));
+        };
+        kernel_moves_to(&mut sim, 'c');
+        declare(&mut sim, "");
+        run(&mut sim, "Always");
+        expect(&sim, "web", 1, 'a')?;
+        let first = kernel(&sim, "web").ok_or("it does not run on the kernel of another image")?;
+        tag_moves_to(&mut sim, 'b');
+        kernel_moves_to(&mut sim, 'd');
+        sim.crash(Duration::from_secs(5));
+        sim.run_for(Duration::from_secs(300));
+        expect(&sim, "web", 1, 'a')?;
+        run(&mut sim, "Halted");
+        run(&mut sim, "Always");
+        expect(&sim, "web", 2, 'b')?;
+        if kernel(&sim, "web").as_ref() != Some(&first) {
+            return Err(format!("{:?} after {first:?}", kernel(&sim, "web")));
+        }
+        declare(&mut sim, ", commandLine: 'loglevel=7'");
+        sim.run_for(Duration::from_secs(300));
+        expect(&sim, "web", 3, 'b')?;
+        match kernel(&sim, "web") {
+            Some((id, Some(words))) if id != first.0 && words == "loglevel=7" => {}
+            other => return Err(format!("{other:?} after an edit, before it {first:?}")),
+        }
         let violations = sim.violations();
         if violations.is_empty() { Ok(()) } else { Err(violations.join("\n")) }
     });

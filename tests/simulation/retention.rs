@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmlet::reconcile::Retention;
-use vmlet::testing::{Action, Options, Simulation, Teller};
+use vmlet::testing::{Action, EffectScript, Options, Simulation, Teller};
 
 const SECOND: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(600);
@@ -99,6 +99,40 @@ fn when_room_is_wanted_the_longest_unused_goes_until_there_is_enough() {
     sim.script_room(20 * DISK, 15 * DISK);
     sim.run_for(60 * SECOND);
     assert_eq!(effects(&sim, "remove a disk").0, 7, "5 % free, then 10, 15, 20: that is enough");
+    converge(&mut sim);
+}
+
+#[test]
+fn layers_make_room_before_disks_do() {
+    let mut sim = Simulation::new(7, options(100 * GRACE));
+    sim.write("web.yaml", &vm("web", "r/a:1"));
+    converge(&mut sim);
+    sim.remove("web.yaml");
+    converge(&mut sim);
+    // 9 % free; 11 disks' worth make it 20.
+    sim.script_room(100 * DISK, 70 * DISK);
+    sim.script_layers(20 * DISK);
+    sim.run_for(60 * SECOND);
+    assert_eq!((sim.layers(), effects(&sim, "remove a disk").0), (9 * DISK, 0), "that is enough");
+    sim.script_room(100 * DISK, 95 * DISK);
+    sim.script_layers(2 * DISK);
+    sim.run_for(60 * SECOND);
+    assert_eq!((sim.layers(), effects(&sim, "remove a disk").0), (0, 1), "that was not");
+    converge(&mut sim);
+}
+
+#[test]
+fn layers_that_cannot_be_removed_hold_up_nothing() {
+    let mut sim = Simulation::new(8, options(100 * GRACE));
+    sim.write("web.yaml", &vm("web", "r/a:1"));
+    converge(&mut sim);
+    sim.remove("web.yaml");
+    converge(&mut sim);
+    sim.script_room(100 * DISK, 90 * DISK);
+    sim.script_layers(5 * DISK);
+    sim.script_effect("remove layers", EffectScript { failures: 2, ..EffectScript::default() });
+    sim.run_for(600 * SECOND);
+    assert_eq!(sim.layers(), 0, "tried again");
     converge(&mut sim);
 }
 

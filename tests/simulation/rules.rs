@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use vmlet::object::{Kind, ObjectKey};
+use vmlet::object::{Kind, ObjectKey, Quantity};
 use vmlet::store::Record;
 use vmlet::testing::{Action, EffectScript, ImageScript, Options, Simulation, Teller, Trouble, VmScript};
 
@@ -406,6 +406,50 @@ fn while_a_new_image_cannot_be_had_the_vm_runs_and_says_why() {
     let (reason, message) = condition(&sim, &key("web"), "Reconciling").expect("it is not done");
     assert_eq!(reason, "NotFound");
     assert!(message.contains("r/missing:1 is not in the registry"), "{message}");
+}
+
+#[test]
+fn a_halt_while_devices_are_made_leaves_no_tap() {
+    let mut sim = told();
+    slow("attach", &mut sim);
+    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.run_for(secs(8));
+    sim.write("web.yaml", &of("web", "r/a:1", ", runPolicy: Halted"));
+    settled(&mut sim);
+    assert_eq!((effects(&sim, "attach"), effects(&sim, "spawn")), (1, 0));
+    assert!(effects(&sim, "detach") > 0, "{:#?}", sim.timeline());
+}
+
+#[test]
+fn a_deleted_image_goes_when_an_edit_takes_its_last_vm_away() {
+    let mut sim = told();
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    settled(&mut sim);
+    sim.remove("base.yaml");
+    settled(&mut sim);
+    assert_eq!(sim.objects().len(), 2, "it is in use");
+    sim.write("web.yaml", &of("web", "r/b:1", ""));
+    settled(&mut sim);
+    assert_eq!(sim.objects().len(), 1);
+}
+
+#[test]
+fn a_vm_whose_image_cannot_be_had_keeps_no_memory_from_others() {
+    let missing = || ImageScript { digest: None, ..ImageScript::new('d', secs(1)) };
+    for (image, why) in [("oci: 'r/missing:1'", "no such reference"), ("name: gone", "no such object")] {
+        let mut sim = with(|options| options.settings.capacity.memory = Quantity::mebibytes(300));
+        sim.script_image("r/missing:1", missing());
+        slow("prepare", &mut sim);
+        sim.write("web.yaml", &of("web", "r/a:1", ", memory: 256Mi"));
+        sim.run_for(secs(8));
+        // It holds its memory, and does not run yet.
+        sim.write("web.yaml", &vm("web", "x", &format!("{{image: {{{image}}}, memory: 256Mi}}")));
+        sim.write("other.yaml", &of("other", "r/a:1", ", memory: 256Mi"));
+        sim.run_for(secs(200));
+        let ready = condition(&sim, &key("other"), "Ready").expect("it is told");
+        assert_eq!(ready.0, "Ready", "{why}: {}", ready.1);
+    }
 }
 
 /// Three VMs whose step takes ten seconds each: together they take no longer.

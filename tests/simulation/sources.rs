@@ -6,13 +6,9 @@ use vmlet::object::{Kind, ObjectKey};
 use vmlet::store::{Record, Run};
 use vmlet::testing::{ImageScript, Options, Simulation, Trouble, VmScript, WorkloadExit};
 
-use crate::schedule::{image, vm};
+use crate::schedule::{image_of, vm};
 
 const PATIENCE: Duration = Duration::from_secs(3600);
-
-fn image_of(source: &str) -> String {
-    image("base", "x").replace("oci: {reference: 'x'}", source)
-}
 
 fn converge(sim: &mut Simulation) {
     let settled = sim.run_until_converged(PATIENCE);
@@ -50,7 +46,7 @@ fn a_vm_follows_its_image_from_one_kind_of_source_to_the_next() {
         sim.write("web.yaml", &vm("web", "x", "{image: {name: base}}"));
         let mut seen = std::collections::BTreeSet::new();
         for (source, name) in &sources {
-            sim.write("image.yaml", &image_of(source));
+            sim.write("image.yaml", &image_of("base", source, ""));
             converge(&mut sim);
             let (digest, shown) = runs(&sim).unwrap();
             assert!(shown == *name && seen.insert(digest), "seed {seed}: {shown}");
@@ -67,7 +63,7 @@ fn no_vm_starts_on_files_that_changed() {
     let mut sim = Simulation::new(7, Options { trouble: Trouble::SHUFFLED, ..Options::default() });
     let script = |changed| ImageScript { changed, ..ImageScript::of("/srv/root.ext4") };
     sim.script_image("/srv/root.ext4", script(false));
-    sim.write("image.yaml", &image_of("files: {root: /srv/root.ext4}"));
+    sim.write("image.yaml", &image_of("base", "files: {root: /srv/root.ext4}", ""));
     let exit = WorkloadExit { after: Duration::from_secs(600), code: 1, times: Some(1) };
     let web = ObjectKey::new(Kind::Vm, "default", "web");
     sim.script_vm(web.clone(), VmScript { exit: Some(exit), ..VmScript::default() });
@@ -81,11 +77,8 @@ fn no_vm_starts_on_files_that_changed() {
     sim.run_for(Duration::from_secs(400));
     assert!(runs(&sim).is_none());
     let ready = sim.objects().into_iter().find_map(|record| {
-        let conditions = match record.object() {
-            vmlet::object::AnyObject::Vm(vm) => vm.status.conditions,
-            vmlet::object::AnyObject::Image(_) => return None,
-        };
-        conditions.into_iter().find(|condition| condition.kind == "Ready")
+        let vmlet::object::AnyObject::Vm(vm) = record.object() else { return None };
+        vm.status.conditions.iter().find(|condition| condition.kind == "Ready").cloned()
     });
     let ready = ready.unwrap();
     assert_eq!(ready.reason, "FilesChanged", "{}", ready.message);

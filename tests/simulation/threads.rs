@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
 
 /// No simulation takes so long, however busy the machine is: it hangs.
@@ -15,6 +15,8 @@ pub(crate) fn each(
     numbers: Range<u64>,
     test: impl Fn(u64) -> Result<(), String> + Sync,
 ) -> Vec<(u64, String)> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(quieten);
     let next = AtomicU64::new(numbers.start);
     let (failed, under_way) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
     let done = AtomicBool::new(false);
@@ -43,6 +45,20 @@ pub(crate) fn each(
     let mut failed = failed.into_inner().unwrap();
     failed.sort();
     failed
+}
+
+/// Says nothing of panics that a script asked for: there are thousands, and a backtrace takes longer than a
+/// simulation.
+fn quieten() {
+    let loud = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.payload().downcast_ref::<&str>().copied());
+        let scripted = text.is_some_and(|text| text.ends_with("as scripted"));
+        if !scripted {
+            loud(panic);
+        }
+    }));
 }
 
 /// Ends the process if a simulation hangs: a loop that never rests cannot be stopped from outside.

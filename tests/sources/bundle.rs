@@ -2,12 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
 use serde_json::json;
 use vmlet::image::{BundleAt, Digest, KernelFiles, Limits, Place, Settings, Source};
 
@@ -19,16 +14,16 @@ fn bundle(path: PathBuf) -> Source {
     at(Place::Path(path), None)
 }
 
-fn at(place: Place, sha256: Option<Digest>) -> Source {
+pub(crate) fn at(place: Place, sha256: Option<Digest>) -> Source {
     Source::Bundle(Box::new(BundleAt { place, sha256 }))
 }
 
-fn sum(bytes: &[u8]) -> Digest {
+pub(crate) fn sum(bytes: &[u8]) -> Digest {
     digest(bytes).parse().unwrap()
 }
 
 /// A root, a kernel and what belongs to it.
-fn whole(root: &Path) -> Vec<u8> {
+pub(crate) fn whole(root: &Path) -> Vec<u8> {
     tar(&[
         Item::file("./rootfs.ext4", fs::read(root).unwrap()),
         Item::file("./vmlinuz", noise(1, 5000)),
@@ -139,8 +134,14 @@ async fn bundles_that_lie_cost_an_error() {
         (
             "file and folder",
             vec![root(), kernel(), Item::file("modules/a", ""), Item::file("modules/a/b", "")],
-            "",
+            "\"modules/a\" is a file and a folder",
         ),
+        (
+            "folder and file",
+            vec![root(), kernel(), Item::dir("modules/a/b"), Item::file("modules/a/b", "")],
+            "\"modules/a/b\" is a file and a folder",
+        ),
+        ("long", vec![root(), kernel(), Item::file(format!("modules/{}", "x".repeat(256)), "")], "too long"),
         ("deep", vec![root(), kernel(), Item::file(&deep, "")], "too deep"),
         ("no ext4", vec![Item::file("rootfs.ext4", noise(1, 100_000))], "no ext4 file system"),
         ("config", vec![root(), Item::file("config.json", "[")], "config.json cannot be read"),
@@ -153,41 +154,6 @@ async fn bundles_that_lie_cost_an_error() {
     }
     let error = setup.refused(&bundle(setup.write("text", "no tar"))).await;
     assert!(error.starts_with("InvalidImage"), "{error}");
-}
-
-/// Serves a body at `/good`, and at `/slow` after two failures.
-async fn serve(body: Vec<u8>) -> String {
-    let failures = Arc::new(AtomicUsize::new(0));
-    let (good, slow) = (body.clone(), body);
-    let router = Router::new().route("/good", get(|| async move { good })).route(
-        "/slow",
-        get(move || async move {
-            match failures.fetch_add(1, Ordering::Relaxed) {
-                0 | 1 => Err(StatusCode::SERVICE_UNAVAILABLE),
-                _ => Ok(slow),
-            }
-        }),
-    );
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    format!("http://{address}")
-}
-
-#[tokio::test]
-async fn a_bundle_can_come_from_a_web_server() {
-    let settings = Settings { backoff: std::time::Duration::from_millis(1), ..Settings::default() };
-    let setup = Setup::with(settings);
-    let bytes = gzip(&whole(&setup.ext4("root.ext4", "^has_journal")));
-    let server = serve(bytes.clone()).await;
-    let on = |path: &str, sha256| at(Place::Url(format!("{server}/{path}")), Some(sha256));
-    assert!(setup.refused(&on("good", sum(b"else"))).await.starts_with("DigestMismatch"));
-    assert!(setup.refused(&on("none", sum(&bytes))).await.starts_with("NotFound"));
-    for path in ["good", "slow"] {
-        let disk = setup.get(&on(path, sum(&bytes))).await;
-        assert_eq!(disk.digest, sum(&bytes));
-        setup.store_is_emptied().await;
-    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 mod common;
 
 mod bundle;
+mod download;
 mod files;
 mod layout;
 

@@ -171,7 +171,7 @@ fn a_vm_that_waits_for_a_permit_names_those_that_boot() {
         let process = crate::hypervisor::ProcessIdentity { pid: 1, start_time: 1, boot_id: String::new() };
         vm.run = Run::Up {
             process,
-            spec: Box::new(vm.object.spec.clone()),
+            spec: vm.object.spec.clone(),
             boot: Boot::default(),
             since: at(1),
             stopping: None,

@@ -40,6 +40,10 @@ fn disk(dir: &Path, name: &str, release: &str, modules: &[(&str, &str)]) -> Path
     }
     put(&format!("{folder}/modules.builtin"), Ok(b"kernel/fs/ext4/ext4.ko\n"));
     put(&format!("{folder}/build"), Err("/"));
+    // Long attributes make other disks.
+    let long = (name == "vmlinuz-virt").then(|| (b"user.long".to_vec(), vec![7; 9000]));
+    let root = ext4::Meta { xattrs: long.into_iter().collect(), ..meta(0o755) };
+    builder.set_meta(builder.root(), root).expect("set");
     builder.finish().expect("whole");
     path
 }

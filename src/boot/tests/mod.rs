@@ -79,11 +79,12 @@ fn pack(command: &[&str], bytes: &[u8]) -> Vec<u8> {
 }
 
 /// As kernels' own build packs them (scripts/Makefile.lib, Makefile.modinst).
-const PACKERS: [&[&str]; 4] = [
+const PACKERS: [&[&str]; 5] = [
     &["gzip", "-n", "-f", "-9"],
     &["xz", "--check=crc32", "--x86", "--lzma2=dict=32MiB", "-c"],
     &["zstd", "-q", "-c", "--ultra", "-22"],
     &["lz4", "-q", "-l", "-9", "-c"],
+    &["lzma", "-9", "-c"],
 ];
 
 /// An ELF with this note, and these words in it.

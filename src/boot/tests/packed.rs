@@ -17,8 +17,10 @@ fn kernels_are_unpacked_whatever_they_are_packed_with() {
         assert!(unpack::elf(&cut).is_err(), "{packer:?} cut off");
     }
     assert_eq!(*unpack::elf(&inner).expect("as it is"), *inner);
-    let other = unpack::elf(&bzimage(b"BZh91AY&SY", 100, "6")).expect_err("not supported");
-    assert!(other.contains("bzip2"), "{other}");
+    for (magic, name) in [(&b"BZh91AY&SY"[..], "bzip2"), (b"\x89LZO\0\r\n\x1a\n1", "lzo")] {
+        let other = unpack::elf(&bzimage(magic, 100, "6")).expect_err("not supported");
+        assert!(other.contains(&format!("packed with {name}; gzip, xz, lzma, zstd and lz4 can")), "{other}");
+    }
     let text = unpack::elf(&bzimage(&pack(PACKERS[0], b"no kernel at all"), 16, "6")).expect_err("text");
     assert!(text.contains("no 64-bit ELF"), "{text}");
 }

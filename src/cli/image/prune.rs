@@ -46,9 +46,9 @@ impl Prune {
 }
 
 fn agreed(planned: &Pruned) -> io::Result<bool> {
-    let layers = if planned.blobs > 0 { ", and all kept layers," } else { "" };
+    let layers = if planned.blobs > 0 { " and all kept layers" } else { "" };
     eprint!(
-        "{} that nothing refers to{layers} will be removed ({}). Go on? [y/N] ",
+        "{} that nothing refers to{layers}: {} in all.\nRemove them? [y/N] ",
         count(planned),
         Bytes(planned.allocated)
     );

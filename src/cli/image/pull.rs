@@ -40,7 +40,7 @@ impl Pull {
             // Before anything is pulled.
             reference.parse::<Reference>().map_err(|error| CliError::usage(error.to_string()))?;
         }
-        let screen = RefCell::new(Screen::new(self.quiet));
+        let screen = RefCell::new(Screen::new(self.quiet, &self.references));
         let pulls = self.references.iter().map(|reference| pull(client, reference, &screen));
         let outcomes = join_all(pulls).await;
         screen.into_inner().clear();
@@ -49,6 +49,8 @@ impl Pull {
             match outcome {
                 Ok(done) if self.quiet => println!("{}", done.digest),
                 Ok(done) => println!("{reference} is {done}"),
+                // What all of them failed with is said once.
+                Err(error) if problem.as_ref().is_some_and(|told| told.message == error.message) => {}
                 Err(error) => {
                     if let Some(earlier) = problem.replace(error) {
                         earlier.print();
@@ -126,9 +128,15 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(quiet: bool) -> Self {
+    fn new(quiet: bool, references: &[String]) -> Self {
         let live = !quiet && io::stderr().is_terminal();
-        Screen { board: live.then(|| Board::new(ProgressDrawTarget::stderr())), quiet, said: Vec::new() }
+        let board = live.then(|| Board::new(ProgressDrawTarget::stderr()));
+        let mut screen = Screen { board, quiet, said: Vec::new() };
+        if live {
+            // In this order, whoever is heard of first.
+            references.iter().for_each(|reference| screen.show(reference, &PullUpdate::Resolving));
+        }
+        screen
     }
 
     fn show(&mut self, reference: &str, update: &PullUpdate) {

@@ -64,7 +64,11 @@ pub(super) fn prepare(launch: &Launch) -> Result<(), DriverError> {
     } else {
         stage(&root, owner, |file| {
             let size = launch.root_size.as_bytes();
-            ext4::format_empty(file, size, launch.uid.into_bytes()).map_err(io::Error::other)
+            // What is changed in the overlay is copied with its attributes: as long as they may be below. A base
+            // disk that cannot be read is told of when the VMM is to have it.
+            let base = File::open(&launch.base_disk);
+            let long_values = base.and_then(|base| ext4::has_long_values(&base)).unwrap_or(false);
+            ext4::format_empty(file, size, launch.uid.into_bytes(), long_values).map_err(io::Error::other)
         })
         .map_err(at(&root))?;
     }

@@ -16,6 +16,8 @@ use crate::hypervisor::{Launch, ProcessIdentity};
 use crate::network::{Link, Nic};
 use crate::object::{Kind, ObjectKey, Port, Protocol, Quantity, Uid};
 
+mod bounds;
+
 fn launch(dir: &Path) -> Launch {
     let ports = vec![
         Port { host: 8080, guest: 80, protocol: Protocol::Tcp },

@@ -126,6 +126,14 @@ impl Blobs {
         Ok(removed)
     }
 
+    /// Removes the least recently used blobs until so many bytes more are free, as far as that goes.
+    pub(crate) fn make_room(&self, bytes: u64) {
+        let kept = self.list().map(|kept| kept.iter().map(|blob| blob.size).sum::<u64>());
+        if let Err(error) = kept.and_then(|kept| self.prune(kept.saturating_sub(bytes))) {
+            tracing::warn!(%error, path = %self.folder.display(), "no layers were removed to make room");
+        }
+    }
+
     /// Keeps what was just used and removes what is too much; or everything, when the disk is full.
     pub(crate) fn tidy(&self, full: bool) {
         if let Err(error) = self.prune(if full { 0 } else { self.capacity }) {

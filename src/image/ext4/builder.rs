@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use super::alloc::Blocks;
+use super::checksum::Seed;
 use super::disk::Disk;
 use super::file::FileWriter;
 use super::finish::finish;
@@ -17,6 +18,7 @@ pub struct Builder {
     pub(super) tree: Tree,
     pub(super) disk: Disk,
     uuid: [u8; 16],
+    seed: Seed,
 }
 
 impl Builder {
@@ -26,7 +28,8 @@ impl Builder {
         file.set_len(0).map_err(Error::io("clear"))?;
         let blocks = Blocks::new(limits.max_bytes.min(MAX_BYTES) / BLOCK_BYTES);
         let disk = Disk { blocks, sink: Sink::new(file), max_bytes: limits.max_bytes };
-        Ok(Builder { tree: Tree::new(limits)?, disk, uuid })
+        let seed = Seed::new(&uuid);
+        Ok(Builder { tree: Tree::new(limits, seed)?, disk, uuid, seed })
     }
 
     /// The root directory.
@@ -57,19 +60,19 @@ impl Builder {
     /// Makes a directory.
     pub fn mkdir(&mut self, parent: Inode, name: &[u8], meta: Meta) -> Result<Inode, Error> {
         let kind = Kind::Directory { parent, entries: Default::default() };
-        self.tree.insert(parent, name, kind, Attributes::new(&meta)?)
+        self.tree.insert(parent, name, kind, Attributes::new(&meta, self.seed)?)
     }
 
     /// Starts a regular file. It exists once [`FileWriter::finish`] says so.
     pub fn create(&mut self, parent: Inode, name: &[u8], meta: Meta) -> Result<FileWriter<'_>, Error> {
         self.tree.check_new(parent, name, 1)?;
-        let attributes = Attributes::new(&meta)?;
+        let attributes = Attributes::new(&meta, self.seed)?;
         Ok(FileWriter::new(self, parent, name, attributes))
     }
 
     /// Makes a symbolic link.
     pub fn symlink(&mut self, parent: Inode, name: &[u8], target: &[u8], meta: Meta) -> Result<Inode, Error> {
-        self.tree.insert_symlink(parent, name, target, Attributes::new(&meta)?)
+        self.tree.insert_symlink(parent, name, target, Attributes::new(&meta, self.seed)?)
     }
 
     /// Makes a device, a named pipe or a socket.
@@ -80,7 +83,7 @@ impl Builder {
         special: Special,
         meta: Meta,
     ) -> Result<Inode, Error> {
-        self.tree.insert_special(parent, name, special, Attributes::new(&meta)?)
+        self.tree.insert_special(parent, name, special, Attributes::new(&meta, self.seed)?)
     }
 
     /// Makes another name for what is not a directory.
@@ -90,7 +93,7 @@ impl Builder {
 
     /// Replaces all metadata of an object.
     pub fn set_meta(&mut self, inode: Inode, meta: Meta) -> Result<(), Error> {
-        self.tree.set_attributes(inode, Attributes::new(&meta)?)
+        self.tree.set_attributes(inode, Attributes::new(&meta, self.seed)?)
     }
 
     /// Removes a name; a directory goes with everything in it. Inodes without names are freed, and

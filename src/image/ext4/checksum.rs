@@ -30,6 +30,11 @@ impl Seed {
         crc(self.0, bitmap)
     }
 
+    /// Of an attribute's value in an inode of its own.
+    pub(super) fn value(self, value: &[u8]) -> u32 {
+        crc(self.0, value)
+    }
+
     /// Of an xattr block that lies at `block` and has a zero in place of its checksum.
     pub(super) fn xattr_block(self, block: u64, content: &[u8]) -> u32 {
         crc(crc(self.0, &block.to_le_bytes()), content)

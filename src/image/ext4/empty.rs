@@ -31,7 +31,8 @@ const JOURNAL_BLOCKS: std::ops::RangeInclusive<u64> = 1024..=16384;
 /// The file becomes sparse; on it are 132 KiB for 10 GiB, and 9.6 MiB for 1 TiB (the descriptors of
 /// all groups, and 18 backups of them). Inode tables need no zeroing after the first mount. The root directory is empty (no
 /// `lost+found`), belongs to root and has mode 755; no blocks are reserved for root. Nothing is flushed.
-pub fn format_empty(file: &File, size: u64, uuid: [u8; 16]) -> Result<(), Error> {
+/// With `long_values` extended attributes may be as long as Linux allows, which takes a kernel of 4.13 or newer.
+pub fn format_empty(file: &File, size: u64, uuid: [u8; 16], long_values: bool) -> Result<(), Error> {
     if !(MIN_BYTES..=MAX_BYTES).contains(&size) {
         return Err(Error::Size { size });
     }
@@ -49,6 +50,7 @@ pub fn format_empty(file: &File, size: u64, uuid: [u8; 16]) -> Result<(), Error>
         inodes_per_group: INODES_PER_GROUP,
         free_inodes: descriptors.iter().map(|descriptor| descriptor.free_inodes).sum(),
         scattered: false,
+        long_values,
         journal: Some(journal),
     };
     let encoded = (0..).zip(&descriptors).flat_map(|(group, descriptor)| descriptor.encode(group, seed));
@@ -156,6 +158,9 @@ impl Layout {
             gid: 0,
             mtime: Stamp::default(),
             atime: Stamp::default(),
+            ctime: Stamp::default(),
+            crtime: Stamp::default(),
+            version: 0,
             links,
             body: &body,
             xattrs: None,

@@ -12,12 +12,11 @@ use super::layout::{
     MIN_INODES_PER_GROUP, put32,
 };
 use super::superblock::{Descriptor, Superblock};
-use super::tree::{Kind, Node, Tree, number};
+use super::tree::{Kind, Node, SHORT_SYMLINK, Tree, number};
+use super::value::Values;
 use super::xattr::seal_block;
 use super::{Error, FileType, Inode, Special, Summary, dir, extent};
 
-/// Symlinks shorter than this are kept in the inode.
-const SHORT_SYMLINK: usize = 60;
 /// Links of a directory beyond this are not counted (`dir_nlink`).
 const MAX_DIRECTORY_LINKS: usize = 65000;
 
@@ -27,15 +26,17 @@ pub(super) fn finish(mut tree: Tree, mut disk: Disk, uuid: [u8; 16]) -> Result<S
     // file stays behind. Inode tables rely on it.
     disk.sink.end_data(disk.blocks.free_runs())?;
     disk.blocks.trim();
-    let bodies = write_bodies(&mut tree, &mut disk, &uuid, seed)?;
+    let mut values = Values::behind(tree.last_number(), seed);
+    let bodies = write_bodies(&mut tree, &mut values, &mut disk, &uuid, seed)?;
     let full = Error::Full { max_bytes: disk.max_bytes };
-    let mut groups = Groups::plan(&mut disk.blocks, tree.last_number()).ok_or(full)?;
+    let mut groups = Groups::plan(&mut disk.blocks, values.last_number()).ok_or(full)?;
     write_inodes(&tree, &bodies, &mut groups, &mut disk, seed)?;
+    values.write_inodes(&mut groups, &mut disk)?;
     let Disk { mut blocks, sink, .. } = disk;
     let file = sink.into_file()?;
     blocks.seal(groups.total);
     groups.write_bitmaps(&blocks, &file, seed)?;
-    let superblock = groups.superblock(uuid);
+    let superblock = groups.superblock(uuid, values.are_there());
     superblock.write(&file, &groups.encode(seed))?;
     let size = groups.total * BLOCK_BYTES;
     file.set_len(size).map_err(Error::io("set the length of"))?;
@@ -44,10 +45,11 @@ pub(super) fn finish(mut tree: Tree, mut disk: Disk, uuid: [u8; 16]) -> Result<S
     Ok(Summary { size, inodes: tree.inodes(), used_bytes })
 }
 
-/// Writes directories, extent trees, long symlinks and attribute blocks. Returns where each inode's
+/// Writes directories, extent trees, long symlinks and attributes outside of inodes. Returns where each inode's
 /// content is, and its link count, in the order of the inodes.
 fn write_bodies(
     tree: &mut Tree,
+    values: &mut Values,
     disk: &mut Disk,
     uuid: &[u8; 16],
     seed: Seed,
@@ -61,7 +63,8 @@ fn write_bodies(
             let node = tree.node(inode).ok_or(Error::Gone)?;
             (write_content(node, seed.inode(number(inode)), disk)?, node.links as u16)
         };
-        let node = tree.node(inode).ok_or(Error::Gone)?;
+        let node = tree.node_mut(inode).ok_or(Error::Gone)?;
+        body.blocks += values.write(&mut node.attributes, disk)?;
         if let Some(block) = node.attributes.xattrs.as_ref().and_then(|xattrs| xattrs.block.as_ref()) {
             body.xattr_block = disk.alloc_block()?;
             body.blocks += 1;
@@ -128,7 +131,7 @@ fn write_content(node: &Node, seed: u32, disk: &mut Disk) -> Result<Body, Error>
     }
 }
 
-fn place(data: &[u8], size: u64, seed: u32, disk: &mut Disk) -> Result<Body, Error> {
+pub(super) fn place(data: &[u8], size: u64, seed: u32, disk: &mut Disk) -> Result<Body, Error> {
     let extents = disk.place(data)?;
     mapped(&extents, size, seed, disk)
 }
@@ -156,7 +159,7 @@ fn encode_device(major: u32, minor: u32) -> [u8; 60] {
 }
 
 /// A type in directory entries and in inodes.
-fn type_code(kind: FileType) -> (u8, u16) {
+pub(super) fn type_code(kind: FileType) -> (u8, u16) {
     match kind {
         FileType::Regular => (1, 0o100_000),
         FileType::Directory => (2, 0o040_000),
@@ -186,6 +189,9 @@ fn write_inodes(
             gid: attributes.gid,
             mtime: attributes.mtime,
             atime: attributes.atime,
+            ctime: attributes.mtime,
+            crtime: attributes.mtime,
+            version: 0,
             links: *links,
             body,
             xattrs: attributes.xattrs.as_ref().and_then(|xattrs| xattrs.inline.as_ref()),
@@ -197,7 +203,7 @@ fn write_inodes(
 }
 
 /// The groups of the finished disk.
-struct Groups {
+pub(super) struct Groups {
     descriptors: Vec<Descriptor>,
     inode_bitmaps: Vec<Vec<u8>>,
     inodes_per_group: u32,
@@ -232,7 +238,7 @@ impl Groups {
 
     /// Marks an inode and returns its byte offset on the disk. Inodes come in rising order, except that
     /// the root is among the reserved ones.
-    fn use_inode(&mut self, number: u32, directory: bool) -> u64 {
+    pub(super) fn use_inode(&mut self, number: u32, directory: bool) -> u64 {
         let index = number - 1;
         let group = (index / self.inodes_per_group) as usize;
         let index = index % self.inodes_per_group;
@@ -262,7 +268,7 @@ impl Groups {
         Ok(())
     }
 
-    fn superblock(&self, uuid: [u8; 16]) -> Superblock {
+    fn superblock(&self, uuid: [u8; 16], long_values: bool) -> Superblock {
         Superblock {
             uuid,
             blocks: self.total,
@@ -270,6 +276,7 @@ impl Groups {
             inodes_per_group: self.inodes_per_group,
             free_inodes: self.descriptors.iter().map(|descriptor| descriptor.free_inodes).sum(),
             scattered: true,
+            long_values,
             journal: None,
         }
     }

@@ -7,6 +7,8 @@ use super::xattr::INLINE;
 
 /// The file's blocks are found by extents.
 pub(super) const EXTENTS: u32 = 0x8_0000;
+/// The content is the value of an attribute.
+pub(super) const VALUE: u32 = 0x20_0000;
 /// The directory is an index.
 pub(super) const INDEXED: u32 = 0x1000;
 
@@ -18,6 +20,11 @@ pub(super) struct Record<'a> {
     pub(super) gid: u32,
     pub(super) mtime: Stamp,
     pub(super) atime: Stamp,
+    /// The inode's last change, and its birth.
+    pub(super) ctime: Stamp,
+    pub(super) crtime: Stamp,
+    /// Counts changes; nobody does in base disks.
+    pub(super) version: u32,
     pub(super) links: u16,
     pub(super) body: &'a Body,
     pub(super) xattrs: Option<&'a [u8; INLINE]>,
@@ -48,6 +55,7 @@ impl Record<'_> {
         put16(inode, 0x1a, self.links);
         put32(inode, 0x1c, low32(sectors));
         put32(inode, 0x20, self.body.flags);
+        put32(inode, 0x24, self.version);
         inode[0x28..0x64].copy_from_slice(&self.body.map);
         put32(inode, 0x68, low32(self.body.xattr_block));
         put32(inode, 0x6c, high32(self.body.size));
@@ -59,9 +67,9 @@ impl Record<'_> {
         // Access, inode change, data change, birth.
         let times = [
             (0x08, 0x8c, self.atime),
-            (0x0c, 0x84, self.mtime),
+            (0x0c, 0x84, self.ctime),
             (0x10, 0x88, self.mtime),
-            (0x90, 0x94, self.mtime),
+            (0x90, 0x94, self.crtime),
         ];
         for (at, extra_at, Stamp { seconds, extra }) in times {
             put32(inode, at, seconds);
@@ -77,8 +85,9 @@ impl Record<'_> {
     }
 }
 
-/// The last second before those that e2fsck takes for mistakes of old kernels: 2310-04-04 16:10:39 UTC.
-const LATEST: i64 = (3 << 32) - (1 << 31) - 1;
+/// The last second that ext4 can hold: 2446-05-10 22:38:55 UTC. Of those from 2310-04-04 to 2378-04-22 e2fsck
+/// remarks that they are likely from before 1970, as kernels before 3.14 wrote them; it has no error to tell.
+const LATEST: i64 = (1 << 34) - (1 << 31) - 1;
 
 /// The first second that ext4 can hold: 1901-12-13 20:45:52 UTC.
 const EARLIEST: i64 = i32::MIN as i64;
@@ -91,11 +100,18 @@ pub(super) struct Stamp {
     extra: u32,
 }
 
+impl Stamp {
+    /// A number in the place of a time's seconds.
+    pub(super) fn of_word(word: u32) -> Self {
+        Stamp { seconds: word, extra: 0 }
+    }
+}
+
 impl From<Time> for Stamp {
     fn from(time: Time) -> Self {
         let seconds = time.sec.clamp(EARLIEST, LATEST);
-        // Linux keeps no fraction of the earliest second, and what is beyond becomes a whole one.
-        let exact = seconds == time.sec && seconds > EARLIEST;
+        // Linux keeps no fraction of the first and the last second, and what is beyond becomes a whole one.
+        let exact = seconds == time.sec && seconds > EARLIEST && seconds < LATEST;
         let nsec = if exact { time.nsec.min(999_999_999) } else { 0 };
         let low = seconds as i32;
         let epoch = ((seconds - i64::from(low)) >> 32) as u32;

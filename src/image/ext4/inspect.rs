@@ -8,9 +8,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::checksum::crc;
+use super::layout::put32;
 use crate::image::ImageError;
 
-const SUPERBLOCK: usize = 1024;
+/// Where the superblock is, and its length, in bytes.
+pub(crate) const SUPERBLOCK: usize = 1024;
 const MAGIC: u16 = 0xef53;
 
 /// Features that say more than "mount me if you know me": they mean that the disk is not at rest, or needs
@@ -20,6 +22,7 @@ const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
 /// filetype, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode, csum_seed, large_dir, inline_data: what every
 /// kernel since 4.13 mounts, however it was configured. Not encrypt and casefold, which are options.
 const INCOMPAT_KNOWN: u32 = 0x2 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000;
+const INCOMPAT_EA_INODE: u32 = 0x400;
 const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 const RO_COMPAT_ORPHAN_PRESENT: u32 = 0x1_0000;
 
@@ -93,6 +96,34 @@ pub(crate) fn inspect(file: &File, length: u64) -> Result<(), ImageError> {
             "it is cut off: its superblock tells of {blocks} blocks, the file has {length} bytes"
         )),
     }
+}
+
+/// Whether values of extended attributes may lie in inodes of their own (`ea_inode`).
+///
+/// # Errors
+/// If the superblock cannot be read.
+pub(crate) fn has_long_values(disk: &File) -> io::Result<bool> {
+    let mut sb = [0; SUPERBLOCK];
+    disk.read_exact_at(&mut sb, SUPERBLOCK as u64)?;
+    Ok(get32(&sb, 0x60) & INCOMPAT_EA_INODE != 0)
+}
+
+/// The superblock of the same file system for who reads no extended attributes: it does not say that they need
+/// more than a reader may know.
+///
+/// # Errors
+/// If the superblock cannot be read.
+pub(crate) fn superblock_without_long_values(disk: &File) -> io::Result<[u8; SUPERBLOCK]> {
+    let mut sb = [0; SUPERBLOCK];
+    disk.read_exact_at(&mut sb, SUPERBLOCK as u64)?;
+    let sound = crc(!0, &sb[..0x3fc]) == get32(&sb, 0x3fc);
+    let incompat = get32(&sb, 0x60) & !INCOMPAT_EA_INODE;
+    put32(&mut sb, 0x60, incompat);
+    if sound {
+        let checksum = crc(!0, &sb[..0x3fc]);
+        put32(&mut sb, 0x3fc, checksum);
+    }
+    Ok(sb)
 }
 
 fn get16(bytes: &[u8], at: usize) -> u16 {

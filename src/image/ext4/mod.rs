@@ -36,13 +36,14 @@ mod superblock;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod value;
 mod writer;
 mod xattr;
 
 pub use builder::Builder;
 pub use empty::format_empty;
 pub use file::FileWriter;
-pub(crate) use inspect::inspect;
+pub(crate) use inspect::{SUPERBLOCK, has_long_values, inspect, superblock_without_long_values};
 
 use std::io;
 
@@ -75,7 +76,7 @@ pub enum FileType {
 pub struct Limits {
     /// Length of the disk in bytes, holes included; no more than 16 TiB are ever used.
     pub max_bytes: u64,
-    /// Inodes, and names: a hard link counts as one name. The memory for names, symlink targets
+    /// Inodes, and names: a hard link counts as one name, a long value of an extended attribute as an inode. The memory for names, symlink targets
     /// and extended attributes is limited to 256 bytes for each of these (or 16 MiB, if that is more).
     pub max_inodes: u32,
 }
@@ -98,8 +99,8 @@ pub struct Meta {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// A time as `stat` gives it. What ext4 cannot hold (before December 1901) or e2fsck would complain of
-/// (after April 4, 2310) becomes the nearest time that is fine.
+/// A time as `stat` gives it. What ext4 cannot hold (before December 1901, after May 2446) becomes the nearest
+/// time that it can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Time {
     /// Seconds since 1970.
@@ -237,6 +238,11 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
+    /// What Linux and e2fsck do not read alike.
+    #[error(
+        "the extended attributes of a symlink with a target of less than 60 bytes must fit 4 KiB together"
+    )]
+    SymlinkXattrs,
     /// [`format_empty`] makes 8 MiB to 16 TiB.
     #[error("a disk of {size} bytes: ext4 disks are made from 8 MiB to 16 TiB")]
     Size {

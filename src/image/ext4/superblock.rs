@@ -17,6 +17,7 @@ const INCOMPAT_FILETYPE: u32 = 0x2;
 const INCOMPAT_EXTENTS: u32 = 0x40;
 const INCOMPAT_64BIT: u32 = 0x80;
 const INCOMPAT_FLEX_BG: u32 = 0x200;
+const INCOMPAT_EA_INODE: u32 = 0x400;
 const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
 const RO_COMPAT_LARGE_FILE: u32 = 0x2;
 const RO_COMPAT_HUGE_FILE: u32 = 0x8;
@@ -38,6 +39,8 @@ pub(super) struct Superblock {
     pub(super) free_inodes: u32,
     /// Whether bitmaps and inode tables may lie outside their groups (`flex_bg`).
     pub(super) scattered: bool,
+    /// Whether values of attributes may lie in inodes of their own (`ea_inode`).
+    pub(super) long_values: bool,
     pub(super) journal: Option<JournalBackup>,
 }
 
@@ -120,6 +123,9 @@ impl Superblock {
         let mut incompat = INCOMPAT_FILETYPE | INCOMPAT_EXTENTS | INCOMPAT_64BIT;
         if self.scattered {
             incompat |= INCOMPAT_FLEX_BG;
+        }
+        if self.long_values {
+            incompat |= INCOMPAT_EA_INODE;
         }
         let ro_compat = RO_COMPAT_SPARSE_SUPER
             | RO_COMPAT_LARGE_FILE

@@ -1,4 +1,5 @@
 mod alloc;
+mod long_values;
 mod model;
 mod support;
 
@@ -71,6 +72,40 @@ fn same_calls_same_bytes() {
         Sha256::digest(fs::read(disk.path()).unwrap())
     };
     assert_eq!(build(), build());
+}
+
+/// A file system of another kind, mounted over a folder while this is there.
+struct Over(std::path::PathBuf);
+
+impl Over {
+    fn mount(kind: &str, folder: &std::path::Path) -> Self {
+        run(Command::new("mount").args(["-t", kind, kind]).arg(folder));
+        Over(folder.to_owned())
+    }
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_file_system_without_direct_writes_gets_the_same_disk() {
+    let fill = |builder: &mut Builder| {
+        put(builder, b"large", &noise(5 << 20, 1));
+        put(builder, b"small", &noise(70_000, 2));
+        put(builder, b"tail", &noise((1 << 20) + 7, 3));
+    };
+    let (usual, _) = TestDisk::build(fill);
+    let other = TestDisk::new();
+    let _over = Over::mount("ramfs", other.path().parent().unwrap());
+    let direct = rustix::fs::fcntl_setfl(other.create(), rustix::fs::OFlags::DIRECT);
+    assert_eq!(direct, Err(rustix::io::Errno::INVAL), "else this tests nothing");
+    let mut builder = other.builder();
+    fill(&mut builder);
+    builder.finish().unwrap();
+    assert!(fs::read(other.path()).unwrap() == fs::read(usual.path()).unwrap());
 }
 
 #[test]
@@ -177,7 +212,9 @@ fn a_file_can_have_all_the_blocks_that_ext4_counts() {
 
 #[test]
 fn times_outside_ext4_become_the_nearest() {
-    let times = [i64::MIN, -(1 << 31), -1, 0, 1 << 31, 10_737_418_239, i64::MAX];
+    let last = (1 << 34) - (1 << 31) - 1;
+    let times =
+        [i64::MIN, -(1 << 31), -1, 0, 1 << 31, 10_737_418_239, 12_884_901_888, last - 1, last, i64::MAX];
     let (disk, _) = TestDisk::build(|builder| {
         for (index, sec) in times.into_iter().enumerate() {
             let meta = Meta { mtime: Time { sec, nsec: 5 }, ..Meta::default() };
@@ -185,11 +222,34 @@ fn times_outside_ext4_become_the_nearest() {
         }
     });
     let mounted = disk.mount("ro,loop");
-    let seen = |index| fs::metadata(mounted.path().join(format!("{index}"))).unwrap().mtime();
-    let expected = [-(1 << 31), -(1 << 31), -1, 0, 1 << 31, 10_737_418_239, 10_737_418_239];
-    assert_eq!([0, 1, 2, 3, 4, 5, 6].map(seen), expected);
-    let fraction = |index| fs::metadata(mounted.path().join(format!("{index}"))).unwrap().mtime_nsec();
-    assert_eq!([0, 1, 2, 3, 4, 5, 6].map(fraction), [0, 0, 5, 5, 5, 5, 0], "as Linux would keep them");
+    let seen = |index| {
+        let data = fs::metadata(mounted.path().join(format!("{index}"))).unwrap();
+        (data.mtime(), data.mtime_nsec())
+    };
+    // Without fractions at both ends, as Linux would keep them.
+    let mut expected = times.map(|sec| (sec, 5));
+    (expected[0], expected[1]) = ((-(1 << 31), 0), (-(1 << 31), 0));
+    (expected[8], expected[9]) = ((last, 0), (last, 0));
+    assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, 8, 9].map(seen), expected);
+}
+
+/// e2fsck takes them for times before 1970, as old kernels wrote them, and says so; it does not call it an error.
+#[test]
+fn times_that_e2fsck_wonders_at_are_exact() {
+    let times = [10_737_418_240, 11_000_000_000, 12_884_901_887];
+    let disk = TestDisk::new();
+    let mut builder = disk.builder();
+    for sec in times {
+        let meta = Meta { mtime: Time { sec, nsec: 7 }, ..Meta::default() };
+        builder.mkdir(builder.root(), format!("{sec}").as_bytes(), meta).unwrap();
+    }
+    builder.finish().unwrap();
+    run(Command::new("e2fsck").arg("-fn").arg(disk.path()));
+    let mounted = disk.mount("ro,loop");
+    for sec in times {
+        let seen = fs::metadata(mounted.path().join(format!("{sec}"))).unwrap();
+        assert_eq!((seen.mtime(), seen.mtime_nsec()), (sec, 7));
+    }
 }
 
 #[test]
@@ -247,7 +307,7 @@ fn both_kinds_of_disks_grow() {
         put(&mut builder, b"file", &noise(3 << 20, 1));
         builder.finish().unwrap();
     };
-    let empty = |disk: &TestDisk| format_empty(&disk.create(), 100 << 20, UUID).unwrap();
+    let empty = |disk: &TestDisk| format_empty(&disk.create(), 100 << 20, UUID, false).unwrap();
     for make in [&image as &dyn Fn(&TestDisk), &empty] {
         let disk = TestDisk::new();
         make(&disk);
@@ -267,7 +327,7 @@ fn empty_disks_of_all_sizes_are_clean_and_writable() {
     let sizes = [8 << 20, (8 << 20) + 4097, group, group + 4096, 2 * group + (8 << 20), 10 << 30, 1 << 40];
     for size in sizes {
         let disk = TestDisk::new();
-        format_empty(&disk.create(), size, UUID).unwrap();
+        format_empty(&disk.create(), size, UUID, false).unwrap();
         assert_eq!(disk.path().metadata().unwrap().len(), size);
         disk.check();
         {
@@ -279,7 +339,7 @@ fn empty_disks_of_all_sizes_are_clean_and_writable() {
     }
     let disk = TestDisk::new();
     for size in [0, (8 << 20) - 1, (16 << 40) + 1] {
-        assert!(matches!(format_empty(&disk.create(), size, UUID), Err(Error::Size { .. })));
+        assert!(matches!(format_empty(&disk.create(), size, UUID, false), Err(Error::Size { .. })));
     }
 }
 
@@ -360,7 +420,7 @@ fn attributes_that_ext4_does_not_hold_are_refused() {
         (b"nonsense", vec![]),
         (b"system.nfs4_acl", vec![1]),
         (b"user.a\0b", vec![]),
-        (b"user.big", vec![0; 4096]),
+        (b"user.big", vec![0; 65_537]),
         (b"system.posix_acl_access", vec![]),
         (b"system.posix_acl_access", vec![1, 0, 0, 0]),
         (b"system.posix_acl_access", [acl(&[(1, 7, 0)]), vec![0]].concat()),

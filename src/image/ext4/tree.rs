@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::checksum::Seed;
 use super::extent::Extent;
 use super::inode::Stamp;
 use super::layout::{FIRST_INODE, ROOT_INODE};
@@ -12,6 +13,8 @@ use super::{Error, FileType, Inode, Limits, Meta, Special};
 const MAX_LINKS: u32 = 65000;
 const MAX_NAME: usize = 255;
 const MAX_TARGET: usize = 4095;
+/// Symlinks shorter than this are kept in the inode.
+pub(super) const SHORT_SYMLINK: usize = 60;
 /// Memory for names, targets and attributes that each allowed inode brings, and the least in all.
 const METADATA_PER_INODE: u64 = 256;
 const MIN_METADATA: u64 = 16 << 20;
@@ -48,9 +51,10 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    pub(super) fn new(meta: &Meta) -> Result<Self, Error> {
+    /// `seed` is the disk's.
+    pub(super) fn new(meta: &Meta, seed: Seed) -> Result<Self, Error> {
         let Meta { mode, uid, gid, mtime, atime, xattrs } = meta;
-        let xattrs = Xattrs::new(xattrs)?;
+        let xattrs = Xattrs::new(xattrs, seed)?;
         let (mtime, atime) = (Stamp::from(*mtime), Stamp::from(atime.unwrap_or(*mtime)));
         Ok(Attributes { mode: mode & 0o7777, uid: *uid, gid: *gid, mtime, atime, xattrs })
     }
@@ -59,9 +63,25 @@ impl Attributes {
     fn size(&self) -> u64 {
         self.xattrs.as_ref().map_or(0, |xattrs| xattrs.size() as u64)
     }
+
+    /// Inodes for values of attributes.
+    fn values(&self) -> u32 {
+        self.xattrs.as_ref().map_or(0, |xattrs| xattrs.values.len() as u32)
+    }
 }
 
 impl Kind {
+    /// Linux tells a symlink in its inode by the inode's having no blocks, e2fsck by its length; the blocks of long
+    /// attributes count as the inode's for both.
+    fn check(&self, attributes: &Attributes) -> Result<(), Error> {
+        match self {
+            Kind::Symlink(target) if target.len() < SHORT_SYMLINK && attributes.values() > 0 => {
+                Err(Error::SymlinkXattrs)
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn file_type(&self) -> FileType {
         match self {
             Kind::Regular { .. } => FileType::Regular,
@@ -89,6 +109,8 @@ pub(super) struct Tree {
     /// Handles that can be given out again.
     free: BTreeSet<u32>,
     inodes: u32,
+    /// Inodes for values of attributes: these have no names, and come behind the others.
+    values: u32,
     names: u32,
     metadata: u64,
     max_inodes: u32,
@@ -98,14 +120,15 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) const ROOT: Inode = Inode(0);
 
-    pub(super) fn new(limits: Limits) -> Result<Self, Error> {
-        let attributes = Attributes::new(&Meta { mode: 0o755, ..Meta::default() })?;
+    pub(super) fn new(limits: Limits, seed: Seed) -> Result<Self, Error> {
+        let attributes = Attributes::new(&Meta { mode: 0o755, ..Meta::default() }, seed)?;
         let kind = Kind::Directory { parent: Self::ROOT, entries: Entries::new() };
         let max_inodes = limits.max_inodes.min(MAX_INODES);
         Ok(Tree {
             nodes: vec![Some(Node { kind, attributes, links: 1 })],
             free: BTreeSet::new(),
             inodes: 1,
+            values: 0,
             names: 0,
             metadata: 0,
             max_inodes,
@@ -117,7 +140,7 @@ impl Tree {
         self.nodes.get(inode.0 as usize)?.as_ref()
     }
 
-    fn node_mut(&mut self, inode: Inode) -> Option<&mut Node> {
+    pub(super) fn node_mut(&mut self, inode: Inode) -> Option<&mut Node> {
         self.nodes.get_mut(inode.0 as usize)?.as_mut()
     }
 
@@ -136,7 +159,7 @@ impl Tree {
         }
     }
 
-    /// Inodes in use.
+    /// Objects in it.
     pub(super) fn inodes(&self) -> u32 {
         self.inodes
     }
@@ -167,10 +190,18 @@ impl Tree {
         if entries.contains_key(name) {
             return Err(Error::Exists { name: escape(name) });
         }
-        if self.inodes + new_inodes > self.max_inodes || self.names >= self.max_inodes {
+        if self.names >= self.max_inodes {
             return Err(Error::TooManyInodes { max_inodes: self.max_inodes });
         }
-        Ok(())
+        self.check_inodes(new_inodes)
+    }
+
+    fn check_inodes(&self, more: u32) -> Result<(), Error> {
+        let all = self.inodes + self.values;
+        match all.checked_add(more).is_some_and(|all| all <= self.max_inodes) {
+            true => Ok(()),
+            false => Err(Error::TooManyInodes { max_inodes: self.max_inodes }),
+        }
     }
 
     /// Makes an inode with one name. Whoever calls has checked the name.
@@ -183,7 +214,11 @@ impl Tree {
     ) -> Result<Inode, Error> {
         self.check_new(dir, name, 1)?;
         let node = Node { kind, attributes, links: 1 };
+        node.kind.check(&node.attributes)?;
+        let values = node.attributes.values();
+        self.check_inodes(1 + values)?;
         self.charge(node.size() + name.len() as u64)?;
+        self.values += values;
         let inode = Inode(self.free.pop_first().unwrap_or(self.nodes.len() as u32));
         match self.nodes.get_mut(inode.0 as usize) {
             Some(slot) => *slot = Some(node),
@@ -241,9 +276,13 @@ impl Tree {
     }
 
     pub(super) fn set_attributes(&mut self, inode: Inode, attributes: Attributes) -> Result<(), Error> {
-        let before = self.node(inode).ok_or(Error::Gone)?.attributes.size();
+        let node = self.node(inode).ok_or(Error::Gone)?;
+        node.kind.check(&attributes)?;
+        let (size, values) = (node.attributes.size(), node.attributes.values());
+        self.check_inodes(attributes.values().saturating_sub(values))?;
         self.charge(attributes.size())?;
-        self.metadata -= before;
+        self.metadata -= size;
+        self.values = self.values + attributes.values() - values;
         self.node_mut(inode).ok_or(Error::Gone)?.attributes = attributes;
         Ok(())
     }
@@ -268,6 +307,7 @@ impl Tree {
             let Some(node) = slot.take() else { continue };
             self.free.insert(inode.0);
             self.inodes -= 1;
+            self.values -= node.attributes.values();
             self.metadata -= node.size();
             match node.kind {
                 Kind::Regular { extents, .. } => freed.extend(extents),

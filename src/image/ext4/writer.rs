@@ -183,6 +183,26 @@ mod tests {
         assert!(!fcntl_getfl(&file).unwrap().contains(OFlags::DIRECT), "others write after it");
     }
 
+    /// Asked to write from where no device reads, a file system refuses only the write itself.
+    #[test]
+    fn a_direct_write_that_is_refused_goes_through_the_cache() {
+        let file = tempfile::tempfile().unwrap();
+        let mut target = Target { file: file.try_clone().unwrap(), direct: false, may_be_direct: true };
+        let mut buffer = Buffer::new();
+        (0..CAPACITY / 100).for_each(|number| assert_eq!(buffer.fill(&[number as u8; 100]), 100));
+        let odd = &buffer.filled()[1..=2 * DIRECT];
+        target.write(odd, 0).unwrap();
+        assert!(
+            !target.may_be_direct,
+            "nothing was refused: this test needs another file system for its files"
+        );
+        target.write(odd, (2 * DIRECT) as u64).unwrap();
+        let mut written = vec![0; 4 * DIRECT];
+        file.read_exact_at(&mut written, 0).unwrap();
+        assert!(written[..2 * DIRECT] == *odd && written[2 * DIRECT..] == *odd);
+        assert!(!fcntl_getfl(&file).unwrap().contains(OFlags::DIRECT));
+    }
+
     #[test]
     fn the_first_error_is_told() {
         let read_only = File::open("/proc/self/exe").unwrap();

@@ -5,12 +5,12 @@
 //! Where readers disagree, this one does what Go's archive/tar does, which most images were made with:
 //! - links, directories and devices have no data whatever their size says;
 //! - a GNU long name beats a PAX path, and the later of two PAX headers the earlier;
-//! - global PAX headers are skipped;
-//! - a block of zeros ends the archive, and so does the end of the stream between two entries, the last
-//!   one's padding missing or not;
+//! - global PAX headers are skipped, and what stands before one says nothing about the entry behind it;
+//! - two blocks of zeros end the archive, and so does the end of the stream after one, or between two entries,
+//!   the last one's padding missing or not; anything else after one block of zeros is damage;
 //! - a name that ends in a slash makes a directory of an entry only if its type is the oldest one (NUL).
 
-use std::io::{self, BufRead, Seek, Write};
+use std::io::{self, BufRead, Read, Seek, Write};
 
 use tar::{GnuExtSparseHeader, GnuSparseHeader};
 
@@ -80,7 +80,10 @@ impl<'a, R: BufRead> Archive<'a, R> {
                 b'x' => extensions.pax = Pax::parse(&self.small(size)?, self.limits)?,
                 b'L' => extensions.long_name = self.long_text(size)?,
                 b'K' => extensions.long_link = self.long_text(size)?,
-                b'g' => self.set_data(size),
+                b'g' => {
+                    extensions = Extensions::default();
+                    self.set_data(size);
+                }
                 _ => {
                     let path = extensions.path(&header);
                     let entry = self.entry(&header, size, extensions, path.clone());
@@ -119,11 +122,8 @@ impl<'a, R: BufRead> Archive<'a, R> {
         let size = extensions.pax.size.unwrap_or(size);
         let link = extensions.link(header);
         let Extensions { pax, .. } = extensions;
-        let uid = pax.uid.map_or_else(|| header.uid(), Ok)?;
-        let gid = pax.gid.map_or_else(|| header.gid(), Ok)?;
-        let id = |id: u64| {
-            u32::try_from(id).map_err(|_| ImageError::invalid(format!("{id} is no user or group id")))
-        };
+        let uid = owner(pax.uid.map_or_else(|| header.uid(), Ok)?)?;
+        let gid = owner(pax.gid.map_or_else(|| header.gid(), Ok)?)?;
         let mtime = pax.mtime.map_or_else(|| header.mtime(), Ok)?;
         let atime = pax.atime.or_else(|| header.atime());
         let mut mode = header.mode()?;
@@ -169,13 +169,13 @@ impl<'a, R: BufRead> Archive<'a, R> {
             named.push((name.to_vec(), acl));
         }
         let xattrs = xattrs::fit(named, kind.bearer(), mode)?;
-        Ok(Entry { path, kind, meta: Meta { mode, uid: id(uid)?, gid: id(gid)?, mtime, atime, xattrs } })
+        Ok(Entry { path, kind, meta: Meta { mode, uid, gid, mtime, atime, xattrs } })
     }
 
     fn pax_sparse(&mut self, sparse: super::pax::PaxSparse) -> Result<Kind, ImageError> {
         let mut segments = sparse.segments;
         if sparse.map_in_data {
-            let mut data = io::Read::take(&mut self.reader, self.data);
+            let mut data = Read::take(&mut self.reader, self.data);
             let (map, taken) = read_map(&mut data, self.limits)?;
             segments = map;
             // The map is padded to whole blocks.
@@ -251,7 +251,20 @@ impl<'a, R: BufRead> Archive<'a, R> {
         }
         let mut bytes = [0; header::SIZE];
         self.reader.read_exact(&mut bytes).map_err(broken)?;
-        Header::read(bytes)
+        match Header::read(bytes)? {
+            None => self.end().map(|()| None),
+            header => Ok(header),
+        }
+    }
+
+    /// Reads what follows a block of zeros: at most another one.
+    fn end(&mut self) -> Result<(), ImageError> {
+        let mut block = Vec::new();
+        Read::take(&mut self.reader, BLOCK).read_to_end(&mut block).map_err(broken)?;
+        if block.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        Err(ImageError::invalid("half an end mark, a single block of zeros, is within the archive"))
     }
 }
 
@@ -286,6 +299,16 @@ impl Extensions {
     fn link(&self, header: &Header) -> Vec<u8> {
         let said = self.long_link.as_ref().or(self.pax.link.as_ref()).cloned();
         said.unwrap_or_else(|| header.link().to_vec())
+    }
+}
+
+/// A user or a group as chown(2) takes its number: those below zero count down from 2^32, and -1 changes nothing,
+/// so that the file stays root's.
+fn owner(id: i64) -> Result<u32, ImageError> {
+    match u32::try_from(id).ok().or_else(|| Some(i32::try_from(id).ok()?.cast_unsigned())) {
+        Some(u32::MAX) => Ok(0),
+        Some(id) => Ok(id),
+        None => Err(ImageError::invalid(format!("{id} is no user or group id"))),
     }
 }
 

@@ -67,12 +67,13 @@ impl Header {
         self.unsigned(LENGTH, "size")
     }
 
-    pub(super) fn uid(&self) -> Result<u64, ImageError> {
-        self.unsigned(UID, "uid")
+    /// Perhaps negative: some systems' `nobody` is -2.
+    pub(super) fn uid(&self) -> Result<i64, ImageError> {
+        number(&self.0[UID]).ok_or_else(|| no_number("uid"))
     }
 
-    pub(super) fn gid(&self) -> Result<u64, ImageError> {
-        self.unsigned(GID, "gid")
+    pub(super) fn gid(&self) -> Result<i64, ImageError> {
+        number(&self.0[GID]).ok_or_else(|| no_number("gid"))
     }
 
     /// Permission bits only: the file's type is in the flag.

@@ -13,8 +13,9 @@ pub(super) struct Pax {
     pub(super) path: Option<Vec<u8>>,
     pub(super) link: Option<Vec<u8>>,
     pub(super) size: Option<u64>,
-    pub(super) uid: Option<u64>,
-    pub(super) gid: Option<u64>,
+    /// As in a header, perhaps negative.
+    pub(super) uid: Option<i64>,
+    pub(super) gid: Option<i64>,
     pub(super) mtime: Option<Time>,
     pub(super) atime: Option<Time>,
     /// As star and most others spell them, then those that only libarchive spelled.
@@ -75,17 +76,18 @@ impl Pax {
     fn set(&mut self, key: &[u8], value: &[u8], limits: &Limits) -> Result<Option<()>, ImageError> {
         let sparse = &mut self.sparse;
         let number = || std::str::from_utf8(value).ok()?.parse::<u64>().ok();
+        let id = || std::str::from_utf8(value).ok()?.parse::<i64>().ok();
         let text = || Some(value.to_vec()).filter(|text| !text.is_empty() && !text.contains(&0));
-        // An empty value takes back what a global header said, which is not heard in the first place.
+        // An empty value takes back what was said before.
         let known = match key {
+            b"path" => set(&mut self.path, text()) || value.is_empty(),
+            b"linkpath" => set(&mut self.link, text()) || value.is_empty(),
+            b"size" => set(&mut self.size, number()) || value.is_empty(),
+            b"uid" => set(&mut self.uid, id()) || value.is_empty(),
+            b"gid" => set(&mut self.gid, id()) || value.is_empty(),
+            b"mtime" => set(&mut self.mtime, time(value)) || value.is_empty(),
+            b"atime" => set(&mut self.atime, time(value)) || value.is_empty(),
             _ if value.is_empty() => true,
-            b"path" => set(&mut self.path, text()),
-            b"linkpath" => set(&mut self.link, text()),
-            b"size" => set(&mut self.size, number()),
-            b"uid" => set(&mut self.uid, number()),
-            b"gid" => set(&mut self.gid, number()),
-            b"mtime" => set(&mut self.mtime, time(value)),
-            b"atime" => set(&mut self.atime, time(value)),
             b"SCHILY.acl.access" => {
                 self.access_acl = acl_of_text(value);
                 true

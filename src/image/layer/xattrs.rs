@@ -76,7 +76,8 @@ fn access_acl(mut value: Vec<u8>, mode: u16) -> Result<Option<Vec<u8>>, ImageErr
 }
 
 /// An ACL in the words of star and libarchive, `user::rw-,user:lisa:r--:502,…`, in the form of the system
-/// calls. `None` if it names somebody without a number: whom, only the machine knows where it was packed.
+/// calls. `None` if it names somebody without a number - whom, only the machine knows where it was packed - or
+/// is none that Linux takes: most unpackers do not read these words at all.
 pub(super) fn acl_of_text(text: &[u8]) -> Option<Vec<u8>> {
     let mut entries = Vec::new();
     for entry in std::str::from_utf8(text).ok()?.split([',', '\n']).filter(|entry| !entry.is_empty()) {
@@ -102,7 +103,7 @@ pub(super) fn acl_of_text(text: &[u8]) -> Option<Vec<u8>> {
         value.extend_from_slice(&permissions.to_le_bytes());
         value.extend_from_slice(&id.to_le_bytes());
     }
-    Some(value)
+    Acl::parse(&value).is_ok().then_some(value)
 }
 
 /// The permissions that files with this ACL show, as setting it would change them.
@@ -255,6 +256,7 @@ mod tests {
         assert_eq!(mode_of_acl(&value, 0o4777).unwrap(), 0o4650);
         assert_eq!(mode_of_acl(&acl_of_text(b"u::rwx,g::r-x,o::r--").unwrap(), 0).unwrap(), 0o754);
         assert_eq!((acl_of_text(b"user:lisa:rwx"), acl_of_text(b"nonsense")), (None, None));
+        assert_eq!(acl_of_text(b"u::rwx,g::r-x,o::r--,user:lisa:rwx:502"), None, "a mask is missing");
     }
 
     #[test]

@@ -18,13 +18,10 @@ use sha2::{Digest as _, Sha256};
 
 use self::index::Choice;
 use super::local::Job;
-use super::manifest::{Config, Descriptor, Document, Manifest};
+use super::manifest::{Config, Descriptor, Document, MAX_INDEXES, Manifest};
 use super::{Digest, ImageError};
 
 pub(crate) use blobs::{Blobs, Member, Section, copy, drain, members, plain};
-
-/// Indexes within indexes that are followed.
-const MAX_DEPTH: usize = 4;
 
 /// An image that was found, its layers not yet read.
 #[derive(Debug)]
@@ -104,15 +101,15 @@ impl Finder<'_> {
     /// The image of a manifest's digest, or of an index'.
     fn image(&self, mut digest: Digest) -> Result<Layout, ImageError> {
         let limits = self.job.limits();
-        for _ in 0..=MAX_DEPTH {
+        for _ in 0..=MAX_INDEXES {
             let manifest =
                 self.small(&digest, None, "the manifest", "manifest_bytes", limits.manifest_bytes)?;
             match Document::parse(&manifest, limits)? {
-                Document::Index(inner) => digest = inner,
+                Document::Index(inner) => digest = inner.digest,
                 Document::Image(manifest) => return self.layout(digest, manifest),
             }
         }
-        Err(ImageError::invalid(format!("more than {MAX_DEPTH} indexes lie within each other")))
+        Err(ImageError::invalid(format!("more than {MAX_INDEXES} indexes lie within each other")))
     }
 
     fn layout(&self, digest: Digest, manifest: Manifest) -> Result<Layout, ImageError> {

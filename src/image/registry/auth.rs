@@ -122,10 +122,7 @@ impl Registry {
         let refuse = |message: String| ImageError::unauthorized(format!("{}: {message}", endpoint.host));
         let url: Url =
             realm.parse().map_err(|error| refuse(format!("its token service is no URL: {error}")))?;
-        let plain = url.scheme() == "http"
-            && self.transport.is_plain_host(&endpoint.host)
-            && self.transport.is_plain(&url);
-        if url.scheme() == "https" || plain {
+        if self.transport.may_send(&endpoint.url("")?, &url) {
             Ok(url)
         } else {
             Err(refuse(format!("its token service {} is not https", place(&url))))

@@ -35,7 +35,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::error::printable;
 use super::limits::check;
-use super::manifest::{self, Descriptor, Document, Manifest};
+use super::manifest::{self, Descriptor, Document, IndexEntry, MAX_INDEXES, Manifest};
 use super::{Digest, ImageError, Reference, Settings};
 use auth::{Entry, Sessions};
 use backoff::Backoff;
@@ -47,6 +47,9 @@ use transport::Transport;
 
 /// Of an error's body, this much is read to find the registry's own words.
 const ERROR_BYTES: u64 = 8 << 10;
+/// A document that fits into memory may take so many times [`Settings::idle_timeout`]: one that drips would
+/// otherwise take an hour.
+const SMALL_PATIENCE: u32 = 10;
 /// How often one request is authorized anew: with what another request just got, and for itself.
 const RENEWALS: u32 = 2;
 
@@ -112,7 +115,7 @@ impl Registry {
 
     /// The digest of this platform's manifest.
     pub(crate) async fn resolve(&self, reference: &Reference) -> Result<Digest, ImageError> {
-        let (bytes, digest) = match reference.inner().digest() {
+        let (mut bytes, mut digest) = match reference.inner().digest() {
             Some(digest) => {
                 let digest = Digest::try_from(digest.to_owned()).map_err(ImageError::invalid)?;
                 (self.manifest_bytes(reference, digest.as_str(), Some(&digest)).await?, digest)
@@ -125,10 +128,15 @@ impl Registry {
             }
         };
         let at = |error: ImageError| error.at(reference);
-        match Document::parse(&bytes, &self.settings.limits).map_err(at)? {
-            Document::Image(_) => Ok(digest),
-            Document::Index(digest) => Ok(digest),
+        for _ in 0..=MAX_INDEXES {
+            match Document::parse(&bytes, &self.settings.limits).map_err(at)? {
+                Document::Image(_) => return Ok(digest),
+                Document::Index(IndexEntry { digest, is_index: false }) => return Ok(digest),
+                Document::Index(inner) => digest = inner.digest,
+            }
+            bytes = self.manifest_bytes(reference, digest.as_str(), Some(&digest)).await?;
         }
+        Err(at(ImageError::invalid(format!("more than {MAX_INDEXES} indexes lie within each other"))))
     }
 
     /// The image manifest of this digest.
@@ -176,7 +184,13 @@ impl Registry {
         for endpoint in self.endpoints(reference)? {
             let mut backoff = Backoff::new(&self.settings, endpoint.attempts(&self.settings));
             last = loop {
-                match self.small_from(&endpoint, reference, small).await {
+                let patience = self.settings.idle_timeout * SMALL_PATIENCE;
+                let answer = self.small_from(&endpoint, reference, small);
+                let answer = tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
+                    let message = format!("{}: {} takes more than {patience:?}", endpoint.host, small.what);
+                    Err(Failure::broken(message))
+                });
+                match answer {
                     Ok(bytes) => return Ok(bytes),
                     Err(failure) => match backoff.after(failure, false).await {
                         Ok(()) => {}

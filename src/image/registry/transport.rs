@@ -76,8 +76,8 @@ impl Transport {
             }
             let response = self.send(request, &at).await?;
             let Some(next) = redirect(&response, &at)? else { return Ok(response) };
-            if next.scheme() != "https" && (at.scheme() == "https" || !self.is_plain(&next)) {
-                let message = format!("{}: redirects to plain http, {}", place(&at), place(&next));
+            if !self.may_send(&at, &next) {
+                let message = format!("{}: redirects to {}, which is not https", place(&at), place(&next));
                 return Err(ImageError::unavailable(message).into());
             }
             at = next;
@@ -134,6 +134,13 @@ impl Transport {
             body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
         }
         Ok(body)
+    }
+
+    /// Whether one server may name the other as where to go on. HTTPS is never left, and nobody else sends us to
+    /// what listens on this machine.
+    pub(super) fn may_send(&self, from: &Url, to: &Url) -> bool {
+        let plain = from.scheme() == "http" && to.scheme() == "http" && self.is_plain(to);
+        to.scheme() == "https" || (plain && (is_loopback(from) || !is_loopback(to)))
     }
 
     pub(super) fn is_plain_host(&self, host: &str) -> bool {
@@ -268,6 +275,17 @@ mod tests {
             assert!(plain(url), "{url}");
         }
         assert!(plain("http://10.0.0.9:5000/"), "without a port, any port is meant");
+        let may = |from: &str, to: &str| transport.may_send(&from.parse().unwrap(), &to.parse().unwrap());
+        let (lan, here) = ("http://registry.lan:5000/", "http://localhost:5000/");
+        assert!(
+            may(lan, "https://cdn.example/")
+                && may(lan, "http://10.0.0.9/")
+                && may(here, lan)
+                && may(here, here)
+        );
+        assert!(!may(lan, here), "others have no business on this machine");
+        assert!(!may("https://registry.lan/", lan), "https is not left");
+        assert!(!may(lan, "ftp://10.0.0.9/") && !may(lan, "http://cdn.example/"));
         for url in [
             "http://registry.lan/",
             "http://registry.lan:5001/",

@@ -9,9 +9,9 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::super::*;
-use crate::object::{Kind, ObjectKey, Uid};
+use crate::object::{AnyObject, Kind, ObjectKey, Uid};
 use crate::reconcile::Clock;
-use crate::store::{Event, EventWatch, MemoryBackend, Origin, Severity, Store, Subject};
+use crate::store::{Event, EventWatch, MemoryBackend, Origin, Problem, Severity, Store, Subject};
 
 const ROOT: &str = "/m";
 
@@ -243,4 +243,95 @@ async fn what_another_source_declares_is_not_this_ones_business() {
     kept.show(&[("broken.yaml", "kind: VMM\nmetadata: {name: web}\n")]).await;
     assert_eq!(kept.problem("web"), None);
     assert_eq!(kept.store.record(&key("web")).unwrap().metadata().deletion_timestamp, None);
+}
+
+/// What the folder `/old` declares: `web`.
+fn of_old(web: &str) -> (AnyObject, Origin) {
+    let FileState::Good(objects) = FileState::of(Path::new(ROOT), web.as_bytes()) else { panic!() };
+    let origin = Origin { source: "directory:/old".to_owned(), path: "a.yaml".into(), line: 1 };
+    (objects[0].object.clone(), origin)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_with_another_source_lasts_as_long_as_it_is_one() {
+    let mut kept = Kept::new();
+    let web = vm("web", "");
+    let (object, origin) = of_old(&web);
+    kept.store.declare(object.clone(), origin.clone(), false, Timestamp::now()).await.unwrap();
+    kept.show(&[("a.yaml", &vm("web", "db"))]).await;
+    let message =
+        "declared at /m/a.yaml:2 too, which is not in force: rename or remove one of the two".to_owned();
+    let conflict = Problem { reason: "Conflict".to_owned(), message };
+    let problem = |kept: &Kept| kept.store.record(&key("web")).unwrap().problem().cloned();
+    assert_eq!(problem(&kept), Some(conflict.clone()));
+    // What the other source says of its own object is another matter.
+    kept.store.set_problem(&key("web"), None).await.unwrap();
+    kept.store.declare(object, Origin { line: 7, ..origin }, false, Timestamp::now()).await.unwrap();
+    assert_eq!(problem(&kept), Some(conflict.clone()));
+    // A look that is not complete says nothing.
+    let gone = Snapshot { complete: false, trouble: vec!["unreadable".to_owned()], ..Snapshot::default() };
+    kept.shown.send_replace(Arc::new(gone));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(problem(&kept), Some(conflict));
+    kept.show(&[]).await;
+    assert_eq!(problem(&kept), None);
+    assert!(kept.reasons().await.ends_with(&["ManifestGood".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_was_contested_goes_to_the_rival_when_it_is_free() {
+    let kept = Kept::new();
+    let (object, origin) = of_old(&vm("web", ""));
+    kept.store.declare(object, origin, false, Timestamp::now()).await.unwrap();
+    kept.show(&[("a.yaml", &vm("web", ""))]).await;
+    let old = kept.uid("web").unwrap();
+    kept.store.undeclare(&key("web"), "directory:/old", Timestamp::now()).await.unwrap();
+    kept.store.remove_vm(&key("web"), old).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(kept.uid("web").is_some_and(|new| new != old));
+    assert_eq!(kept.problem("web"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_within_the_folder_is_noted_at_the_first_look_and_outlives_edits() {
+    let kept = Kept::new();
+    let (first, second) = (vm("web", ""), vm("web", "a"));
+    kept.show(&[("a.yaml", &first), ("b.yaml", &second)]).await;
+    assert_eq!(kept.problem("web").as_deref(), Some("Conflict"));
+    // The one in force is edited: it declares away what was noted.
+    kept.show(&[("a.yaml", &vm("web", "b")), ("b.yaml", &second)]).await;
+    assert_eq!(kept.problem("web").as_deref(), Some("Conflict"));
+    kept.show(&[("a.yaml", &first)]).await;
+    assert_eq!(kept.problem("web"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_here_is_not_noted_with_another_sources_object() {
+    let kept = Kept::new();
+    let (object, origin) = of_old(&vm("web", ""));
+    kept.store.declare(object, origin, false, Timestamp::now()).await.unwrap();
+    // Two files declare it here, and one of them waits for itself.
+    kept.show(&[("a.yaml", &vm("web", "web")), ("b.yaml", &vm("web", ""))]).await;
+    let record = kept.store.record(&key("web")).unwrap();
+    assert_eq!(record.own_problem(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_in_use_makes_way_for_another_sources_of_its_name() {
+    let kept = Kept::new();
+    let base = "apiVersion: vmlet.dev/v1alpha1\nkind: Image\nmetadata: {name: base}\nspec: {source: {oci: {reference: 'r/a:1'}}}\n";
+    let (object, origin) = of_old(base);
+    let image = object.key();
+    kept.store.declare(object, origin, false, Timestamp::now()).await.unwrap();
+    let uid = |kept: &Kept| kept.store.image(&image).unwrap().object.metadata.uid.unwrap();
+    let old = uid(&kept);
+    // First it is contested, then the other source gives it up.
+    kept.show(&[("a.yaml", &vm("web", "")), ("b.yaml", base)]).await;
+    assert!(kept.store.record(&image).unwrap().problem().is_some_and(|problem| problem.reason == "Conflict"));
+    kept.store.undeclare(&image, "directory:/old", Timestamp::now()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(kept.store.record(&image).unwrap().problem().is_some_and(Problem::is_redeclared));
+    kept.store.remove_image(&image, old).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_ne!(uid(&kept), old);
 }

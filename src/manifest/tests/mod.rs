@@ -2,6 +2,8 @@ mod decode;
 mod desired;
 mod glance;
 mod keep;
+mod looks;
+mod passes;
 mod readiness;
 mod renames;
 mod stability;

@@ -1,11 +1,11 @@
 //! Removes base disks that nothing refers to: after their grace, sooner when room is wanted, at once when
-//! somebody asks.
+//! somebody asks. Layers that are kept for later pulls go before them when room is wanted.
 //!
 //! In: what the `bell` tells, the time, the room. Out: disks that are gone. Guaranteed: one task removes, so
 //! that a digest which is pulled again right after its removal is never removed by a second one that still
 //! has it on its list; a disk that was used since it was looked at stays (`Store::condemn_disks` rechecks);
 //! the guard covers that check and the record only, and the files go unguarded. It sleeps until the next
-//! grace ends; only while a disk is in its grace it looks at the room now and then.
+//! grace ends; only while a disk is in its grace, or a layer is kept, it looks at the room now and then.
 
 mod bell;
 mod plan;
@@ -86,9 +86,17 @@ impl Collector {
                 self.remove(&disk.digest, Reason::Unfinished).await?;
             }
         }
+        // Those that running pulls use stay, which is not known before.
+        let mut stuck = false;
         loop {
-            let plan = plan(&self.world.settings.retention, &self.look(starved));
+            let plan = plan(&self.world.settings.retention, &self.look(starved, stuck).await?);
             self.pressed = plan.pressed;
+            if let Some(left) = plan.layers {
+                let removed = self.world.images.prune_blobs(left).await.map_err(|error| error.to_string())?;
+                tracing::info!(bytes = removed, reason = Reason::DiskPressure.word(), "kept layers removed");
+                stuck = removed == 0;
+                continue;
+            }
             if plan.remove.is_empty() {
                 return Ok(Pause { until: plan.next, watch: plan.watch });
             }
@@ -105,14 +113,21 @@ impl Collector {
         }
     }
 
-    fn look(&self, starved: bool) -> Seen {
+    async fn look(&self, starved: bool, stuck: bool) -> Result<Seen, String> {
         let world = &self.world;
+        let layers = match stuck {
+            true => 0,
+            false => {
+                let kept = world.images.blobs().await.map_err(|error| error.to_string())?;
+                kept.iter().map(|blob| blob.size).sum()
+            }
+        };
         let disks = world.store.disks().into_iter().filter(DiskRecord::is_ready);
         let unused: Vec<_> =
             disks.filter_map(|disk| Some((disk.digest, disk.unused.map(|unused| unused.since)?))).collect();
         // With nothing to give, nobody need know.
-        let space = if unused.is_empty() { None } else { world.room.space() };
-        Seen { unused, now: world.clock.now(), space, pressed: self.pressed, starved }
+        let space = if unused.is_empty() && layers == 0 { None } else { world.room.space() };
+        Ok(Seen { unused, layers, now: world.clock.now(), space, pressed: self.pressed, starved })
     }
 
     /// The files, then the record that said that they may exist.

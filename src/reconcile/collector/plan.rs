@@ -2,9 +2,10 @@
 //!
 //! # The rule
 //! - What nothing has referred to for longer than the grace goes.
-//! - When less than `low` percent of the file system is free, the disks in their grace go too, the one that
-//!   has been unused for longest first, until `high` percent are free.
-//! - A pull that found no room takes the longest unused one, whatever is free by now.
+//! - When less than `low` percent of the file system is free, room is made until `high` percent are: by layers that
+//!   are kept for later pulls, then by the disks in their grace, the one that has been unused for longest first.
+//!   A layer costs a download when it is wanted again, a disk the whole pull.
+//! - A pull that found no room takes the longest unused disk, whatever is free by now. The layers have gone then.
 //!
 //! One at a time when room is wanted: what its removal gave is looked at before the next one goes.
 
@@ -39,6 +40,8 @@ impl Retention {
 pub(super) struct Seen {
     /// The disks that nothing refers to, and since when.
     pub unused: Vec<(Digest, Timestamp)>,
+    /// Bytes of layers that are kept for later pulls and can go.
+    pub layers: u64,
     pub now: Timestamp,
     /// None if it cannot be told: then no room is wanted.
     pub space: Option<Space>,
@@ -52,6 +55,8 @@ pub(super) struct Seen {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Plan {
     pub remove: Vec<(Digest, Timestamp, Reason)>,
+    /// How many bytes of layers are to be left, if fewer than there are.
+    pub layers: Option<u64>,
     /// Whether room is wanted.
     pub pressed: bool,
     /// When the next grace ends.
@@ -100,14 +105,18 @@ pub(super) fn plan(retention: &Retention, seen: &Seen) -> Plan {
     let pressed = seen.space.is_some_and(|space| space.is_below(threshold));
     let reason = if seen.starved { Some(Reason::NoSpace) } else { pressed.then_some(Reason::DiskPressure) };
     // What goes anyway may give room enough.
-    if let Some(reason) = reason.filter(|_| remove.is_empty() && !kept.is_empty()) {
+    let reason = reason.filter(|_| remove.is_empty());
+    let layers = seen.space.filter(|_| reason == Some(Reason::DiskPressure) && seen.layers > 0);
+    let layers = layers.map(|space| seen.layers.saturating_sub(space.missing(retention.high)));
+    if let Some(reason) = reason.filter(|_| layers.is_none() && !kept.is_empty()) {
         let (digest, since) = kept.remove(0);
         remove.push((digest, since, reason));
     }
     Plan {
         remove,
+        layers,
         pressed,
         next: kept.first().map(|(_, since)| retention.until(*since)),
-        watch: !kept.is_empty() && low > 0,
+        watch: (!kept.is_empty() || seen.layers > 0) && low > 0,
     }
 }

@@ -20,7 +20,7 @@ fn digest(letter: char) -> Digest {
 fn seen(unused: &[(char, i64)], free: u64) -> Seen {
     let unused = unused.iter().map(|(letter, since)| (digest(*letter), at(*since))).collect();
     let space = Some(Space { free, total: 100 });
-    Seen { unused, now: at(1000), space, pressed: false, starved: false }
+    Seen { unused, layers: 0, now: at(1000), space, pressed: false, starved: false }
 }
 
 fn going(plan: &Plan) -> Vec<(Digest, Reason)> {
@@ -54,6 +54,35 @@ fn when_room_is_wanted_the_longest_unused_goes_until_there_is_enough() {
     assert!(between(false).remove.is_empty(), "not below the low mark yet");
     let enough = plan(&RETENTION, &Seen { pressed: true, ..seen(&unused, 15) });
     assert!(enough.remove.is_empty() && !enough.pressed);
+}
+
+#[test]
+fn kept_layers_go_before_disks_and_no_more_of_them_than_need_be() {
+    let with = |layers, free| Seen { layers, ..seen(&[('a', 900)], free) };
+    for (layers, left) in [(20, 14), (6, 0), (5, 0), (1, 0)] {
+        let planned = plan(&RETENTION, &with(layers, 9));
+        assert_eq!(
+            (planned.layers, planned.remove.len(), planned.pressed),
+            (Some(left), 0, true),
+            "{layers}"
+        );
+    }
+    assert_eq!(plan(&RETENTION, &with(20, 10)).layers, None, "there is room");
+    let between = Seen { pressed: true, ..with(20, 14) };
+    assert_eq!(plan(&RETENTION, &between).layers, Some(19), "up to the high mark");
+    let over = Seen { layers: 20, ..seen(&[('a', 100)], 9) };
+    assert_eq!(plan(&RETENTION, &over).layers, None, "what goes anyway goes first");
+    let starved = Seen { starved: true, ..with(20, 50) };
+    assert_eq!(
+        going(&plan(&RETENTION, &starved)),
+        [(digest('a'), Reason::NoSpace)],
+        "the pull has tried them"
+    );
+    let only_layers = Seen { layers: 20, ..seen(&[], 50) };
+    assert!(plan(&RETENTION, &only_layers).watch, "they could make room");
+    let off = Retention { low: 0, ..RETENTION };
+    let planned = plan(&off, &Seen { layers: 20, ..seen(&[], 1) });
+    assert!(planned.layers.is_none() && !planned.watch);
 }
 
 #[test]

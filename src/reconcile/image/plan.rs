@@ -182,7 +182,7 @@ pub(in crate::reconcile) fn status(
     conditions.set("Ready", ready, &plan.reason, &plan.message);
     conditions.set_if(!ready && !stalled, "Reconciling", &plan.reason, &plan.message);
     conditions.set_if(stalled, "Stalled", &plan.reason, &plan.message);
-    conditions.problem(record.problem.as_ref());
+    conditions.problem(record.problem());
     let pull = match &seen.pull {
         Some(PullState::Running(progress)) if !ready => Some(progress.clone()),
         _ => None,

@@ -359,7 +359,7 @@ async fn an_image_is_made_only_of_a_vm_that_is_stopped_for_certain() {
         promotable(&key, Some(&vm)).map(drop)
     };
     assert_eq!(refused(&|_| {}), Ok(()));
-    let spec = Box::new(vm.object.spec.clone());
+    let spec = vm.object.spec.clone();
     let run = Run::Up {
         process: crate::hypervisor::ProcessIdentity { pid: 1, start_time: 1, boot_id: String::new() },
         spec,

@@ -65,7 +65,7 @@ impl Stage {
 
     /// What the VM's own task does.
     fn says(&self, key: &ObjectKey, phase: &str) {
-        let mut status = self.rig.store.vm(key).unwrap().object.status.clone();
+        let mut status = (*self.rig.store.vm(key).unwrap().object.status).clone();
         status.phase = phase.to_owned();
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
         done(self.rig.store.publish_vm(key, self.uid(key), update)).unwrap();

@@ -229,7 +229,7 @@ impl VmTask {
         let pid = process.pid;
         let run = Run::Up {
             process,
-            spec: Box::new(record.object.spec.clone()),
+            spec: record.object.spec.clone(),
             boot,
             since: world.clock.now(),
             stopping: None,

@@ -44,7 +44,7 @@ use super::pulls::Share;
 use super::task::{Outcome, Reconciler, Wake};
 use super::track::{Activity, Track};
 use super::world::World;
-use crate::object::{Condition, Kind, ObjectKey, ObjectMeta, Uid, set_condition};
+use crate::object::{Condition, Kind, ObjectKey, ObjectMeta, Uid, VmStatus, set_condition};
 use crate::store::{Run, Severity, Standing, VmRecord, VmUpdate};
 use crate::timeline::Phase;
 
@@ -110,7 +110,7 @@ impl VmTask {
             ready: status::was_ready(&status),
             registry_asked: false,
             launched: false,
-            stopwatch: Stopwatch::new(status.timings),
+            stopwatch: Stopwatch::new(status.timings.clone()),
         }
     }
 
@@ -171,7 +171,7 @@ impl VmTask {
     async fn publish_failure(&mut self) {
         let (Some(record), Some(failure)) = (self.world.store.vm(&self.key), &self.failure) else { return };
         let now = self.world.clock.now();
-        let mut status = record.object.status.clone();
+        let mut status = VmStatus::clone(&record.object.status);
         status.next_retry_time = self.backoff.closed_until(now);
         set_condition(&mut status.conditions, failure_condition(failure, &record.object.metadata, now));
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };

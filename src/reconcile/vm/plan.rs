@@ -129,14 +129,23 @@ fn rest(record: &VmRecord, seen: &Observed) -> Plan {
     if holds || seen.line.is_some() { Plan::new(Step::Relinquish) } else { Plan::wait(None) }
 }
 
+/// The wait, once what others can use was given back.
+fn resting(record: &VmRecord, seen: &Observed, wait: Plan) -> Plan {
+    match rest(record, seen).step {
+        Step::Relinquish => Plan { step: Step::Relinquish, ..wait },
+        _ => wait,
+    }
+}
+
 fn starting(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
     let spec = &record.object.spec;
     if spec.run_policy == RunPolicy::Halted {
         return rest(record, seen).told("Stopped", "Halted", "runPolicy is Halted");
     }
     if let Some(plan) = gated(seen) {
-        let stalled = plan.phase == "Failed";
-        return if stalled { Plan { step: rest(record, seen).step, ..plan } } else { plan };
+        // What failed may be tried soon; without an image there is nothing to try.
+        let waits = plan.phase == "Failed" || matches!(seen.image, ImageView::Unresolved { .. });
+        return if waits { resting(record, seen, plan) } else { plan };
     }
     if record.promotion.is_some() {
         let message = "an image is being made of its disk; it is started afterwards";
@@ -144,6 +153,7 @@ fn starting(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) ->
     }
     let pin = match image(record, seen) {
         Ok(pin) => pin,
+        Err(plan) if matches!(plan.step, Step::Wait(_)) => return resting(record, seen, plan),
         Err(plan) => return plan,
     };
     if let Some(message) = &seen.dependency {

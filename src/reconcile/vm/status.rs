@@ -117,7 +117,7 @@ fn conditions(
     };
     list.set_if(!settled && !stalled && !resting, "Reconciling", reason, message);
     list.set_if(stalled, "Stalled", reason, message);
-    list.problem(record.problem.as_ref());
+    list.problem(record.problem());
     list.finish()
 }
 

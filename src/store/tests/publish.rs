@@ -1,3 +1,5 @@
+use std::ptr;
+
 use futures_util::FutureExt;
 use serde_json::json;
 
@@ -42,6 +44,27 @@ fn a_publish_that_changes_nothing_is_no_change() {
         version(&store.record(&key("web")).unwrap())
     };
     assert_eq!(publish(), publish());
+}
+
+/// Thousands of versions are kept for watchers: each has only what it changed for itself.
+#[test]
+fn versions_of_a_record_share_what_they_have_in_common() {
+    let (store, _) = Store::in_memory();
+    let uid = declare(&store, vm("web"));
+    let first = store.vm(&key("web")).unwrap().object.clone();
+    let publish = |update| {
+        now(store.publish_vm(&key("web"), uid, update)).unwrap();
+        store.vm(&key("web")).unwrap().object.clone()
+    };
+    let second = publish(VmUpdate { status: phase("Starting"), ..update() });
+    assert!(ptr::eq(&*first.spec, &*second.spec), "the spec was copied for a status");
+    assert!(
+        ptr::eq(&*first.metadata.labels, &*second.metadata.labels),
+        "the labels were copied for a status"
+    );
+    let third = publish(VmUpdate { starts: Some(1), ..update() });
+    assert!(ptr::eq(&*second.status, &*third.status), "the status was copied for a count");
+    assert_ne!(second.metadata.resource_version, third.metadata.resource_version);
 }
 
 #[test]
@@ -96,7 +119,7 @@ fn a_vm_goes_last_of_all() {
     now(store.undeclare(&key("web"), "directory:/m", at(2))).unwrap();
     assert!(matches!(remove(uid), Err(RemoveError::Held { what: "a process" })));
     let ended = VmUpdate {
-        run: Some(Run::Ended { spec: Box::new(store.vm(&key("web")).unwrap().object.spec.clone()) }),
+        run: Some(Run::Ended { spec: store.vm(&key("web")).unwrap().object.spec.clone() }),
         ..update()
     };
     now(store.publish_vm(&key("web"), uid, ended)).unwrap();
@@ -151,7 +174,7 @@ fn what_others_build_on_is_waited_for_and_a_status_is_not() {
     let (web, base) = (declare(&store, vm("web")), declare(&store, image("base")));
     let pin =
         || Some(Some(PinnedImage { source: Source::Oci("r".to_owned()), digest: digest(1), kernel: None }));
-    let spec = Box::new(store.vm(&key("web")).unwrap().object.spec.clone());
+    let spec = store.vm(&key("web")).unwrap().object.spec.clone();
     let exit =
         LastExit { code: Some(1), reason: "Error".to_owned(), message: String::new(), finished_at: at(9) };
     backend.hold();

@@ -111,7 +111,7 @@ pub(super) fn running() -> Run {
     let AnyObject::Vm(vm) = vm("x") else { unreachable!() };
     Run::Up {
         process: ProcessIdentity { pid: 7, start_time: 8, boot_id: "b".to_owned() },
-        spec: Box::new(vm.spec),
+        spec: vm.spec,
         boot: Boot::default(),
         since: at(5),
         stopping: None,

@@ -8,7 +8,7 @@ impl Sight<'_> {
     /// Whether something that only an edit or another object mends is in a VM's way.
     pub(super) fn blocked(&self, vm: &VmRecord) -> bool {
         let refused = |uid: Uid| self.world.doomed.contains(&uid.to_string());
-        self.wanted_digest(vm).is_none()
+        self.wanted_digests(vm).is_none()
             || vm.object.metadata.uid.is_some_and(refused) && stalled(&vm.object.status.conditions)
             || self.others(vm).any(|other| clash(&vm.object.spec, other)) && !holds_all(vm)
             || ["Waiting", "Failed"].contains(&vm.object.status.phase.as_str()) && self.waits_rightly(vm)

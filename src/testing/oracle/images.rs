@@ -1,16 +1,30 @@
 //! What a source stands for in the scripted registry, and whether it can be had.
 
+use std::collections::BTreeSet;
+
 use super::super::images::name;
-use super::{Sight, stalled};
+use super::{Sight, is_ready, stalled};
 use crate::boot::KernelSource;
 use crate::image::{Digest, Source};
-use crate::object::{Kind, ObjectKey};
+use crate::object::{Kind, ObjectKey, PullPolicy};
 use crate::store::{ImageRecord, Record, VmRecord};
 
 impl Sight<'_> {
-    /// What a source stands for; none if it is not there.
-    pub(super) fn digest(&self, source: &Source) -> Option<Digest> {
-        self.world.image_script(source).digest
+    /// Whether there is what a source names.
+    fn is_there(&self, source: &Source) -> bool {
+        self.world.image_script(source).digest.is_some()
+    }
+
+    /// Whether what a source names is on the host already, and known by its name.
+    fn is_here(&self, source: &Source) -> bool {
+        let disks = self.store.disks();
+        let ready = |digest: &Digest| disks.iter().any(|disk| disk.digest == *digest && disk.is_ready());
+        let pinned = self.records.values().filter_map(Record::pinned);
+        let name = source.to_string();
+        pinned.into_iter().any(|pin| pin.source == *source && ready(&pin.digest))
+            || disks
+                .iter()
+                .any(|disk| disk.unused.as_ref().is_some_and(|unused| unused.source.as_ref() == Some(&name)))
     }
 
     /// Whether a source was refused for good.
@@ -19,7 +33,7 @@ impl Sight<'_> {
     }
 
     /// Whether an image cannot be had: it is not in the registry, or was refused for good and is not
-    /// tried again.
+    /// tried again, or may not be pulled.
     pub(super) fn out_of_reach(&self, image: &ImageRecord) -> bool {
         let Some(source) = image.object.spec.source.chosen(&image.object.metadata.namespace) else {
             return true;
@@ -29,8 +43,10 @@ impl Sight<'_> {
             _ => None,
         };
         let stalled = stalled(&image.object.status.conditions);
-        let lost = |source: &Source| self.digest(source).is_none() || self.doomed(source) && stalled;
-        std::iter::once(source).chain(kernel).any(|source| lost(&source))
+        let lost = |source: &Source| !self.is_there(source) || self.doomed(source) && stalled;
+        let never = image.object.spec.pull_policy() == PullPolicy::Never;
+        let lacks = if never { !self.is_here(&source) } else { lost(&source) };
+        lacks || kernel.is_some_and(|source| lost(&source))
     }
 
     /// The `Image` object that a VM names.
@@ -42,18 +58,33 @@ impl Sight<'_> {
         }
     }
 
-    /// The digest that a VM is to run; none if it cannot be had.
-    pub(super) fn wanted_digest(&self, vm: &VmRecord) -> Option<Digest> {
+    /// The digests that a VM may run; none if it cannot have any. A tag that moves leaves alone what is pinned
+    /// to what it was.
+    pub(super) fn wanted_digests(&self, vm: &VmRecord) -> Option<BTreeSet<Digest>> {
         let spec = &vm.object.spec.image;
         if let Some(source) = spec.direct() {
             let refused = self.doomed(&source) && stalled(&vm.object.status.conditions);
-            return self.digest(&source).filter(|_| !refused);
+            let can = match spec.pull_policy {
+                PullPolicy::Never => self.is_here(&source),
+                _ => self.is_there(&source) && !refused,
+            };
+            return can.then(|| self.world.meanings(&source));
         }
         let image = self.wanted_image(vm)?;
         let source = image.object.spec.source.chosen(&image.object.metadata.namespace)?;
-        if let Source::Vm(_) = source {
-            return image.image.as_ref().map(|pin| pin.digest.clone());
+        if self.out_of_reach(image) {
+            return None;
         }
-        self.digest(&source).filter(|_| !self.out_of_reach(image))
+        match (image.object.spec.pull_policy(), &source) {
+            // The VM asks by itself.
+            (PullPolicy::Always, _) => Some(self.world.meanings(&source)),
+            (_, Source::Vm(_)) => is_ready(&image.object.status.conditions).ok().and(Some(pinned(image))),
+            _ => Some(pinned(image)),
+        }
     }
+}
+
+/// What an image is pinned to.
+fn pinned(image: &ImageRecord) -> BTreeSet<Digest> {
+    image.image.iter().map(|pin| pin.digest.clone()).collect()
 }

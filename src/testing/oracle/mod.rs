@@ -35,13 +35,13 @@ struct Sight<'a> {
 
 fn look<T>(sim: &Simulation, store: &Store, then: impl FnOnce(&Sight<'_>) -> T) -> T {
     let mut wanted: BTreeMap<ObjectKey, Vec<AnyObject>> = BTreeMap::new();
-    for state in sim.snapshot.files.values() {
+    for state in sim.files() {
         let FileState::Good(objects) = state else { continue };
         for located in objects.iter() {
             wanted.entry(located.object.key()).or_default().push(located.object.clone());
         }
     }
-    let broken = sim.snapshot.files.values().any(|state| !matches!(state, FileState::Good(_)));
+    let broken = sim.files().any(|state| !matches!(state, FileState::Good(_)));
     let records = Kind::ALL.into_iter().flat_map(|kind| store.list(kind, None).0);
     let records = records.map(|record| (record.key(), record)).collect();
     let world = sim.world.lock();

@@ -6,8 +6,9 @@ use super::super::life::summary;
 use super::super::world::Process;
 use super::{Sight, is_ready, ready};
 use crate::image::{Source, VmAt};
+use crate::manifest::CONFLICT;
 use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy};
-use crate::store::{ImageRecord, PinnedImage, Record, Run, VmRecord};
+use crate::store::{ImageRecord, PinnedImage, Record, Reservation, Run, VmRecord};
 
 impl Sight<'_> {
     /// What is not right about an object that the folder declares.
@@ -25,11 +26,30 @@ impl Sight<'_> {
         if !wanted.iter().any(fits) {
             return Some(format!("{} (another spec is declared)", said()));
         }
+        if let Err(why) = self.problem_noted(record, wanted.len()) {
+            return Some(format!("{} ({why})", said()));
+        }
         let settled = match record {
             Record::Vm(vm) => self.vm_settled(vm),
             Record::Image(image) => self.image_settled(image),
         };
         settled.err().map(|why| format!("{} ({why})", said()))
+    }
+
+    /// Two declarations of one name are a problem that the object shows, and nothing else is one.
+    fn problem_noted(&self, record: &Record, declarations: usize) -> Result<(), String> {
+        let noted = record.problem().map(|problem| problem.reason.as_str());
+        let object = record.object();
+        let shown = object.conditions().iter().find(|condition| condition.kind == "ManifestProblem");
+        if shown.map(|condition| condition.reason.as_str()) != noted {
+            return Err(format!("its problem is {noted:?}, shown is {shown:?}"));
+        }
+        match (noted, declarations) {
+            _ if self.broken => Ok(()),
+            (None, 1) => Ok(()),
+            (Some(CONFLICT), 2..) => Ok(()),
+            _ => Err(format!("declared {declarations} times, its problem is {noted:?}")),
+        }
     }
 
     /// A deleted image stays while a VM names it, and says so.
@@ -55,13 +75,16 @@ impl Sight<'_> {
         }
         let source =
             image.object.spec.source.chosen(&image.object.metadata.namespace).ok_or("it has no source")?;
-        if let Source::Vm(vm) = &source {
-            return if self.waits_for_vm(vm, image) { Ok(()) } else { is_ready(&status.conditions) };
-        }
-        let digest = self.digest(&source).ok_or("it is not in the registry")?;
-        is_ready(&status.conditions)?;
-        if image.image.as_ref().is_none_or(|pin| pin.digest != digest) {
-            return Err(format!("it is not {digest}"));
+        match &source {
+            Source::Vm(vm) if self.waits_for_vm(vm, image) => return Ok(()),
+            Source::Vm(_) => is_ready(&status.conditions)?,
+            _ => {
+                is_ready(&status.conditions)?;
+                let meanings = self.world.meanings(&source);
+                if image.image.as_ref().is_none_or(|pin| !meanings.contains(&pin.digest)) {
+                    return Err(format!("it is none of {meanings:?}"));
+                }
+            }
         }
         if image.current().and_then(PinnedImage::boot).is_none() {
             return Err("it is ready without its kernel".to_owned());
@@ -90,6 +113,9 @@ impl Sight<'_> {
             return if stopped { Ok(()) } else { Err("it is to be stopped".to_owned()) };
         }
         if is_ready(&status.conditions).is_err() && self.blocked(vm) {
+            if running.is_empty() && self.wanted_digests(vm).is_none() && holds_room(vm) {
+                return Err("it keeps memory from others, and has no image to run".to_owned());
+            }
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
         }
         is_ready(&status.conditions)?;
@@ -101,7 +127,7 @@ impl Sight<'_> {
             return Err("it runs with other processors or memory".to_owned());
         }
         let held = vm.reservation.as_ref().ok_or("it runs without a reservation")?;
-        if self.wanted_digest(vm).is_some_and(|digest| digest != held.image) {
+        if self.wanted_digests(vm).is_some_and(|wanted| !wanted.contains(&held.image)) {
             return Err("it runs another image".to_owned());
         }
         let Run::Up { boot, .. } = &vm.run else {
@@ -141,4 +167,9 @@ fn explained(conditions: &[Condition], phase: &str, retries: bool) -> Result<(),
         "Resolving" | "Starting" | "Running" | "Stopping" => Err("it is on its way".to_owned()),
         _ => Ok(()),
     }
+}
+
+/// Whether a VM holds memory and processors.
+fn holds_room(vm: &VmRecord) -> bool {
+    vm.reservation.as_ref().is_some_and(Reservation::can_run)
 }

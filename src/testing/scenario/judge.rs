@@ -60,7 +60,7 @@ impl Expectation {
 
 fn declared(sim: &Simulation) -> Vec<ObjectKey> {
     let mut keys = Vec::new();
-    for state in sim.snapshot.files.values() {
+    for state in sim.files() {
         if let FileState::Good(objects) = state {
             keys.extend(objects.iter().map(|located| located.object.key()));
         }

@@ -18,7 +18,9 @@ use crate::testing::timeline::Teller;
 /// SIGKILL.
 const KILL: i32 = 9;
 /// How late the end of a process may be noticed.
-const NOTICE: Duration = Duration::from_millis(200);
+const NOTICE: Duration = Duration::from_secs(3);
+/// How long a process takes at most to die that takes its time.
+const DYING: Duration = Duration::from_secs(20);
 
 /// A VM's folder.
 pub(in crate::testing) struct Folder {
@@ -233,8 +235,8 @@ impl Driver for ScriptedDriver {
         let unknown = VmmExit { code: None, signal: None, workload: None, message: String::new() };
         let notice = {
             let mut state = self.0.lock();
-            let slow = state.trouble.slow;
-            if state.chance(slow) { state.while_(NOTICE) } else { Duration::ZERO }
+            let late = state.trouble.late;
+            if state.chance(late) { state.while_(NOTICE) } else { Duration::ZERO }
         };
         let Some(mut changed) = self.0.lock().exactly(identity).map(|process| process.changed.subscribe())
         else {
@@ -281,14 +283,19 @@ impl Driver for ScriptedDriver {
     async fn kill(&self, identity: &ProcessIdentity) -> Result<(), DriverError> {
         let object = self.0.lock().exactly(identity).map(|process| process.launch.key.clone());
         let act = |state: &mut State| {
-            let now = state.now();
-            if let Some(process) = state.exactly(identity) {
-                process.killed.get_or_insert((now, signalled(KILL)));
-                process.changed.send_replace(());
-            }
-            Ok(())
+            let (now, undying) = (state.now(), state.trouble.undying);
+            let takes = if state.chance(undying) { state.while_(DYING) } else { Duration::ZERO };
+            let Some(process) = state.exactly(identity) else { return Ok(None) };
+            process.killed.get_or_insert((now + takes, signalled(KILL)));
+            process.changed.send_replace(());
+            Ok(process.end().and_then(|(at, _)| at.checked_sub(now)))
         };
-        Ok(self.0.effect(&Effect { name: "kill", object, fate: None }, act).await?)
+        let dies = self.0.effect(&Effect { name: "kill", object, fate: None }, act).await?;
+        // As the real one does: gone when this returns.
+        if let Some(left) = dies {
+            tokio::time::sleep(left).await;
+        }
+        Ok(())
     }
 
     async fn evict(&self, dir: &Path) -> Result<(), DriverError> {

@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
+use vmlet_wire::GuestState;
 
-use super::World;
+use super::{State, World};
 use crate::agent::{FakeGuest, FakeScript};
 use crate::hypervisor::GuestStream;
 
+/// How late at most the host hears what a guest says.
+const LATE: Duration = Duration::from_secs(3);
 /// How long a link that is to break lasts at most.
 const LINK: Duration = Duration::from_secs(60);
 
@@ -51,16 +54,31 @@ async fn follow(world: &World, pid: u32, guest: &FakeGuest) {
         return;
     };
     let mut asked = false;
+    // When what the guest says arrives, if that is not at once.
+    let mut arrives: Option<(GuestState, Instant)> = None;
     loop {
         let next = {
-            let state = world.lock();
+            let mut state = world.lock();
             let now = state.now();
             let Some(process) = state.processes.get(pid).filter(|process| process.runs(now)) else { return };
             let Some(said) = process.guest(now) else { return };
-            if *guest.state().borrow() != said {
-                guest.set_state(said);
+            let changes = process.next_change(now).map(|at| Instant::now() + (at - now));
+            if *guest.state().borrow() == said {
+                changes
+            } else {
+                let late = match &arrives {
+                    Some((awaited, at)) if *awaited == said => *at,
+                    _ => Instant::now() + state.lateness(),
+                };
+                if late <= Instant::now() {
+                    guest.set_state(said);
+                    arrives = None;
+                    changes
+                } else {
+                    arrives = Some((said, late));
+                    Some(changes.map_or(late, |changes| changes.min(late)))
+                }
             }
-            process.next_change(now).map(|at| Instant::now() + (at - now))
         };
         tokio::select! {
             biased;
@@ -79,6 +97,14 @@ pub(super) async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant).await,
         None => std::future::pending().await,
+    }
+}
+
+impl State {
+    /// How late the next word of a guest is heard.
+    fn lateness(&mut self) -> Duration {
+        let late = self.trouble.late;
+        if self.chance(late) { self.while_(LATE) } else { Duration::ZERO }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The scripted registry and image store: staging places and base disks that are entries in the world.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rand::Rng;
@@ -9,7 +11,9 @@ use tokio::sync::watch;
 
 use super::tally::Pulling;
 use super::{Effect, Refusal, State, World};
-use crate::image::{BaseDisk, Digest, ImageConfig, ImageError, Images, Progress, Root, Source, StagedDisk};
+use crate::image::{
+    BaseDisk, CachedBlob, Digest, ImageConfig, ImageError, Images, Progress, Root, Source, StagedDisk,
+};
 use crate::store::DiskState;
 use crate::testing::images::{ImageScript, name};
 
@@ -48,6 +52,23 @@ impl State {
     pub(in crate::testing) fn image_script(&self, source: &Source) -> ImageScript {
         let name = name(source);
         self.image_scripts.get(&name).cloned().unwrap_or_else(|| ImageScript::of(&name))
+    }
+
+    pub(in crate::testing) fn script_image(&mut self, name: String, script: ImageScript) {
+        // Before the start nobody asked what it stands for.
+        let asked = self.now() > Duration::ZERO;
+        let before = self.image_scripts.get(&name).map_or_else(|| ImageScript::of(&name), Clone::clone);
+        let meanings = self.meanings.entry(name.clone()).or_default();
+        meanings.extend(before.digest.filter(|_| asked));
+        meanings.extend(script.digest.clone());
+        self.image_scripts.insert(name, script);
+    }
+
+    /// Everything that a source ever stood for.
+    pub(in crate::testing) fn meanings(&self, source: &Source) -> BTreeSet<Digest> {
+        let name = name(source);
+        let unscripted = || ImageScript::of(&name).digest.into_iter().collect();
+        self.meanings.get(&name).cloned().unwrap_or_else(unscripted)
     }
 
     fn find(&self, source: &Source) -> Result<Digest, Refusal> {
@@ -146,6 +167,9 @@ impl Images for ScriptedImages {
         }
         let finish = |state: &mut State| {
             if state.space().free < SIZE {
+                state.layers = 0;
+            }
+            if state.space().free < SIZE {
                 state.starved += 1;
                 let message = "the disk is full, as scripted".to_owned();
                 return Err(Refusal { reason: ImageError::NO_SPACE, message, transient: true });
@@ -227,6 +251,21 @@ impl Images for ScriptedImages {
             }),
             false => Ok(()),
         }
+    }
+
+    async fn blobs(&self) -> Result<Vec<CachedBlob>, ImageError> {
+        let size = self.0.lock().layers;
+        let digest = ImageScript::of("layer").digest.into_iter().filter(|_| size > 0);
+        Ok(digest.map(|digest| CachedBlob { digest, size, last_used: UNIX_EPOCH, partial: false }).collect())
+    }
+
+    async fn prune_blobs(&self, down_to: u64) -> Result<u64, ImageError> {
+        let act = |state: &mut State| {
+            let before = state.layers;
+            state.layers = before.min(down_to);
+            Ok(before - state.layers)
+        };
+        Ok(self.0.effect(&of_host("remove layers"), act).await?)
     }
 
     async fn installed(&self) -> Result<Vec<Digest>, ImageError> {

@@ -75,6 +75,8 @@ pub(super) struct State {
     durable: Option<DurableView>,
     /// Whether the store's next write fails.
     pub(super) fail_store: bool,
+    /// Until when all of them fail.
+    pub(super) store_full_until: Duration,
     /// Whether effects are told.
     pub(super) tells: bool,
     pub(super) timeline: Vec<Entry>,
@@ -95,12 +97,16 @@ pub(super) struct State {
     /// By the effect's name, or by its name and object.
     pub(super) effect_scripts: BTreeMap<String, EffectScript>,
     pub(super) image_scripts: BTreeMap<String, ImageScript>,
+    /// What each source with a script ever stood for.
+    pub(super) meanings: BTreeMap<String, BTreeSet<Digest>>,
     pub(super) staged: BTreeMap<u64, Digest>,
     pub(super) disks: BTreeSet<Digest>,
     /// The file system's size, and what others take of it.
     pub(super) room: (u64, u64),
     /// Whether too little was free at the last look: then disks go before their grace is over.
     pub(super) room_wanted: bool,
+    /// Bytes of layers that are kept for later pulls.
+    pub(super) layers: u64,
     /// Pulls that found no room: each may cost a disk in its grace.
     pub(super) starved: u32,
     /// The present daemon's.
@@ -159,6 +165,7 @@ impl World {
             stop_at: None,
             durable: None,
             fail_store: false,
+            store_full_until: Duration::ZERO,
             tells: false,
             timeline: Vec::new(),
             violations: Vec::new(),
@@ -172,10 +179,12 @@ impl World {
             vm_scripts: BTreeMap::new(),
             effect_scripts: BTreeMap::new(),
             image_scripts: BTreeMap::new(),
+            meanings: BTreeMap::new(),
             staged: BTreeMap::new(),
             disks: BTreeSet::new(),
             room: (1 << 50, 0),
             room_wanted: false,
+            layers: 0,
             starved: 0,
             retention: None,
             kernels: BTreeSet::new(),

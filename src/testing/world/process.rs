@@ -57,6 +57,8 @@ pub(super) struct Course {
     panic: bool,
     exit: Option<(Duration, i32)>,
     deaf: bool,
+    /// The VM does not power off when its workload has ended.
+    lingers: bool,
 }
 
 impl Process {
@@ -101,7 +103,8 @@ impl Process {
             let message = "Kernel panic - not syncing: as scripted".to_owned();
             (at + PANIC, VmmExit { code: Some(0), signal: None, workload: None, message })
         });
-        let workload = self.workload_end().map(|(at, code)| (at + POWER_OFF, powered_off(Some(code))));
+        let workload = self.workload_end().filter(|_| !self.course.lingers);
+        let workload = workload.map(|(at, code)| (at + POWER_OFF, powered_off(Some(code))));
         let button = self.button.filter(|_| !self.course.deaf);
         let button = button.map(|at| (at + BUTTON, powered_off(None)));
         let ends = [self.killed.clone(), panic, workload, button];
@@ -177,6 +180,7 @@ impl State {
                 ends.then(|| (self.while_(RUN), i32::from(self.chance(0.5))))
             }),
             deaf: deaf || self.chance(trouble.deaf),
+            lingers: launch.export.is_none() && self.chance(trouble.lingering),
         };
         if course.word.is_none() || course.panic || course.exit.is_some() {
             self.blame(launch.uid);

@@ -17,7 +17,8 @@ impl State {
     pub(in crate::testing) fn space(&self) -> Space {
         let (total, others) = self.room;
         let disks = SIZE.saturating_mul(self.disks.len() as u64);
-        Space { free: total.saturating_sub(others).saturating_sub(disks), total }
+        let taken = others.saturating_add(disks).saturating_add(self.layers);
+        Space { free: total.saturating_sub(taken), total }
     }
 
     /// A disk that nothing refers to is kept for its grace, unless room is wanted.
@@ -25,7 +26,13 @@ impl State {
         let record = self.durable().and_then(|durable| durable.disk(digest));
         let Some(record) = record.filter(|record| record.state == DiskState::Removing) else { return };
         let (Some(unused), Some(retention)) = (record.unused, self.retention) else { return };
-        if retention.until(unused.since) <= calendar(self.now()) || self.room_wanted {
+        if retention.until(unused.since) <= calendar(self.now()) {
+            return;
+        }
+        if self.layers > 0 {
+            self.violation(format!("{digest} is removed in its grace, and layers are kept"));
+        }
+        if self.room_wanted {
             return;
         }
         if self.starved == 0 {
@@ -48,7 +55,7 @@ impl Room for ScriptedRoom {
     }
 
     fn blobs(&self) -> u64 {
-        0
+        self.0.lock().layers
     }
 
     fn staging(&self) -> (usize, u64) {

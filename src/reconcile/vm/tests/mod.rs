@@ -68,7 +68,7 @@ fn up() -> VmRecord {
     let mut record = reserved();
     record.run = Run::Up {
         process: ProcessIdentity { pid: 7, start_time: 1, boot_id: "b".to_owned() },
-        spec: Box::new(record.object.spec.clone()),
+        spec: record.object.spec.clone(),
         boot: Boot::default(),
         since: at(0),
         stopping: None,

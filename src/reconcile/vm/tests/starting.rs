@@ -46,7 +46,7 @@ fn a_vm_is_brought_up_step_by_step() {
 fn an_ended_vm_runs_again_only_for_a_new_spec_or_policy() {
     let mut ended = reserved();
     ended.object.spec.run_policy = RunPolicy::Once;
-    ended.run = Run::Ended { spec: Box::new(ended.object.spec.clone()) };
+    ended.run = Run::Ended { spec: ended.object.spec.clone() };
     ended.last_exit = Some(LastExit {
         code: Some(1),
         reason: "Error".to_owned(),

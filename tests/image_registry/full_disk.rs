@@ -1,0 +1,120 @@
+//! A state folder without room: pulls that do not fit, and what makes room for them.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::common::disk::SmallDisk;
+
+const MIB: u64 = 1 << 20;
+
+/// A store on 32 MiB, and a registry.
+struct Small {
+    disk: SmallDisk,
+    store: ImageStore,
+    registry: ScriptedRegistry,
+}
+
+impl Small {
+    async fn new(images: &[&Image]) -> Small {
+        let disk = SmallDisk::new(32 * MIB);
+        let store = ImageStore::open(&disk.path().join("state"), impatient()).unwrap();
+        let registry = ScriptedRegistry::start_images(images, None, |_, _| None, |_, _| Reply::Serve).await;
+        Small { disk, store, registry }
+    }
+
+    /// Pulls the image of this tag, and forgets its disk again; its layers are kept.
+    async fn pull(&self, image: &Image, tag: usize) -> Result<(), ImageError> {
+        let source = Source::Oci(format!("{}/app:{tag}", self.registry.address()));
+        let (progress, _) = watch::channel(Progress::default());
+        let digest = image.digest().parse().unwrap();
+        limited(self.store.stage(&source, &digest, &progress)).await.map(drop)
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.disk.path().join("state").join(name)
+    }
+
+    fn is_kept(&self, image: &Image) -> bool {
+        self.folder("blobs").join(layer(image).replace(':', "-")).exists()
+    }
+
+    /// What is refused for want of room leaves nothing.
+    async fn refused(&self, image: &Image, tag: usize) -> ImageError {
+        let error = self.pull(image, tag).await.unwrap_err();
+        assert_eq!((error.reason, error.transient), ("NoSpace", true), "{error}");
+        assert!(error.message.ends_with("free space in the state directory"), "{error}");
+        for name in ["staging", "images", "blobs"] {
+            assert!(is_empty(&self.folder(name)), "{name}");
+        }
+        error
+    }
+}
+
+/// One layer of so many bytes that cannot be compressed.
+fn image_of(seed: u64, bytes: u64) -> Image {
+    Image::new(vec![Layer::plain(&tar(&[Item::file("noise", noise(seed, bytes as usize))]))])
+}
+
+/// One that is small until it is inflated.
+fn inflating(bytes: u64) -> Image {
+    let piece = noise(7, 64 << 10);
+    let content = piece.repeat(bytes as usize / piece.len());
+    Image::new(vec![Layer::zstd(&tar(&[Item::file("noise", content)]))])
+}
+
+fn layer(image: &Image) -> String {
+    let manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();
+    manifest["layers"][0]["digest"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_pull_that_does_not_fit_is_not_begun() {
+    let image = image_of(1, 4 * MIB);
+    let small = Small::new(&[&image]).await;
+    small.disk.fill(11 * MIB);
+    let error = small.refused(&image, 1).await;
+    assert!(error.message.contains("has 11 MiB free, 0 MiB of that promised"), "{error}");
+    assert!(error.message.contains("will take about 12 MiB"), "{error}");
+    assert_eq!(small.registry.asked(&layer(&image)).len(), 0);
+    small.disk.fill(13 * MIB);
+    small.pull(&image, 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn kept_layers_make_room_the_longest_unused_first() {
+    let [first, second, large] = [image_of(1, 3 * MIB), image_of(2, 2 * MIB), image_of(3, 5 * MIB)];
+    let small = Small::new(&[&first, &second, &large]).await;
+    small.pull(&first, 1).await.unwrap();
+    small.pull(&second, 2).await.unwrap();
+    assert!(small.is_kept(&first) && small.is_kept(&second));
+    small.disk.fill(14 * MIB);
+    small.pull(&large, 3).await.unwrap();
+    assert!(!small.is_kept(&first), "it had to go");
+    assert!(small.is_kept(&second), "it had not");
+    // A pull's own layers are no room for it.
+    small.disk.fill(14 * MIB);
+    small.pull(&large, 3).await.unwrap();
+    assert_eq!(small.registry.asked(&layer(&large)).len(), 1);
+}
+
+#[tokio::test]
+async fn a_disk_that_runs_full_in_the_middle_takes_kept_layers_too() {
+    let [other, large] = [image_of(1, 4 * MIB), inflating(8 * MIB)];
+    let small = Small::new(&[&other, &large]).await;
+    small.pull(&other, 1).await.unwrap();
+    small.disk.fill(6 * MIB);
+    small.pull(&large, 2).await.unwrap();
+    assert!(!small.is_kept(&other));
+}
+
+#[tokio::test]
+async fn what_does_not_fit_after_all_leaves_nothing() {
+    let [other, large] = [image_of(1, MIB), inflating(8 * MIB)];
+    let small = Small::new(&[&other, &large]).await;
+    small.pull(&other, 1).await.unwrap();
+    small.disk.fill(5 * MIB);
+    let error = small.refused(&large, 2).await;
+    assert!(error.message.contains("No space left on device"), "{error}");
+    small.disk.fill(12 * MIB);
+    small.pull(&large, 2).await.unwrap();
+}
