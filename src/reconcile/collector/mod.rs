@@ -133,6 +133,8 @@ impl Collector {
     /// The files, then the record that said that they may exist.
     async fn remove(&self, digest: &Digest, reason: Reason) -> Result<(), String> {
         let world = &self.world;
+        // That the disk goes may be another's transaction, which nobody waited for yet.
+        world.store.settled().await.map_err(|error| error.to_string())?;
         world.images.remove(digest).await.map_err(|error| error.to_string())?;
         world.store.forget_disk(digest).await.map_err(|error| error.to_string())?;
         world.meters.collection(reason.word());
