@@ -196,8 +196,7 @@ async fn redirects_are_followed_as_far_as_they_are_safe() {
     }
     assert_eq!((first.times("good"), second.times("good")), (1, 1));
     let setup = Setup::with(trusting(&second, &authority));
-    for (path, words) in [("away", "plain http"), ("loop", "redirects"), ("nowhere", "redirects to nowhere")]
-    {
+    for (path, words) in [("away", "not https"), ("loop", "redirects"), ("nowhere", "redirects to nowhere")] {
         let error = setup.refused(&second.source(path, &sha256)).await;
         assert!(error.starts_with("RegistryUnavailable") && error.contains(words), "{path}: {error}");
     }
