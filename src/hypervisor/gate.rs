@@ -243,13 +243,28 @@ fn forget_oom_protection() -> Result<(), String> {
     const FILE: &str = "/proc/self/oom_score_adj";
     let context = |error: io::Error| format!("{FILE}: {error}");
     let score = std::fs::read_to_string(FILE).map_err(context)?;
-    if score.trim_end().starts_with('-') {
+    if is_protected(&score) {
         std::fs::write(FILE, "0").map_err(context)?;
     }
     Ok(())
 }
 
+/// Whether a process of this score, as proc(5) has it, is spared for longer than others.
+fn is_protected(score: &str) -> bool {
+    score.starts_with('-')
+}
+
 /// Whether this process was started as a gate.
 pub(super) fn is_asked_for(argument: &OsString) -> bool {
     argument == SUBCOMMAND
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protection_is_a_score_below_zero() {
+        assert_eq!(["-1000\n", "-1\n", "0\n", "300\n"].map(is_protected), [true, true, false, false]);
+    }
 }
