@@ -20,8 +20,8 @@ async fn a_workload_that_ignores_its_shutdown_is_killed_after_its_grace_period()
     host.write("vm.yaml", &[vm("deaf", spec)]);
     let deaf = host.ready("deaf").await;
     host.exec("deaf", &["sh", "-c", "until test -e /deaf; do :; done"]);
-    host.remove("vm.yaml");
     let asked = Instant::now();
+    host.remove("vm.yaml");
     host.until("vms", "deaf", Value::is_null).await;
     let took = asked.elapsed();
     assert!((Duration::from_secs(3)..Duration::from_secs(3) + SLACK).contains(&took), "{took:?}");
@@ -43,8 +43,8 @@ async fn a_vm_that_does_not_shut_down_is_killed_after_its_grace_period() {
     host.write("vm.yaml", &[vm("frozen", spec)]);
     let frozen = host.ready("frozen").await;
     kill(nix::unistd::Pid::from_raw(pid(&frozen).try_into().unwrap()), Signal::SIGSTOP).unwrap();
-    host.remove("vm.yaml");
     let asked = Instant::now();
+    host.remove("vm.yaml");
     host.until("vms", "frozen", Value::is_null).await;
     let took = asked.elapsed();
     assert!((Duration::from_secs(2)..Duration::from_secs(2) + SLACK).contains(&took), "{took:?}");
