@@ -20,7 +20,7 @@ use super::track::{Activity, Track};
 use super::world::World;
 use crate::boot::{Boot, KernelChoice, KernelPaths, KernelRequest, KernelSource};
 use crate::image::{Digest, ImageError, Source};
-use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
+use crate::object::{DiskStatus, Kind, ObjectKey, PullPolicy, Uid};
 use crate::store::{
     DiskState, ImageRecord, ImageUpdate, PinnedImage, PinnedKernel, RemoveImageError, Run, Severity, VmRecord,
 };
@@ -48,6 +48,9 @@ impl ImageTask {
         let deleted = record.object.metadata.deletion_timestamp.is_some();
         if self.backoff.observe((record.object.metadata.generation, deleted)) {
             self.failure = None;
+            if let Some(share) = &self.share {
+                share.hurry();
+            }
         }
         let disk = |digest: &Digest| match self.world.store.disk(digest)?.state {
             DiskState::Ready { path, size, .. } => {
@@ -62,8 +65,9 @@ impl ImageTask {
         let disk = pin.and_then(|pin| disk(&pin.digest));
         // One pull at a time: the image's, then that of its kernel's image.
         let awaited = match &disk {
-            None => pin.map(|pin| &pin.digest),
-            Some(_) => kernel_digest.filter(|_| !kernel_disk),
+            None => pin.filter(|pin| self.awaits(record, pin)).map(|pin| &pin.digest),
+            Some(_) => kernel_digest
+                .filter(|_| !kernel_disk && (record.current().is_some() || self.failure.is_none())),
         };
         if deleted || self.share.as_ref().is_some_and(|share| Some(share.digest()) != awaited) {
             self.share = None;
@@ -78,6 +82,18 @@ impl ImageTask {
             vm: self.vm(record),
             failure: self.failure.clone(),
             closed_until: self.backoff.closed_until(self.world.clock.now()),
+        }
+    }
+
+    /// Whether the image is to be pulled as it is pinned. One that is another by now may be the same digest,
+    /// until its registry has answered.
+    fn awaits(&self, record: &ImageRecord, pin: &PinnedImage) -> bool {
+        let spec = &record.object.spec;
+        match spec.source.chosen(&record.object.metadata.namespace) {
+            _ if spec.pull_policy() == PullPolicy::Never => false,
+            Some(source) if source == pin.source => true,
+            Some(Source::Vm(_)) | None => false,
+            Some(_) => self.failure.is_none(),
         }
     }
 

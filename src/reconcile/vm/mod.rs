@@ -114,11 +114,14 @@ impl VmTask {
         }
     }
 
-    /// A new generation opens the backoff's gate, and so does a deletion.
+    /// A new generation opens the backoff's gate, and so does a deletion. A pull that failed is tried at once.
     fn observe_declaration(&mut self, record: &VmRecord) {
         let deleted = record.object.metadata.deletion_timestamp.is_some();
         if self.backoff.observe((record.object.metadata.generation, deleted)) {
             self.failure = None;
+            if let Some(share) = &self.share {
+                share.hurry();
+            }
         }
     }
 
