@@ -18,7 +18,7 @@ pub(super) fn status(record: &ImageRecord, seen: &Observed, plan: &Plan, now: Ti
     conditions.set("Ready", ready, &plan.reason, &plan.message);
     conditions.set_if(!ready && !stalled, "Reconciling", &plan.reason, &plan.message);
     conditions.set_if(stalled, "Stalled", &plan.reason, &plan.message);
-    conditions.problem(record.problem());
+    conditions.problem(record.problems().next());
     let pull = match &seen.pull {
         Some(PullState::Running(progress)) if !ready => Some(progress.clone()),
         _ => None,

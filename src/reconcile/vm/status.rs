@@ -118,7 +118,7 @@ fn conditions(
     };
     list.set_if(!settled && !stalled && !resting, "Reconciling", reason, message);
     list.set_if(stalled, "Stalled", reason, message);
-    list.problem(record.problem());
+    list.problem(record.problems().next());
     list.finish()
 }
 
