@@ -2,12 +2,14 @@
 //!
 //! In: the spec, the store's images and disks, the task's share in a pull. Out: an [`ImageView`].
 
+use std::sync::Arc;
+
 use super::VmTask;
 use super::state::ImageView;
 use crate::image::Source;
 use crate::object::{ImageRef, Kind, ObjectKey, PullPolicy, RunPolicy};
 use crate::reconcile::pulls::Share;
-use crate::store::{DiskState, PinnedImage, PinnedKernel, VmRecord};
+use crate::store::{DiskState, ImageRecord, PinnedImage, PinnedKernel, VmRecord};
 
 impl VmTask {
     /// The image that the spec asks for. A share in a pull that is not waited for is let go.
@@ -21,7 +23,7 @@ impl VmTask {
                 *policy != PullPolicy::Never && *share.digest() == pin.digest
             }
             // The answer may be the same digest.
-            ImageView::Unresolved { .. } => self.failure.is_none(),
+            ImageView::Unresolved { .. } => self.attempts.failure().is_none(),
             ImageView::Known { .. } | ImageView::Waiting { .. } => false,
         };
         if !self.share.as_ref().is_some_and(awaits) {
@@ -121,10 +123,14 @@ impl VmTask {
         }
     }
 
+    /// The `Image` that the VM names, if there is one of that name.
+    pub(super) fn named(&self, record: &VmRecord) -> Option<Arc<ImageRecord>> {
+        let name = record.object.spec.image.name.as_ref()?;
+        self.world.store.image(&ObjectKey::new(Kind::Image, &self.key.namespace, name))
+    }
+
     /// The digest that a named image is pulled by, if it is known.
     pub(super) fn awaited_digest(&self, record: &VmRecord) -> Option<String> {
-        let name = record.object.spec.image.name.as_ref()?;
-        let image = self.world.store.image(&ObjectKey::new(Kind::Image, &self.key.namespace, name))?;
-        Some(image.image.as_ref()?.digest.to_string())
+        Some(self.named(record)?.image.as_ref()?.digest.to_string())
     }
 }
