@@ -416,6 +416,7 @@ async fn images_are_installed_kept_and_removed() {
     let staging = setup.state.path().join("staging");
     assert!(std::fs::read_dir(&staging).unwrap().next().is_none());
     std::fs::create_dir(staging.join("left-over")).unwrap();
+    std::fs::write(staging.join(".tmpAbCdEf"), "half an archive").unwrap();
     std::fs::create_dir(setup.state.path().join("images/not-a-digest")).unwrap();
     let store = ImageStore::open(setup.state.path(), Settings::default()).unwrap();
     assert!(std::fs::read_dir(&staging).unwrap().next().is_none());
