@@ -18,7 +18,7 @@ const PASSWORD: &str = "correct horse";
 fn with_auth(folder: &TempDir, content: &str) -> Settings {
     let path = folder.path().join("auth.json");
     std::fs::write(&path, content).unwrap();
-    Settings { auth_files: vec![path], ..impatient() }
+    Settings { auth_files: vec![path], ..quick() }
 }
 
 fn password_for(host: impl std::fmt::Display) -> String {
@@ -131,7 +131,7 @@ async fn tokens_that_expire_in_the_middle_are_renewed() {
         _ => Reply::Serve,
     })
     .await;
-    let setup = Setup::with(&image, impatient(), registry);
+    let setup = Setup::with(&image, quick(), registry);
     drop(setup.stage().await.unwrap());
     assert!(setup.registry.asked("/token").len() >= 3);
 }
@@ -153,7 +153,7 @@ async fn what_is_no_token_is_refused() {
             "/token" => Some(Response::new(body())),
             _ => ask_for(&format!(r#"Bearer realm="http://{address}/token""#)),
         };
-        let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, gate).await);
+        let setup = Setup::with(&image, quick(), ScriptedRegistry::start_gated(&image, gate).await);
         let error = setup.resolve().await.unwrap_err();
         assert_eq!((error.reason, error.transient), ("Unauthorized", true), "{error}");
         assert_eq!(setup.registry.asked("/token").len(), 1);
@@ -164,7 +164,7 @@ async fn what_is_no_token_is_refused() {
 async fn tokens_are_not_sent_for_over_plain_http() {
     let (image, _) = image();
     let gate = |_: &Asked, _| ask_for(r#"Bearer realm="http://registry.example/token""#);
-    let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, gate).await);
+    let setup = Setup::with(&image, quick(), ScriptedRegistry::start_gated(&image, gate).await);
     let error = setup.resolve().await.unwrap_err();
     assert!(error.message.contains("http://registry.example/token is not https"), "{error}");
 }
@@ -229,7 +229,7 @@ async fn pulled_elsewhere() {
         auth_files: named("AUTH").map(PathBuf::from).into_iter().collect(),
         registries: registries.unwrap_or_default(),
         attempts: 1,
-        ..impatient()
+        ..quick()
     };
     let state = tempfile::tempdir().unwrap();
     let store = ImageStore::open(state.path(), settings).unwrap();

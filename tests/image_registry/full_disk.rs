@@ -17,7 +17,7 @@ struct Small {
 impl Small {
     async fn new(images: &[&Image]) -> Small {
         let disk = SmallDisk::new(32 * MIB);
-        let store = ImageStore::open(&disk.path().join("state"), impatient()).unwrap();
+        let store = ImageStore::open(&disk.path().join("state"), quick()).unwrap();
         let registry = ScriptedRegistry::start_images(images, None, |_, _| None, |_, _| Reply::Serve).await;
         Small { disk, store, registry }
     }
