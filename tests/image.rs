@@ -424,6 +424,10 @@ async fn images_are_installed_kept_and_removed() {
     assert_eq!(store.installed().await.unwrap(), std::slice::from_ref(&digest));
 
     // A damaged one counts as absent and is replaced.
+    std::fs::File::create(&installed.path).unwrap();
+    assert_eq!(store.disk(&digest).await, None);
+    assert!(store.installed().await.unwrap().is_empty());
+    assert_eq!(setup.pull(&image).await, installed);
     std::fs::remove_file(installed.path.parent().unwrap().join("config.json")).unwrap();
     assert_eq!(store.disk(&digest).await, None);
     assert_eq!(setup.pull(&image).await, installed);

@@ -177,6 +177,52 @@ async fn wrong_ranges_are_refused_and_refused_ranges_done_without() {
 }
 
 #[tokio::test]
+async fn a_whole_of_another_length_is_another_blob() {
+    let (image, blob) = image();
+    let (wanted, bytes) = (blob.clone(), image.blobs[&blob].clone());
+    let gate = move |asked: &Asked, _: SocketAddr| {
+        let from: usize = asked.range.as_ref()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()?;
+        let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len() + 1);
+        Some(bare(206, &[("content-range", &range)]).map(|_| bytes[from..].to_vec().into()))
+    };
+    let registry = ScriptedRegistry::start_with(&image, None, gate, move |path, _| match path == wanted {
+        true => Reply::Break(100_000),
+        false => Reply::Serve,
+    })
+    .await;
+    let setup = Setup::with(&image, quick(), registry);
+    let error = setup.stage().await.unwrap_err();
+    assert_eq!((error.reason, error.transient), ("InvalidImage", false), "{error}");
+    assert_eq!(setup.registry.asked(&blob).len(), 2);
+}
+
+#[tokio::test]
+async fn a_download_that_gets_on_is_not_given_up() {
+    let layer = Layer::plain(&tar(&[Item::file("noise", noise(1, 6 << 20))]));
+    let blob = digest(&layer.blob);
+    let wanted = blob.clone();
+    let settings = Settings { attempts: 2, ..quick() };
+    let setup = Setup::new(&Image::new(vec![layer]), settings, move |path, nth| match nth {
+        0..5 if path == wanted => Reply::Break(Settings::PROGRESS_BYTES as usize + 1000),
+        _ => Reply::Serve,
+    })
+    .await;
+    drop(setup.stage().await.unwrap());
+    assert_eq!(setup.registry.asked(&blob).len(), 6);
+}
+
+#[tokio::test]
+async fn what_no_retry_mends_is_asked_once() {
+    let (image, _) = image();
+    for status in [400, 405, 451] {
+        let setup = Setup::new(&image, quick(), move |_, _| Reply::Status(status)).await;
+        let error = setup.resolve().await.unwrap_err();
+        assert_eq!((error.reason, error.transient), ("RegistryUnavailable", true), "{error}");
+        assert_eq!(setup.registry.asked("/1").len(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
 async fn web_pages_are_no_manifests() {
     let (image, _) = image();
     let page =
@@ -299,9 +345,11 @@ async fn sizes_must_be_right() {
     for lie in [-1i64, 1] {
         let mut layer = Layer::plain(&tar(&[Item::file("noise", noise(1, 300_000))]));
         layer.size = layer.size.checked_add_signed(lie).unwrap();
+        let blob = digest(&layer.blob);
         let setup = Setup::new(&Image::new(vec![layer]), quick(), |_, _| Reply::Serve).await;
         let error = setup.stage().await.unwrap_err();
         assert_eq!((error.reason, error.transient), ("InvalidImage", false), "{error}");
+        assert_eq!(setup.registry.asked(&blob).len(), 1, "the length is told before the first byte");
     }
 }
 

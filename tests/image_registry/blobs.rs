@@ -163,13 +163,17 @@ async fn damaged_layers_are_fetched_anew() {
     let image = Image::new(vec![layer]);
     let length = image.blobs[&blob].len();
     let whole = image.blobs[&blob].clone();
-    for damage in [20, length / 2, length - 1] {
-        let setup = Setup::new(&image, quick(), |_, _| Reply::Serve).await;
+    let changed = [20, length / 2, length - 1].map(|damage| {
         let mut wrong = whole.clone();
         wrong[damage] ^= 0x55;
+        wrong
+    });
+    let of_other_lengths = [whole[..length - 1].to_vec(), [&whole[..], &[0]].concat(), Vec::new()];
+    for (case, wrong) in changed.into_iter().chain(of_other_lengths).enumerate() {
+        let setup = Setup::new(&image, quick(), |_, _| Reply::Serve).await;
         fs::write(kept(setup.state.path(), &blob), &wrong).unwrap();
         drop(setup.stage().await.unwrap());
-        assert_eq!(setup.registry.asked(&blob).len(), 1, "byte {damage}");
+        assert_eq!(setup.registry.asked(&blob).len(), 1, "case {case}");
         assert_eq!(fs::read(kept(setup.state.path(), &blob)).unwrap(), whole);
     }
 }
@@ -204,11 +208,18 @@ async fn what_a_crash_spoilt_is_fetched_anew() {
     interrupted(&setup, 100_000).await;
     let file = partial(setup.state.path(), 100_000).await;
     // As after a power loss: long enough, and not what was written.
-    fs::write(file, vec![0; 200_000]).unwrap();
+    fs::write(&file, vec![0; 200_000]).unwrap();
     setup.store = ImageStore::open(setup.state.path(), quick()).unwrap();
     drop(setup.stage().await.unwrap());
-    let ranges: Vec<_> = setup.registry.asked(&blob).into_iter().map(|asked| asked.range).collect();
-    assert_eq!(ranges, [None, Some("bytes=200000-".to_owned()), None]);
+    let ranges = || setup.registry.asked(&blob).into_iter().map(|asked| asked.range).collect::<Vec<_>>();
+    assert_eq!(ranges(), [None, Some("bytes=200000-".to_owned()), None]);
+    // What is longer than the layer is no part of it.
+    let kept = kept(setup.state.path(), &blob);
+    fs::remove_file(&kept).unwrap();
+    fs::write(&file, vec![0; 1_000_000]).unwrap();
+    drop(setup.stage().await.unwrap());
+    assert_eq!(ranges()[3..], [None]);
+    assert!(fs::read(&kept).unwrap() == image.blobs[&blob]);
 }
 
 #[tokio::test]

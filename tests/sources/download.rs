@@ -100,6 +100,7 @@ async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response
         "loop" => moved("/loop".to_owned()),
         "nowhere" => moved("file:///etc/passwd".to_owned()),
         "forbidden" => status(403),
+        "odd" => status(418),
         "endless" => {
             let chunk = Bytes::from(vec![7; 64 << 10]);
             Response::new(Body::from_stream(stream::repeat_with(move || {
@@ -172,7 +173,9 @@ async fn broken_downloads_begin_again() {
     let error = setup.refused(&server.source("always-cut", &sha256)).await;
     assert!(error.starts_with("RegistryUnavailable"), "{error}");
     assert_eq!(server.times("always-cut"), 5);
-    for (path, reason) in [("none", "NotFound"), ("forbidden", "Unauthorized")] {
+    for (path, reason) in
+        [("none", "NotFound"), ("forbidden", "Unauthorized"), ("odd", "RegistryUnavailable")]
+    {
         let error = setup.refused(&server.source(path, &sha256)).await;
         assert!(error.starts_with(reason), "{path}: {error}");
         assert_eq!(server.times(path), 1, "{path}: asking again changes nothing");

@@ -5,6 +5,7 @@ mod common;
 
 mod bundle;
 mod download;
+mod durable;
 mod files;
 mod layout;
 
