@@ -189,6 +189,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_bound_is_the_most_that_is_let_in() {
+        assert!(check("it", "entries", 5, 5).is_ok());
+        let error = check("it", "entries", 6, 5).unwrap_err();
+        assert_eq!((error.reason, error.transient), ("LimitExceeded", false));
+        assert!(error.message.contains("--image-limit entries="), "{error}");
+    }
+
+    #[test]
     fn only_much_may_not_come_of_little() {
         let limits = Limits { inflate_ratio: 10, ..Limits::default() };
         let much = Limits::INFLATE_FREE_BYTES + 10;
