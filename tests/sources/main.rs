@@ -8,6 +8,7 @@ mod download;
 mod durable;
 mod files;
 mod layout;
+mod room;
 mod root;
 
 use std::fs;

@@ -203,7 +203,7 @@ fn a_tar_may_begin_like_something_else() {
     impl Read for Interrupted<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
             self.1 = !self.1;
-            if self.1 { Err(std::io::ErrorKind::Interrupted.into()) } else { self.0.read(&mut buffer[..3]) }
+            if self.1 { Err(std::io::ErrorKind::Interrupted.into()) } else { self.0.read(&mut buffer[..1]) }
         }
     }
     let (tar, limits) = (file("a"), limits());
@@ -251,7 +251,6 @@ fn paths_and_links_are_as_long_and_deep_as_limits_say() {
     // The way there is through a link.
     assert_eq!(fits(&[dir("a/b"), link("l", b'2', "a/b"), file("l/c/d")]), "fits");
     exceeds(&[dir("a/b/c"), link("l", b'2', "a/b/c"), file("l/d/e")], "depth", "depth");
-    exceeds(&[dir("a/b/c"), link("l", b'2', "a/b/c"), file("l/d")], "depth", "depth");
     // Ten bytes each.
     let maze = [dir("d"), link("m", b'2', "././././/d"), link("l", b'2', "././././/m")];
     assert_eq!(fits(&[&maze[..], &[file("l/x")]].concat()), "fits");

@@ -338,7 +338,7 @@ mod tests {
         }
         // JSON may end in any number of blanks.
         for (length, fits) in [(MAX_FILE_SIZE, true), (MAX_FILE_SIZE + 1, false)] {
-            std::fs::write(&path, format!("{:<1$}", "{}", length as usize)).unwrap();
+            std::fs::write(&path, format!("{{}}{}", " ".repeat(length as usize - 2))).unwrap();
             let trouble = credentials.find("a.lan", "x").await.trouble;
             assert_eq!(trouble.is_some_and(|trouble| trouble.contains("larger than 1 MiB")), !fits);
         }
