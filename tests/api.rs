@@ -40,7 +40,7 @@ use vmlet::store::{Origin, Severity, Store, StoreSettings, VmUpdate};
 use vmlet::timeline::{Outcome, Phase, Recorder, Subject, Timeline};
 
 /// No test waits longer for anything.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const VMS: &str = "/apis/vmlet.dev/v1alpha1/namespaces/default/vms";
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
 

@@ -226,7 +226,7 @@ impl Daemon {
 fn vmlet(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmlet"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.timeout(Duration::from_secs(30)).args(words);
+    command.timeout(Duration::from_secs(120)).args(words);
     command
 }
 

@@ -10,7 +10,7 @@
 //! The whole file goes into a file without a name first, inflated, and is hashed on the way. Nothing of it
 //! is looked at before its SHA-256 is known to be the one that was asked for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -286,18 +286,22 @@ impl Bundle {
         if self.modules.is_empty() {
             return Ok(());
         }
-        make_folder(folder)?;
+        let mut folders = BTreeSet::new();
         for (path, section) in &self.modules {
             let path = folder.join(path);
-            match section {
-                None => make_folder(&path)?,
-                Some(section) => {
-                    make_folder(path.parent().unwrap_or(folder))?;
-                    write(&path, section, job)?;
-                }
+            let parent = if section.is_some() { path.parent().unwrap_or(folder) } else { &path };
+            make_folder(parent)?;
+            folders
+                .extend(parent.ancestors().take_while(|above| above.starts_with(folder)).map(Path::to_owned));
+            if let Some(section) = section {
+                write(&path, section, job)?;
             }
         }
-        Ok(())
+        // That its files are on disk does not mean that their names are.
+        folders.iter().try_for_each(|folder| {
+            let synced = File::open(folder).and_then(|folder| folder.sync_all());
+            synced.map_err(|error| ImageError::host(folder.display(), &error))
+        })
     }
 }
 

@@ -94,9 +94,11 @@ impl Folders {
 
     pub(super) fn sweep(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.staging)? {
-            let path = entry?.path();
+            let entry = entry?;
+            let path = entry.path();
             tracing::info!(path = %path.display(), "removing what an interrupted pull left");
-            fs::remove_dir_all(path)?;
+            // Where a file system has no files without a name, those of ours have one for a moment.
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
         }
         Ok(())
     }

@@ -155,3 +155,34 @@ pub(crate) async fn finish(
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::super::layout::{Blob, Section, copy, drain};
+    use super::*;
+
+    /// What reads for as long as there is something to read, or for ever, ends with who waits for it.
+    #[test]
+    fn work_ends_when_nobody_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (job, guard) = Job::new(folder.path(), &Arc::new(Settings::default()));
+        assert!(job.go_on().is_ok());
+        drop(guard);
+        let blob = Blob {
+            section: Section::new(Arc::new(job.unnamed().unwrap()), 0, 0),
+            descriptor: Descriptor { media_type: String::new(), digest: Digest::of("it"), size: 0 },
+            verified: true,
+        };
+        let ends = [
+            job.go_on(),
+            copy(io::repeat(0), &job.unnamed().unwrap(), None, &job).map(drop),
+            drain(io::repeat(0), &job),
+            blob.verify(&job, |_| ()),
+        ];
+        for end in ends {
+            assert_eq!(end.unwrap_err().reason, "Cancelled");
+        }
+    }
+}

@@ -30,7 +30,7 @@ pub fn build_disk<R: BufRead>(
     layers: impl IntoIterator<Item = R>,
     limits: &Limits,
 ) -> Result<ext4::Summary, ImageError> {
-    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits)?;
+    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits);
     layers.into_iter().try_for_each(|layer| tree.apply(layer))?;
     tree.into_builder().finish().map_err(on_disk)
 }
@@ -45,7 +45,7 @@ pub fn build_disk_of_blobs(
     blobs: &[&[u8]],
     limits: &Limits,
 ) -> Result<ext4::Summary, ImageError> {
-    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits)?;
+    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits);
     let mut budget = Budget::new(limits, CancellationToken::new());
     for blob in blobs {
         inflate(*blob, blob.len() as u64, None, &mut budget, |chunks| tree.apply(chunks))?;

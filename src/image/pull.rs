@@ -222,7 +222,7 @@ impl Build {
     pub(crate) fn run(self) -> Result<u64, ImageError> {
         let limits = &self.settings.limits;
         let builder = Builder::new(self.disk, self.uuid, limits.disk()).map_err(on_disk)?;
-        let mut tree = Tree::new(builder, limits)?;
+        let mut tree = Tree::new(builder, limits);
         let mut budget = Budget::new(limits, self.cancel);
         for Layer { blob, descriptor, diff_id } in self.layers {
             inflate(blob, descriptor.size, diff_id.as_ref(), &mut budget, |chunks| tree.apply(chunks))

@@ -195,7 +195,6 @@ pub(crate) fn copy(
 ) -> Result<u64, ImageError> {
     let failed = |error: io::Error| ImageError::host("writing", &error);
     let (limits, mut buffer, mut length) = (job.limits(), vec![0; CHUNK], 0u64);
-    let ratio = limits.inflate_ratio;
     loop {
         job.go_on()?;
         let count = read(&mut from, &mut buffer)?;
@@ -208,9 +207,8 @@ pub(crate) fn copy(
         }
         length += count as u64;
         check("the size of the archive", "unpacked_bytes", length, limits.unpacked_bytes)?;
-        let many = |compressed| length > Limits::INFLATE_FREE_BYTES && length / ratio.max(1) > compressed;
-        if compressed.is_some_and(many) {
-            return Err(ImageError::limit("its size over its compressed size", "inflate_ratio", ratio));
+        if let Some(compressed) = compressed {
+            limits.check_ratio("its size over its compressed size", length, compressed)?;
         }
     }
     to.set_len(length).map_err(failed)?;

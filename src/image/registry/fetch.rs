@@ -22,7 +22,7 @@ pub(crate) fn check_url(text: &str) -> Result<(), String> {
         return Err("a URL cannot hold a user or a password: manifests are no place for them".to_owned());
     }
     match url.scheme() {
-        "https" if url.has_host() => Ok(()),
+        "https" => Ok(()),
         "http" if is_loopback(&url) => Ok(()),
         _ => Err("use an https URL; http is for loopback addresses only".to_owned()),
     }
@@ -111,6 +111,8 @@ mod tests {
             "http://images.example/a",
             "http://127.0.0.1.evil.example/a",
             "https://user:secret@images.example/a",
+            "https://user@images.example/a",
+            "https://:secret@images.example/a",
             "ftp://images.example/a",
             "file:///etc/passwd",
             "https://",
@@ -118,5 +120,8 @@ mod tests {
         ] {
             assert!(check_url(bad).is_err(), "{bad}");
         }
+        let long = |length: usize| format!("https://images.example/{}", "a".repeat(length - 23));
+        assert_eq!(check_url(&long(2048)), Ok(()));
+        assert!(check_url(&long(2049)).is_err());
     }
 }
