@@ -32,6 +32,10 @@ fn what_was_acknowledged_survives_power_loss() {
     std::fs::create_dir(&parent).unwrap();
     run_traced(&record, |command| arm(command, &parent.join("store"), ROUNDS));
     let steps = steps(&record);
+    let blobs = parent.join("store/db/blobs");
+    let writes_blob =
+        |step: &Step| matches!(step, Step::Call(call) if call.name == "write" && call.args.mention(&blobs));
+    assert!(steps.iter().any(writes_blob), "no record was large enough to be a file of its own");
 
     let seed = std::env::var("VMLET_SEED").ok().map_or(11, |seed| seed.parse().unwrap());
     let mut random = StdRng::seed_from_u64(seed);
