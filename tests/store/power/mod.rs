@@ -67,6 +67,47 @@ fn what_was_acknowledged_survives_power_loss() {
     assert!(refused.is_empty(), "{} of {images} stores did not open: {refused:#?}", refused.len());
 }
 
+const WITHOUT_COPY: &str = "VMLET_TEST_WITHOUT_COPY_DIR";
+
+/// Not a test: the process. Declares a VM in a new store beside which no copy can be written.
+#[tokio::test]
+#[ignore = "run by the test of power loss"]
+async fn child_without_a_copy() {
+    let dir = std::env::var_os(WITHOUT_COPY).expect("set by the parent");
+    let dir = Path::new(&dir);
+    std::fs::create_dir(dir).unwrap();
+    std::fs::create_dir(dir.join("export.json.tmp")).unwrap();
+    for folder in [dir, dir.parent().unwrap()] {
+        std::fs::File::open(folder).unwrap().sync_all().unwrap();
+    }
+    declare(&open(dir).unwrap(), vm("web", "")).await;
+    println!("\nacknowledged");
+}
+
+/// Elsewhere the copy that each start writes makes the log's name safe, too.
+#[test]
+fn a_new_log_is_safe_though_no_copy_can_be_written() {
+    let root = TempDir::new().unwrap();
+    let (record, parent) = (root.path().join("trace"), root.path().join("disk"));
+    std::fs::create_dir(&parent).unwrap();
+    run_traced(&record, |command| {
+        let child = ["--exact", "power::child_without_a_copy", "--ignored", "--nocapture"];
+        command.args(child).env(WITHOUT_COPY, parent.join("store"));
+    });
+    let mut disk = Disk::new(&parent);
+    let acknowledged = steps(&record).iter().any(|step| match step {
+        Step::Says(line) => line.contains("acknowledged"),
+        Step::Call(call) => {
+            disk.take(call);
+            false
+        }
+    });
+    assert!(acknowledged);
+    let image = scratch();
+    disk.after_power_loss(Luck::AllLost, &mut StdRng::seed_from_u64(1), image.path());
+    assert_eq!(objects(&open(&image.path().join("store")).unwrap()).len(), 1);
+}
+
 /// Runs this binary, as it is armed, to its end.
 fn run_traced(record: &Path, arm: impl FnOnce(&mut Command)) {
     let mut command = Command::new("strace");
