@@ -97,7 +97,9 @@ mod tests {
         second.push(2);
         assert_eq!((&*first, &*second), (&vec![1], &vec![1, 2]));
         assert_ne!(first, second);
+        let mine = Arc::as_ptr(&second.0);
         second.pop();
+        assert_eq!(Arc::as_ptr(&second.0), mine, "what nobody shares is changed in place");
         assert_eq!(first, second, "equal parts are equal, shared or not");
     }
 

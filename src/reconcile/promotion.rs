@@ -175,3 +175,13 @@ impl From<DriverError> for ImageError {
         ImageError { reason, message, transient }
     }
 }
+
+#[cfg(test)]
+#[test]
+fn what_cannot_be_claimed_now_is_tried_again() {
+    let key = ObjectKey::new(crate::object::Kind::Vm, "default", "web");
+    for error in [PromoteError::Gone, PromoteError::Running, PromoteError::Taken, PromoteError::NeverRan] {
+        let error = of_claim(&key, &error);
+        assert!(error.transient && error.reason == "WaitingForVM", "{error}");
+    }
+}

@@ -172,3 +172,10 @@ impl Exporter {
         }
     }
 }
+
+#[cfg(test)]
+#[test]
+fn a_copy_that_does_not_fit_is_none() {
+    let mut room = [0; 8];
+    assert!(Export::new(Vec::new()).write(&mut room[..]).is_err(), "the writer took a part of it");
+}

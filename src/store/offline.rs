@@ -15,7 +15,7 @@ use super::export::{self, Export};
 use super::open::{Layout, LockError, build, encode, lock};
 use super::request::StoreSettings;
 use super::row::Row;
-use super::sled_backend::{SledBackend, SledTrouble, sync_dir};
+use super::sled_backend::{SledBackend, SledTrouble};
 
 /// A store that no daemon has open, and none can open while this lives.
 pub struct ClosedStore {
@@ -124,8 +124,8 @@ pub fn import(dir: &Path, export: &Export, replace: bool) -> Result<Option<PathB
     // The new log takes the old one's place in one step, so that no start finds neither.
     let flags = if old { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
     let exchanged = renameat_with(CWD, &aside, CWD, &layout.db, flags).map_err(io::Error::from);
-    exchanged.and_then(|()| sync_dir(dir)).map_err(failed("put the new log into"))?;
-    // Of the old store nothing else is left to restore from by mistake.
+    exchanged.map_err(failed("put the new log into"))?;
+    // Of the old store nothing else is left to restore from by mistake. This makes both names durable.
     export.save(&layout.export).map_err(failed("write export.json of"))?;
     Ok(old.then_some(aside))
 }

@@ -327,3 +327,24 @@ fn sync_files(dir: &Path) -> io::Result<()> {
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_sled_is_an_error_and_says_what_it_said() {
+        assert_eq!(guarded(|| 1), Ok(1));
+        let text = "text";
+        assert_eq!(guarded(|| panic!("some {text}")), Err::<(), _>("sled panicked: some text".to_owned()));
+        assert_eq!(guarded(|| panic!("words")), Err::<(), _>("sled panicked: words".to_owned()));
+    }
+
+    #[test]
+    fn what_the_system_refuses_is_no_damage() {
+        let refused = sled::Error::Io(io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error()));
+        assert!(matches!(classify(&refused), SledTrouble::Unavailable(_)));
+        let short = sled::Error::Io(io::Error::from(io::ErrorKind::UnexpectedEof));
+        assert!(matches!(classify(&short), SledTrouble::Damaged(_)));
+    }
+}

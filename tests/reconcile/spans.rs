@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use serde_json::json;
+use vmlet::image::Source;
 use vmlet::metrics::Metrics;
 use vmlet::object::ObjectKey;
+use vmlet::reconcile::Retention;
+use vmlet::storage::Storage;
 use vmlet::testing::{ImageScript, VmScript};
 use vmlet::timeline::{Outcome, Phase, Span, Subject};
 
 use crate::SECOND;
-use crate::rig::{Rig, vm, vm_key};
+use crate::rig::{Rig, image, image_key, vm, vm_key};
 
 fn of(spans: &[Span], key: &ObjectKey) -> Vec<Span> {
     let subject = Subject::Object(key.clone());
@@ -113,24 +117,45 @@ async fn waits_for_permits_failures_and_ends_are_spans() {
 
 #[tokio::test(start_paused = true)]
 async fn the_numbers_say_what_happened() {
-    let rig = Rig::new();
+    let rig = Rig::with(Retention { grace: 3600 * SECOND, low: 0, high: 0 });
     rig.host.script_image("r/a:1", ImageScript { failures: 1, ..ImageScript::new('a', SECOND) });
     rig.declare(vm("web", json!({"image": {"oci": "r/a:1"}, "runPolicy": "Always"}))).await;
     rig.ready(&vm_key("web")).await;
     rig.crash("web");
     rig.until(&vm_key("web"), |record| record.is_some_and(|record| !crate::is_ready(record))).await;
     rig.ready(&vm_key("web")).await;
+    for (digit, goes) in [('b', true), ('c', false)] {
+        let reference = format!("r/{digit}:1");
+        rig.host.script_image(&reference, ImageScript::new(digit, SECOND));
+        rig.engine().pull(Source::Oci(reference)).collect::<Vec<_>>().await;
+        if goes {
+            let digest = format!("sha256:{}", digit.to_string().repeat(64)).parse().unwrap();
+            rig.engine().remove(digest).await.unwrap();
+        }
+    }
+    rig.host.script_image("r/missing:1", ImageScript { digest: None, ..ImageScript::new('f', SECOND) });
+    rig.declare(image("missing", "r/missing:1")).await;
+    rig.until(&image_key("missing"), |record| {
+        record.is_some_and(|record| crate::reason(record) == "NotFound")
+    })
+    .await;
     let page = Metrics::new([Box::new(rig.engine()) as _]).text();
     for line in [
         "vmlet_objects{kind=\"vm\",phase=\"Running\",ready=\"true\"} 1.0",
         "vmlet_phase_subjects{phase=\"ready\"} 1.0",
         "vmlet_phase_seconds_count{phase=\"boot\"} 2",
         "vmlet_pulls_total{outcome=\"failed\"} 1.0",
-        "vmlet_pulls_total{outcome=\"done\"} 1.0",
-        "vmlet_pulled_bytes_total 600.0",
+        "vmlet_pulls_total{outcome=\"done\"} 3.0",
+        "vmlet_pulled_bytes_total 1800.0",
         "vmlet_vm_restarts_total 1.0",
         "vmlet_reconcile_failures_total{kind=\"pull\",reason=\"RegistryUnavailable\"} 1.0",
         "vmlet_reconcile_failures_total{kind=\"vm\",reason=\"WorkloadExited\"} 1.0",
+        "vmlet_reconcile_failures_total{kind=\"image\",reason=\"NotFound\"} 1.0",
+        "vmlet_reconcile_steps_total{kind=\"vm\",step=\"boot\"} 2.0",
+        "vmlet_reconcile_steps_total{kind=\"image\",step=\"resolve\"} 1.0",
+        "vmlet_collections_total{reason=\"requested\"} 1.0",
+        "vmlet_disks{state=\"used\"} 1.0",
+        "vmlet_disks{state=\"unused\"} 1.0",
         "vmlet_permits_free{permit=\"pull\"} 4.0",
     ] {
         assert!(page.lines().any(|other| other == line), "{line} is not in:\n{page}");

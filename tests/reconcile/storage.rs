@@ -11,7 +11,7 @@ use vmlet::storage::{PruneOrder, PullUpdate, RemovalError, Storage};
 use vmlet::store::RemoveDiskError;
 use vmlet::testing::ImageScript;
 
-use crate::rig::{Rig, image, image_key, vm, vm_key};
+use crate::rig::{Rig, fails, image, image_key, vm, vm_key};
 
 const SECOND: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(600);
@@ -137,6 +137,17 @@ async fn only_what_nothing_refers_to_is_removed_on_demand() {
         (&report.disks[0].used_by[..], &report.disks[0].sources[..]),
         (&["vm/web".to_owned()][..], &["r/a:1".to_owned()][..])
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_on_demand_that_fails_says_so_and_is_tried_again() {
+    let rig = rig(GRACE);
+    rig.host.script_image("r/a:1", ImageScript::new('a', SECOND));
+    pull(&rig, "r/a:1").await;
+    rig.host.script_effect("remove a disk", fails(1));
+    let pruned = rig.engine().prune(PruneOrder::default()).await;
+    assert!(matches!(pruned, Err(RemovalError::Files { .. })), "{pruned:?}");
+    rig.eventually(|| rig.store.disks().is_empty()).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmlet::object::{Kind, ObjectKey};
 use vmlet::store::Record;
-use vmlet::testing::{EffectScript, Options, Simulation, Trouble};
+use vmlet::testing::{EffectScript, Options, Simulation, Teller, Trouble, VmScript};
 
 use crate::calm::settle;
 use crate::schedule::vm;
@@ -118,5 +118,65 @@ fn a_crash_at_any_moment_of_a_promotion_leaves_nothing() {
     assert!(moments > 20, "{moments} moments of a promotion");
     for moment in 1..=moments {
         story(Some(moment));
+    }
+}
+
+/// The effects of these names since then, each with how long after it.
+fn effects<'a>(sim: &Simulation, names: &[&'a str], since: Duration) -> Vec<(&'a str, Duration)> {
+    let told = sim.timeline().into_iter().filter(|entry| entry.teller == Teller::World && entry.at >= since);
+    told.filter_map(|entry| Some((*names.iter().find(|name| **name == entry.text)?, entry.at - since)))
+        .collect()
+}
+
+/// The builder runs, is halted, and the guest that reads its disk has just started.
+fn reading(sim: &mut Simulation) {
+    settle(sim).unwrap();
+    sim.write("builder.yaml", &builder("Halted"));
+    while effects(sim, &["spawn"], Duration::ZERO).len() < 2 {
+        sim.run_for(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_guest_that_reads_for_nobody_is_ended_and_gone_before_its_vm_starts() {
+    let mut sim = simulation(1, Trouble::NONE);
+    reading(&mut sim);
+    sim.script_effect("kill", EffectScript { takes: Duration::from_millis(500), ..EffectScript::default() });
+    let began = sim.now();
+    sim.remove("golden.yaml");
+    sim.write("builder.yaml", &builder("Always"));
+    settle(&mut sim).unwrap();
+    let told = effects(&sim, &["kill", "cleanup", "prepare"], began);
+    let order: Vec<&str> = told.iter().map(|(name, _)| *name).collect();
+    assert_eq!(order, ["kill", "cleanup", "prepare"]);
+    assert!(told[0].1 < Duration::from_secs(2), "it is not read to its end: {told:?}");
+    assert_sound(&sim);
+}
+
+#[test]
+fn what_a_promotion_leaves_is_removed_however_often_that_fails() {
+    let mut sim = simulation(1, Trouble::NONE);
+    reading(&mut sim);
+    sim.script_effect("cleanup", EffectScript { failures: 3, ..EffectScript::default() });
+    settle(&mut sim).unwrap();
+    sim.write("builder.yaml", &builder("Always"));
+    settle(&mut sim).unwrap();
+    assert_eq!(said(&sim, Kind::Vm, "builder").0, "Running");
+    assert_sound(&sim);
+}
+
+#[test]
+fn a_guest_that_dies_or_hangs_over_a_disk_is_followed_by_another() {
+    let (panics, hangs) =
+        (VmScript { panics: 1, ..VmScript::default() }, VmScript { hangs: 1, ..VmScript::default() });
+    for script in [panics, hangs] {
+        let mut sim = simulation(1, Trouble::NONE);
+        settle(&mut sim).unwrap();
+        sim.script_vm(ObjectKey::new(Kind::Vm, "default", "builder"), script);
+        sim.write("builder.yaml", &builder("Halted"));
+        sim.run_for(Duration::from_secs(3 * 3600));
+        assert_eq!(said(&sim, Kind::Image, "golden").0, "Ready");
+        assert_eq!(effects(&sim, &["spawn"], Duration::ZERO).len(), 3, "the VM, and two that read its disk");
+        assert_sound(&sim);
     }
 }

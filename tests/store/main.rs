@@ -4,6 +4,7 @@
 mod damage;
 mod full_disk;
 mod kill;
+mod offline;
 mod power;
 mod support;
 mod writer;
@@ -12,6 +13,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use tempfile::TempDir;
+use vmlet::store::Severity;
 
 use support::*;
 
@@ -36,6 +38,8 @@ fn a_store_in_use_says_by_whom() {
 #[tokio::test]
 async fn the_export_restores_what_the_log_lost() {
     let dir = TempDir::new().unwrap();
+    // One that was being written when a daemon died, and that others may read.
+    fs::write(dir.path().join("export.json.tmp"), "half").unwrap();
     let expected = filled(dir.path()).await;
     let (db, export) = (dir.path().join("db"), dir.path().join("export.json"));
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&export).unwrap().permissions());
@@ -91,4 +95,22 @@ async fn concurrent_reservers_get_distinct_leases() {
     let (guard, flush) = (store.guard_histogram(), store.flush_histogram());
     println!("guard {guard:?}\nflush {flush:?}");
     assert!(flush.count < 128, "concurrent changes share a flush: {flush:?}");
+}
+
+#[tokio::test]
+async fn what_was_not_waited_for_is_written_at_the_close_and_copied_if_it_is_new() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).unwrap();
+    for number in 0..200 {
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        store.record_event(&key("web"), None, Severity::Normal, "R", &format!("event {number}"), at);
+    }
+    let told = store.events(None);
+    store.close().await;
+    let store = open(dir.path()).unwrap();
+    assert_eq!(store.events(None), told);
+    let copy = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.path().join("export.json")).unwrap());
+    let before = copy();
+    store.close().await;
+    assert_eq!(copy(), before, "nothing is new since the start");
 }

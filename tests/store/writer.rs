@@ -14,6 +14,8 @@ const DIR: &str = "VMLET_TEST_STORE_DIR";
 const ROUNDS: &str = "VMLET_TEST_STORE_ROUNDS";
 /// VMs that are written at the same time.
 pub(crate) const WRITERS: usize = 8;
+/// More than sled keeps in its log, which is a quarter of a segment: such a record is a file of its own.
+const LARGE: usize = 140_000;
 
 /// The arguments and environment that make this test binary a writer on `dir`. Each of its writers
 /// makes so many changes.
@@ -47,8 +49,7 @@ async fn write(store: Store, number: usize, rounds: u32) {
     let name = format!("vm-{number}");
     let uid = match store.vm(&key(&name)) {
         Some(known) => known.object.metadata.uid.unwrap(),
-        // Large records are files of their own in sled.
-        None => declare(&store, vm(&name, &"e".repeat(if number == 0 { 60_000 } else { 300 }))).await,
+        None => declare(&store, vm(&name, &"e".repeat(if number == 0 { LARGE } else { 300 }))).await,
     };
     let first = store.vm(&key(&name)).unwrap().starts + 1;
     for count in first..first + rounds {

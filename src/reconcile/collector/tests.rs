@@ -52,6 +52,12 @@ fn when_room_is_wanted_the_longest_unused_goes_until_there_is_enough() {
     let between = |pressed| plan(&RETENTION, &Seen { pressed, ..seen(&unused, 14) });
     assert_eq!(going(&between(true)), [(digest('b'), Reason::DiskPressure)]);
     assert!(between(false).remove.is_empty(), "not below the low mark yet");
+    assert_eq!(between(false).next, Some(at(1500)), "of those that are kept the first grace that ends");
+    let upside_down = Retention { low: 20, high: 10, ..RETENTION };
+    assert!(
+        plan(&upside_down, &seen(&unused, 12)).remove.is_empty(),
+        "the low mark is no higher than the high one"
+    );
     let enough = plan(&RETENTION, &Seen { pressed: true, ..seen(&unused, 15) });
     assert!(enough.remove.is_empty() && !enough.pressed);
 }

@@ -16,7 +16,7 @@ use crate::reconcile::pulls::PullState;
 use crate::reconcile::step::StepError;
 use crate::reconcile::task::{Outcome, Reconciler, Wake};
 use crate::reconcile::world::World;
-use crate::store::{ImageRecord, Origin, PinnedImage, PinnedKernel, Run, VmRecord};
+use crate::store::{ImageRecord, Origin, PinnedImage, PinnedKernel, Problem, Run, VmRecord};
 use crate::testing::Rig;
 
 const REFERENCE: &str = "127.0.0.1:5055/debian:12";
@@ -111,6 +111,16 @@ fn progress_is_shown_while_it_is_made() {
     let status = status(&pinned, &pulling, &plan(&pinned, &pulling), at(5));
     assert_eq!(status.progress.as_deref(), Some("layer 3 of 4, 61 %, 34 MiB/s"));
     assert_eq!(status.pull, Some(progress));
+}
+
+#[test]
+fn what_is_wrong_with_the_declaration_is_told() {
+    let mut contested = record(None);
+    let problem = Problem { reason: "Conflict".to_owned(), message: "declared twice".to_owned() };
+    contested.rivals.insert("another".to_owned(), problem);
+    let told = status(&contested, &seen(None), &plan(&contested, &seen(None)), at(1)).conditions;
+    let told = told.iter().find(|condition| condition.kind == "ManifestProblem").expect("it is told");
+    assert_eq!((told.reason.as_str(), told.message.as_str()), ("Conflict", "declared twice"));
 }
 
 #[test]

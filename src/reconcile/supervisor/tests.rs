@@ -99,8 +99,10 @@ async fn only_what_others_write_wakes_a_task_and_each_change_once() {
     stage.says(&web, "Starting");
     assert_eq!(stage.woken([&web]), [0], "its own status again");
     let problem = Problem { reason: "R".to_owned(), message: String::new() };
-    assert!(done(stage.rig.store.set_problem(&web, Some(problem))).unwrap());
+    assert!(done(stage.rig.store.set_problem(&web, Some(problem.clone()))).unwrap());
     assert_eq!(stage.woken([&web]), [1], "a problem");
+    assert!(done(stage.rig.store.set_rival(&web, "another", Some(problem))).unwrap());
+    assert_eq!(stage.woken([&web]), [1], "another source's");
     stage.undeclare(&web);
     assert_eq!(stage.woken([&web]), [1], "a deletion");
     stage.says(&web, "Terminating");

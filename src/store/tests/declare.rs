@@ -116,6 +116,32 @@ fn a_problem_is_noted_once_and_ends_with_a_good_declaration() {
 }
 
 #[test]
+fn what_rivals_declare_is_kept_by_source_beside_what_the_own_source_says() {
+    let (store, _) = Store::in_memory();
+    declare(&store, vm("web"));
+    let problem = |message: &str| Problem { reason: "Conflict".to_owned(), message: message.to_owned() };
+    let rival = |name: &str, source: &str, message: Option<&str>| {
+        now(store.set_rival(&key(name), source, message.map(problem))).unwrap()
+    };
+    let said = || {
+        let record = store.record(&key("web")).unwrap();
+        (record.problems().map(|problem| problem.message.clone()).collect::<Vec<_>>(), version(&record))
+    };
+    assert!(rival("web", "a", Some("by a")) && rival("web", "b", Some("by b")));
+    let (both, noted) = said();
+    assert_eq!(both, ["by a", "by b"]);
+    assert!(!rival("web", "a", Some("by a")) && !rival("web", "c", None) && !rival("absent", "a", None));
+    assert_eq!(said().1, noted, "nothing changed");
+    now(store.set_problem(&key("web"), Some(problem("its own")))).unwrap();
+    assert_eq!(said().0, ["its own", "by a", "by b"]);
+    assert!(rival("web", "a", None));
+    assert_eq!(said().0, ["its own", "by b"]);
+    // A good declaration ends what its own source said.
+    now(store.declare(vm("web"), origin("a.yaml"), false, at(2))).unwrap();
+    assert_eq!(said().0, ["by b"]);
+}
+
+#[test]
 fn namespaces_are_apart_and_lists_are_in_order() {
     let (store, _) = Store::in_memory();
     for (namespace, name) in [("b", "x"), ("a", "z"), ("a", "y"), ("ab", "x")] {

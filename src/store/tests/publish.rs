@@ -158,14 +158,19 @@ fn an_image_in_use_stays_and_says_who_uses_it() {
 
 #[test]
 fn an_image_in_use_makes_way_for_its_successor() {
-    let (store, _) = Store::in_memory();
-    let uid = declare(&store, image("base"));
-    declare(&store, vm("web"));
-    now(store.undeclare(&image_key("base"), "directory:/m", at(2))).unwrap();
-    let again = Problem { reason: Problem::REDECLARED.to_owned(), message: String::new() };
-    now(store.set_problem(&image_key("base"), Some(again))).unwrap();
-    now(store.remove_image(&image_key("base"), uid)).unwrap();
-    assert_ne!(declare(&store, image("base")), uid);
+    let again = || Some(Problem { reason: Problem::REDECLARED.to_owned(), message: String::new() });
+    for own in [true, false] {
+        let (store, _) = Store::in_memory();
+        let uid = declare(&store, image("base"));
+        declare(&store, vm("web"));
+        now(store.undeclare(&image_key("base"), "directory:/m", at(2))).unwrap();
+        match own {
+            true => now(store.set_problem(&image_key("base"), again())).unwrap(),
+            false => now(store.set_rival(&image_key("base"), "directory:/other", again())).unwrap(),
+        };
+        now(store.remove_image(&image_key("base"), uid)).unwrap();
+        assert_ne!(declare(&store, image("base")), uid);
+    }
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn stage() -> (Stage, MemoryBackend) {
 type Call = for<'a> fn(&'a Stage) -> LocalBoxFuture<'a, bool>;
 
 /// Each is true if it succeeds.
-const CALLS: [(&str, Call); 17] = [
+const CALLS: [(&str, Call); 18] = [
     ("declare", |s| {
         s.store.declare(vm("new"), origin("a.yaml"), false, at(3)).map(|done| done.is_ok()).boxed_local()
     }),
@@ -50,6 +50,11 @@ const CALLS: [(&str, Call); 17] = [
     ("set_problem", |s| {
         let problem = Problem { reason: "R".to_owned(), message: String::new() };
         async move { s.store.set_problem(&key("web"), Some(problem)).await.is_ok_and(|done| done) }
+            .boxed_local()
+    }),
+    ("set_rival", |s| {
+        let problem = Problem { reason: "R".to_owned(), message: String::new() };
+        async move { s.store.set_rival(&key("web"), "other", Some(problem)).await.is_ok_and(|done| done) }
             .boxed_local()
     }),
     ("reserve_vm", |s| {

@@ -98,8 +98,9 @@ impl State {
     /// A promotion is preceded by a durable claim on a VM that does not run.
     fn audit_claimed(&mut self, what: &str, launch: &Launch) {
         let record = self.durable().and_then(|store| store.record(&launch.key));
+        let user = |vm: &VmRecord| vm.reservation.as_ref().and_then(|held| held.vmm_user);
         let claimed = matches!(&record, Some(Record::Vm(vm)) if vm.promotion == Some(launch.uid)
-            && !matches!(vm.run, Run::Up { .. }));
+            && user(vm) == launch.vmm_user && !matches!(vm.run, Run::Up { .. }));
         if !claimed {
             self.violation(format!("{what} of {} without a durable claim on its disk", launch.key));
         }

@@ -32,6 +32,10 @@ fn what_was_acknowledged_survives_power_loss() {
     std::fs::create_dir(&parent).unwrap();
     run_traced(&record, |command| arm(command, &parent.join("store"), ROUNDS));
     let steps = steps(&record);
+    let blobs = parent.join("store/db/blobs");
+    let writes_blob =
+        |step: &Step| matches!(step, Step::Call(call) if call.name == "write" && call.args.mention(&blobs));
+    assert!(steps.iter().any(writes_blob), "no record was large enough to be a file of its own");
 
     let seed = std::env::var("VMLET_SEED").ok().map_or(11, |seed| seed.parse().unwrap());
     let mut random = StdRng::seed_from_u64(seed);
@@ -61,6 +65,47 @@ fn what_was_acknowledged_survives_power_loss() {
     println!("{} acknowledgements, {CUTS} cuts, {images} images, seed {seed}", acknowledged.count);
     assert_eq!(acknowledged.vms(), WRITERS);
     assert!(refused.is_empty(), "{} of {images} stores did not open: {refused:#?}", refused.len());
+}
+
+const WITHOUT_COPY: &str = "VMLET_TEST_WITHOUT_COPY_DIR";
+
+/// Not a test: the process. Declares a VM in a new store beside which no copy can be written.
+#[tokio::test]
+#[ignore = "run by the test of power loss"]
+async fn child_without_a_copy() {
+    let dir = std::env::var_os(WITHOUT_COPY).expect("set by the parent");
+    let dir = Path::new(&dir);
+    std::fs::create_dir(dir).unwrap();
+    std::fs::create_dir(dir.join("export.json.tmp")).unwrap();
+    for folder in [dir, dir.parent().unwrap()] {
+        std::fs::File::open(folder).unwrap().sync_all().unwrap();
+    }
+    declare(&open(dir).unwrap(), vm("web", "")).await;
+    println!("\nacknowledged");
+}
+
+/// Elsewhere the copy that each start writes makes the log's name safe, too.
+#[test]
+fn a_new_log_is_safe_though_no_copy_can_be_written() {
+    let root = TempDir::new().unwrap();
+    let (record, parent) = (root.path().join("trace"), root.path().join("disk"));
+    std::fs::create_dir(&parent).unwrap();
+    run_traced(&record, |command| {
+        let child = ["--exact", "power::child_without_a_copy", "--ignored", "--nocapture"];
+        command.args(child).env(WITHOUT_COPY, parent.join("store"));
+    });
+    let mut disk = Disk::new(&parent);
+    let acknowledged = steps(&record).iter().any(|step| match step {
+        Step::Says(line) => line.contains("acknowledged"),
+        Step::Call(call) => {
+            disk.take(call);
+            false
+        }
+    });
+    assert!(acknowledged);
+    let image = scratch();
+    disk.after_power_loss(Luck::AllLost, &mut StdRng::seed_from_u64(1), image.path());
+    assert_eq!(objects(&open(&image.path().join("store")).unwrap()).len(), 1);
 }
 
 /// Runs this binary, as it is armed, to its end.

@@ -1,6 +1,6 @@
 //! Steps of a VM's task, taken by hand in a scripted world.
 
-use std::mem::discriminant;
+use std::mem::{self, discriminant};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use super::*;
+use crate::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use crate::image::Source;
 use crate::object::ObjectKey;
 use crate::reconcile::task::{Outcome, Reconciler};
@@ -252,4 +253,43 @@ async fn the_task_of_a_former_vm_of_the_name_ends() {
     let (_sender, mut wake) = wake();
     assert_eq!(former.reconcile(&mut wake).await, Outcome::Gone);
     assert_eq!(rig.store.vm(&key).unwrap().object.status.phase, "");
+}
+
+/// An agent whose guest takes everything and says nothing any more.
+async fn deaf() -> Agent {
+    let mut link = FakeGuest::new(FakeScript::default()).connect();
+    let (near, mut far) = tokio::io::duplex(1 << 16);
+    let (hush, hushed) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut far, &mut link) => {}
+            _ = hushed => std::future::pending().await,
+        }
+    });
+    let agent = Agent::connect(Box::new(near), LogSink::nowhere()).await.unwrap();
+    hush.send(()).unwrap();
+    agent
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_does_not_answer_is_shut_down_by_the_power_button() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let up = until(&rig, &key, &mut task, |record| matches!(record.run, Run::Up { .. })).await;
+    let presses = || rig.effects().iter().filter(|effect| effect.starts_with("power button")).count();
+    for (agent, presses_so_far) in [(Some(deaf().await), 1), (None, 2)] {
+        task.world.set_agent(task.uid, agent);
+        let (began, (_sender, mut wake)) = (rig.now(), wake());
+        task.ask(&up, &mut wake).await.ok().unwrap();
+        assert_eq!((presses(), mem::take(&mut task.asked)), (presses_so_far, true));
+        let waited = rig.now().duration_since(began);
+        assert!(waited.unsigned_abs() < ASK_TIMEOUT + Duration::from_secs(1), "{waited}");
+    }
+    // An edit may change the grace period: it does not wait for an answer.
+    task.world.set_agent(task.uid, Some(deaf().await));
+    let (sender, mut wake) = wake();
+    sender.send_replace(1);
+    let began = rig.now();
+    task.ask(&up, &mut wake).await.ok().unwrap();
+    assert_eq!((rig.now(), presses(), task.asked), (began, 2, false));
 }

@@ -21,6 +21,13 @@ fn run_policies_decide_over_the_end() {
     let once = edited(up(), |spec| spec.run_policy = RunPolicy::Once);
     let never_began = Observed { guest: Guest::Silent { ever: false, since: at(0) }, ..exited(None, None) };
     assert_eq!(decide(&once, &never_began).step, Step::RecordExit { rerun: true, failed: true });
+    let preparing = exited(Some(GuestState::Starting), None);
+    assert_eq!(decide(&once, &preparing).step, Step::RecordExit { rerun: true, failed: true });
+    // Nothing was heard of it, but its last words on the console say that it ran.
+    let unheard = Observed { guest: Guest::Silent { ever: false, since: at(0) }, ..exited(None, Some(0)) };
+    assert_eq!(decide(&once, &unheard).step, Step::RecordExit { rerun: false, failed: false });
+    // An earlier daemon heard of it.
+    assert_eq!(decide(&once, &exited(None, None)).step, Step::RecordExit { rerun: false, failed: false });
     let adopted = exited(None, Some(0));
     assert_eq!(decide(&once, &adopted).step, Step::RecordExit { rerun: false, failed: false });
 }
@@ -71,4 +78,34 @@ fn a_boot_that_was_given_up_says_why_it_was_killed() {
     assert_eq!(given_up.reason, "Killed");
     assert_eq!(given_up.message, "killed: the guest was not heard of within 60 s");
     assert_eq!(by_another.message, "signal 9 ended the VMM");
+}
+
+#[test]
+fn a_workload_that_could_not_be_started_says_why_unless_it_was_to_stop() {
+    let failed = exited(Some(GuestState::Failed { message: "no such file".to_owned() }), None);
+    let stopping = Stopping { since: at(0), why: "the VM is deleted".to_owned() };
+    assert_eq!(
+        last_exit(&failed, None, 30, at(1)).message,
+        "the workload could not be started: no such file"
+    );
+    assert_eq!(last_exit(&failed, Some(&stopping), 30, at(1)).message, "shut down: the VM is deleted");
+}
+
+#[test]
+fn the_end_of_a_vmm_is_told_by_what_it_said() {
+    let died = |code, signal, message: &str| {
+        let exit = VmmExit { code, signal, workload: None, message: message.to_owned() };
+        let exit = last_exit(&Observed { exit: Some(exit), ..seen() }, None, 30, at(1));
+        (exit.reason, exit.message)
+    };
+    let said = |reason: &str, message: &str| (reason.to_owned(), message.to_owned());
+    assert_eq!(died(Some(0), None, ""), said("VmmFailed", "the VM powered off"));
+    assert_eq!(died(Some(1), None, "no kvm"), said("VmmFailed", "the VMM ended with code 1: no kvm"));
+    assert_eq!(died(None, Some(11), ""), said("VmmFailed", "signal 11 ended the VMM"));
+    assert_eq!(died(None, None, ""), said("VmmFailed", "the VMM is gone"));
+    let panic = "Kernel panic - not syncing: no init";
+    assert_eq!(
+        died(Some(0), None, panic),
+        said("GuestPanic", &format!("the guest's kernel panicked: {panic}"))
+    );
 }

@@ -4,8 +4,12 @@
 
 mod any;
 mod exit;
+mod guest;
+mod running;
 mod starting;
+mod status;
 mod stopping;
+mod timings;
 
 use std::mem::discriminant;
 use std::time::Duration;

@@ -1,6 +1,10 @@
 //! The way up: image, room, permit, boot, and what holds it up.
 
+use std::net::Ipv4Addr;
+
 use super::*;
+use crate::network::{Link, Nic};
+use crate::object::{Network, Port, Protocol};
 
 #[test]
 fn policies_say_when_the_registry_is_asked() {
@@ -65,7 +69,69 @@ fn an_ended_vm_runs_again_only_for_a_new_spec_or_policy() {
     let reserve = Step::Reserve { discard_disk: false, impatient: false };
     assert_eq!(step(&edited(ended.clone(), |spec| spec.cpus = 2)), reserve);
     assert_eq!(step(&edited(ended.clone(), |spec| spec.run_policy = RunPolicy::RerunOnFailure)), reserve);
-    assert_eq!(step(&edited(ended, |spec| spec.run_policy = RunPolicy::Halted)), Step::Wait(None));
+    assert_eq!(step(&edited(ended.clone(), |spec| spec.run_policy = RunPolicy::Halted)), Step::Wait(None));
+    ended.last_exit.as_mut().unwrap().code = Some(0);
+    assert_eq!(
+        step(&edited(ended, |spec| spec.run_policy = RunPolicy::RerunOnFailure)),
+        Step::Wait(None),
+        "it has succeeded"
+    );
+}
+
+#[test]
+fn what_is_held_and_does_not_fit_the_spec_is_claimed_anew() {
+    let port = |host| Port { host, guest: 80, protocol: Protocol::Tcp };
+    let bridged = || {
+        let (tap, gateway) = ("vmt0".to_owned(), Ipv4Addr::new(10, 63, 0, 1));
+        let address = Ipv4Addr::new(10, 63, 0, 2);
+        let link = Link::Bridge { tap, tap_owner: None, address, prefix: 24, gateway };
+        Some(Nic { mac: "52:54:00:00:00:01".to_owned(), link, ports: vec![port(8080)] })
+    };
+    let users = || Some(Nic { link: Link::User, ..bridged().unwrap() });
+    let step = |nic: Option<Nic>, mode: NetworkMode, edit: fn(&mut VmSpec)| {
+        let mut held = reserved();
+        let ports = nic.iter().flat_map(|nic| nic.ports.clone()).collect();
+        held.object.spec.network = Network { mode: Some(mode), ports, ..Network::default() };
+        held.reservation.as_mut().unwrap().nic = nic;
+        decide(&edited(held, edit), &seen()).step
+    };
+    let (none, bridge, user) = (NetworkMode::None, NetworkMode::Bridge, NetworkMode::User);
+    let fits = |step: Step| assert_eq!(step, Step::Queue);
+    fits(step(None, none, |_| {}));
+    fits(step(bridged(), bridge, |_| {}));
+    fits(step(users(), user, |_| {}));
+    fits(step(bridged(), bridge, |spec| spec.network.address = Some(Ipv4Addr::new(10, 63, 0, 2))));
+    let anew = |step: Step| assert_eq!(step, Step::Reserve { discard_disk: false, impatient: false });
+    anew(step(None, bridge, |_| {}));
+    anew(step(None, user, |_| {}));
+    anew(step(bridged(), none, |_| {}));
+    anew(step(bridged(), user, |_| {}));
+    anew(step(users(), bridge, |_| {}));
+    anew(step(bridged(), bridge, |spec| spec.network.address = Some(Ipv4Addr::new(10, 63, 0, 9))));
+    anew(step(bridged(), bridge, |spec| spec.network.ports[0].host = 8081));
+    anew(step(users(), user, |spec| spec.network.ports.clear()));
+    anew(step(None, none, |spec| spec.cpus += 1));
+    anew(step(None, none, |spec| spec.memory = Quantity::mebibytes(1024)));
+    let size = step(None, none, |spec| spec.root_disk.size = Quantity::mebibytes(1));
+    assert_eq!(size, Step::Reserve { discard_disk: true, impatient: false }, "a disk of another size");
+}
+
+#[test]
+fn who_waits_for_an_image_that_cannot_be_had_keeps_no_room_from_others() {
+    let waiting = |reason: &str| ImageView::Waiting { reason: reason.to_owned(), message: String::new() };
+    let failed = |retry| PullState::Failed { reason: "NotFound", message: "x".to_owned(), attempt: 1, retry };
+    let pulled = |retry| image(pin('a'), None, Some(failed(retry)));
+    for view in [waiting("ImageNotFound"), waiting("Pulling"), pulled(None), pulled(Some(at(20)))] {
+        let plan = decide(&reserved(), &Observed { image: view, ..seen() });
+        assert_eq!(plan.step, Step::Relinquish, "{}: {}", plan.phase, plan.reason);
+    }
+    // The registry that has just failed may answer soon, but nothing runs before it does.
+    let (source, step) = (pin('a').source, discriminant(&Step::Resolve(pin('a').source)));
+    let failure = Failure { reason: "X".to_owned(), message: String::new(), transient: true, step };
+    let unresolved = ImageView::Unresolved { source, policy: PullPolicy::default() };
+    let gated = Observed { image: unresolved, failure: Some(failure), closed_until: Some(at(20)), ..seen() };
+    assert_eq!(decide(&reserved(), &gated).step, Step::Relinquish);
+    assert_eq!(decide(&record(), &gated).step, Step::Wait(Some(at(20))), "it holds nothing");
 }
 
 #[test]
