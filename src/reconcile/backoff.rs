@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::entropy::Entropy;
+use crate::object::Uid;
 
 /// How waits grow.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,15 @@ impl BackoffPolicy {
     }
 }
 
+/// What a row of failures belongs to: another declaration is no part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Declared {
+    pub generation: i64,
+    pub deleted: bool,
+    /// The `Image` that a VM names, and its generation.
+    pub image: Option<(Uid, i64)>,
+}
+
 /// An object's gate: closed for a while after each failure, opened by success or a new spec.
 /// Status noise does not open it.
 #[derive(Debug)]
@@ -32,18 +42,18 @@ pub(super) struct Backoff {
     policy: BackoffPolicy,
     entropy: Entropy,
     failures: u32,
-    /// The declaration that the failures belong to: its generation, and whether it is deleted.
-    declared: (i64, bool),
+    /// The declaration that the failures belong to.
+    declared: Declared,
     not_before: Option<Timestamp>,
 }
 
 impl Backoff {
     pub(super) fn new(policy: BackoffPolicy, entropy: Entropy) -> Self {
-        Backoff { policy, entropy, failures: 0, declared: (0, false), not_before: None }
+        Backoff { policy, entropy, failures: 0, declared: Declared::default(), not_before: None }
     }
 
     /// Opens the gate if the declaration is another than that of the last failure, and says so.
-    pub(super) fn observe(&mut self, declared: (i64, bool)) -> bool {
+    pub(super) fn observe(&mut self, declared: Declared) -> bool {
         let new = self.declared != declared;
         if new {
             self.reset();
@@ -101,13 +111,13 @@ mod tests {
     #[test]
     fn only_time_success_or_a_new_spec_opens_the_gate() {
         let mut backoff = Backoff::new(POLICY, Entropy::Host);
-        backoff.observe((1, false));
+        backoff.observe(Declared { generation: 1, ..Declared::default() });
         let until = backoff.fail(at(100));
         assert!(until > at(100) && until <= at(101));
-        backoff.observe((1, false));
+        backoff.observe(Declared { generation: 1, ..Declared::default() });
         assert_eq!(backoff.closed_until(at(100)), Some(until));
         assert_eq!(backoff.closed_until(at(101)), None);
-        backoff.observe((2, false));
+        backoff.observe(Declared { generation: 2, ..Declared::default() });
         assert_eq!((backoff.closed_until(at(100)), backoff.failures()), (None, 0));
     }
 }

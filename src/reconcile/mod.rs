@@ -12,6 +12,7 @@
 //! - Every step is preceded by a flushed record of what it may leave behind, and can be repeated.
 //! - Dropping the engine leaves every VM as it is; a new engine adopts them by their records.
 
+mod attempts;
 mod backoff;
 mod clock;
 mod collector;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::Store;
+use super::declaration::{Origin, Problem};
 use super::error::{DeclareError, StoreError};
-use super::record::{ImageRecord, Origin, Problem, Record, VmRecord};
+use super::record::{ImageRecord, Record, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
@@ -155,7 +156,7 @@ impl State {
         metadata.annotations.clone_from(&object.metadata().annotations);
         metadata.generation += i64::from(!changes.is_empty());
         let generation = metadata.generation;
-        let declaration_changed = moved || old.problem().is_some();
+        let declaration_changed = moved || old.own_problem().is_some();
         let metadata_changed = old.metadata() != new.metadata();
         new.set_problem(None);
         new.set_origin(origin);
@@ -187,7 +188,7 @@ impl State {
 
     pub(super) fn set_problem(&mut self, key: &ObjectKey, problem: Option<Problem>) -> bool {
         let Some(record) = self.objects.get(key) else { return false };
-        if record.problem() == problem.as_ref() {
+        if record.own_problem() == problem.as_ref() {
             return false;
         }
         let mut record = record.clone();

@@ -4,8 +4,11 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::plan::{Failure, Observed, Plan, Step, plan, status};
-use super::{ImageTask, digest_of, promotable};
+use super::ImageTask;
+use super::observe::{Observed, digest_of, promotable};
+use super::plan::plan;
+use super::status::status;
+use super::step::{Failure, Plan, Step};
 use crate::boot::{Boot, KernelChoice, KernelId, KernelSource};
 use crate::image::Source;
 use crate::object::{DiskStatus, PullPolicy, PullProgress, Quantity};
@@ -296,7 +299,7 @@ async fn a_pin_ends_the_row_of_failures_and_an_edit_what_was_refused_for_good() 
             tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         }
     }
-    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true));
+    assert_eq!((task.attempts.failures(), task.attempts.failure().is_none()), (0, true));
     rig.script("resolve", script(1, true));
     rig.declare(&manifest("r/b:1")).await;
     while task.reconcile(&mut wake).await != Outcome::Wait(None) {}
@@ -315,7 +318,7 @@ async fn after_a_panic_nothing_but_the_failures_is_known() {
     task.share = Some(task.world.pulls.join(&source, &digest));
     assert!(matches!(task.panicked("once").await, Outcome::Wait(Some(_))), "the look may panic again");
     assert!(task.share.is_none());
-    assert_eq!(task.backoff.failures(), 1);
+    assert_eq!(task.attempts.failures(), 1);
 }
 
 #[tokio::test(start_paused = true)]

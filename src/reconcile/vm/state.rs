@@ -3,16 +3,12 @@
 use jiff::Timestamp;
 use vmlet_wire::GuestState;
 
-use super::plan::Step;
+use super::step::Failure;
 use crate::hypervisor::VmmExit;
 use crate::image::{ImageConfig, Source};
 use crate::object::{NetworkMode, PullPolicy};
 use crate::reconcile::pulls::PullState;
-use crate::reconcile::step;
 use crate::store::{PinnedImage, Standing};
-
-/// A step that failed.
-pub(in crate::reconcile) type Failure = step::Failure<Step>;
 
 /// The observed half of a decision; the recorded half is the store's record.
 #[derive(Clone, Debug)]

@@ -3,8 +3,9 @@
 use jiff::Timestamp;
 use vmlet_wire::GuestState;
 
-use super::plan::{Plan, Step, links_up};
+use super::plan::links_up;
 use super::state::{Guest, ImageView, Observed};
+use super::step::{Plan, Step};
 use crate::image::Source;
 use crate::object::{PortStatus, PullProgress, Timings, VmImageStatus, VmStatus};
 use crate::reconcile::conditions::Conditions;
@@ -117,7 +118,7 @@ fn conditions(
     };
     list.set_if(!settled && !stalled && !resting, "Reconciling", reason, message);
     list.set_if(stalled, "Stalled", reason, message);
-    list.problem(record.problem());
+    list.problem(record.problems().next());
     list.finish()
 }
 

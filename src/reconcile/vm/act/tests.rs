@@ -1,11 +1,20 @@
 //! Steps of a VM's task, taken by hand in a scripted world.
 
+use std::mem::discriminant;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::super::super::task::{Outcome, Reconciler};
-use super::super::super::world::World;
+use futures_util::FutureExt;
+use tokio::sync::watch;
+
 use super::*;
+use crate::image::Source;
 use crate::object::ObjectKey;
+use crate::reconcile::task::{Outcome, Reconciler};
+use crate::reconcile::vm::InLine;
+use crate::reconcile::vm::step::Failure;
+use crate::reconcile::world::World;
+use crate::store::Run;
 use crate::testing::Rig;
 
 fn manifest(reference: &str) -> String {
@@ -35,7 +44,7 @@ async fn a_panic_keeps_the_place_in_line_and_the_count_of_failures() {
     task.panicked("once").await;
     task.panicked("and again").await;
     assert!(matches!(task.line, Some(InLine::Called)));
-    assert_eq!(task.backoff.failures(), 2);
+    assert_eq!(task.attempts.failures(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -43,7 +52,7 @@ async fn after_a_look_that_panicked_only_time_or_an_edit_causes_another() {
     let rig = Rig::new();
     let (key, mut task) = task(&rig).await;
     let (_sender, mut wake) = wake();
-    task.observe_declaration(&rig.store.vm(&key).unwrap());
+    task.attempts.observe(&rig.store.vm(&key).unwrap().object.metadata, None);
     let held_off = task.panicked("the look").await;
     assert!(matches!(held_off, Outcome::Wait(Some(_))));
     assert_eq!(task.reconcile(&mut wake).await, held_off);
@@ -161,7 +170,7 @@ async fn no_step_touches_the_host_before_what_it_saw_is_durable() {
     let before = effects();
     task.act(&up, &seen, Step::TearDown, &mut wake).await;
     assert_eq!(effects(), before);
-    assert!(task.failure.is_some());
+    assert!(task.attempts.failure().is_some());
 }
 
 fn problem() -> crate::store::Problem {
@@ -192,7 +201,7 @@ async fn a_pin_and_a_reservation_end_the_row_of_failures_and_a_start_does_not() 
     let record = rig.store.vm(&key).unwrap();
     fail(&mut task);
     task.resolve(&record, &Source::Oci("r/a:1".to_owned()), &mut wake).await.ok().unwrap();
-    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true), "a pin");
+    assert_eq!((task.attempts.failures(), task.attempts.failure().is_none()), (0, true), "a pin");
     until(&rig, &key, &mut task, |_| {
         let digest = rig.store.vm(&key).unwrap().image.clone().unwrap().digest;
         rig.store.disk(&digest).is_some_and(|disk| disk.is_ready())
@@ -201,12 +210,12 @@ async fn a_pin_and_a_reservation_end_the_row_of_failures_and_a_start_does_not() 
     let record = rig.store.vm(&key).unwrap();
     fail(&mut task);
     task.reserve(&record, false, false).await.ok().unwrap();
-    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true), "a reservation");
+    assert_eq!((task.attempts.failures(), task.attempts.failure().is_none()), (0, true), "a reservation");
     let record = rig.store.vm(&key).unwrap();
     fail(&mut task);
     task.boot(&record).await.ok().unwrap();
     assert_eq!(
-        (task.backoff.failures(), task.failure.is_none()),
+        (task.attempts.failures(), task.attempts.failure().is_none()),
         (1, true),
         "a start may be part of a crash loop"
     );

@@ -17,6 +17,7 @@ fn run_policies_decide_over_the_end() {
     assert_eq!(ended(RunPolicy::RerunOnFailure, 0), (false, false));
     assert_eq!(ended(RunPolicy::RerunOnFailure, 3), (true, true));
     assert_eq!(ended(RunPolicy::Once, 3), (false, false));
+    assert_eq!(ended(RunPolicy::Halted, 3), (true, false), "it is no failure, and runs when it may");
     let once = edited(up(), |spec| spec.run_policy = RunPolicy::Once);
     let never_began = Observed { guest: Guest::Silent { ever: false, since: at(0) }, ..exited(None, None) };
     assert_eq!(decide(&once, &never_began).step, Step::RecordExit { rerun: true, failed: true });

@@ -14,8 +14,9 @@ use jiff::Timestamp;
 use serde_json::json;
 use vmlet_wire::GuestState;
 
-use super::plan::{Plan, Rules, Step, plan};
-use super::state::{Failure, Guest, ImageView, LineView, Observed};
+use super::plan::{Rules, plan};
+use super::state::{Guest, ImageView, LineView, Observed};
+use super::step::{Failure, Plan, Step};
 use crate::boot::{Boot, KernelChoice, KernelId, KernelPaths, KernelSource};
 use crate::hypervisor::{ProcessIdentity, VmmExit};
 use crate::image::{ImageConfig, Source};
