@@ -177,6 +177,22 @@ async fn wrong_ranges_are_refused_and_refused_ranges_done_without() {
 }
 
 #[tokio::test]
+async fn a_registry_that_refuses_ranges_is_asked_for_the_whole() {
+    let (image, blob) = image();
+    let wanted = blob.clone();
+    let gate = |asked: &Asked, _: SocketAddr| asked.range.as_ref().map(|_| bare(416, &[]));
+    let registry = ScriptedRegistry::start_with(&image, None, gate, move |path, nth| match nth {
+        0 if path == wanted => Reply::Break(100_000),
+        _ => Reply::Serve,
+    })
+    .await;
+    let setup = Setup::with(&image, quick(), registry);
+    drop(setup.stage().await.unwrap());
+    let ranges: Vec<_> = setup.registry.asked(&blob).into_iter().map(|asked| asked.range).collect();
+    assert_eq!(ranges, [None, Some("bytes=100000-".to_owned()), None]);
+}
+
+#[tokio::test]
 async fn a_whole_of_another_length_is_another_blob() {
     let (image, blob) = image();
     let (wanted, bytes) = (blob.clone(), image.blobs[&blob].clone());

@@ -160,6 +160,7 @@ pub(crate) async fn finish(
 mod tests {
     use std::io;
 
+    use super::super::blob::Blobs;
     use super::super::layout::{Blob, Section, copy, drain};
     use super::*;
 
@@ -167,7 +168,8 @@ mod tests {
     #[test]
     fn work_ends_when_nobody_waits_for_it() {
         let folder = tempfile::tempdir().unwrap();
-        let (job, guard) = Job::new(folder.path(), &Arc::new(Settings::default()));
+        let space = Space::new(folder.path().to_owned(), Blobs::new(folder.path().to_owned(), 0));
+        let (job, guard) = Job::new(folder.path(), &space, &Arc::new(Settings::default()));
         assert!(job.go_on().is_ok());
         drop(guard);
         let blob = Blob {

@@ -97,6 +97,41 @@ async fn pulls_share_a_download() {
     assert_eq!(seen.bytes_done, seen.bytes, "both see the progress");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_registry_fails_at_fails_all_who_wait() {
+    let (one, two, blob) = two_images();
+    let wanted = blob.clone();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let script = move |path: &str, nth: usize| {
+        if path != wanted {
+            return Reply::Serve;
+        }
+        if nth == 0 {
+            tokio::task::block_in_place(|| wait.lock().unwrap().recv().unwrap());
+        }
+        Reply::Break(10)
+    };
+    let registry = ScriptedRegistry::start_images(&[&one, &two], None, |_, _| None, script).await;
+    let setup = Setup::with(&one, Settings { attempts: 3, ..no_cache() }, registry);
+    let source = Source::Oci(format!("{}/app:2", setup.registry.address()));
+    let digest = two.digest().parse().unwrap();
+    let (progress, mut seen) = watch::channel(Progress::default());
+    let other = async {
+        let release = async {
+            // Its own layer is there, so the other one is waited for.
+            seen.wait_for(|progress| progress.bytes_done > 0).await.unwrap();
+            go.send(()).unwrap();
+        };
+        tokio::join!(setup.store.stage(&source, &digest, &progress), release).0
+    };
+    let (first, second) = limited(async { tokio::join!(setup.stage(), other) }).await;
+    for end in [first.map(drop), second.map(drop)] {
+        assert_eq!(end.unwrap_err().reason, "RegistryUnavailable");
+    }
+    assert_eq!(setup.registry.asked(&blob).len(), 3, "one asked for both");
+}
+
 #[tokio::test]
 async fn who_waits_goes_on_when_who_downloads_is_dropped() {
     let (one, two, blob) = two_images();
@@ -188,12 +223,18 @@ async fn interrupted_downloads_go_on_after_a_restart() {
     })
     .await;
     interrupted(&setup, 100_000).await;
-    partial(setup.state.path(), 100_000).await;
+    let file = partial(setup.state.path(), 100_000).await;
     setup.store = ImageStore::open(setup.state.path(), quick()).unwrap();
     assert!(setup.store.blobs().await.unwrap()[0].partial);
     drop(setup.stage().await.unwrap());
     assert_eq!(setup.registry.asked(&blob)[1].range.as_deref(), Some("bytes=100000-"));
     assert_eq!(files(setup.state.path()), [kept(setup.state.path(), &blob)]);
+    // Interrupted between its last byte and its name.
+    fs::rename(kept(setup.state.path(), &blob), file).unwrap();
+    let (progress, seen) = watch::channel(Progress::default());
+    drop(limited(setup.store.stage(&setup.source(), &setup.digest, &progress)).await.unwrap());
+    assert_eq!(setup.registry.asked(&blob).len(), 2, "all of it is there");
+    assert_eq!(seen.borrow().bytes_done, seen.borrow().bytes);
 }
 
 #[tokio::test]

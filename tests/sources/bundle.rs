@@ -30,6 +30,7 @@ pub(crate) fn whole(root: &Path) -> Vec<u8> {
         Item::file("./initrd", "initrd"),
         Item::dir("./modules/"),
         Item::dir("./modules/kernel"),
+        Item::dir("./modules/empty"),
         Item::file("./modules/kernel/fs/overlay.ko", "module").mode(0o600).owner(7, 7),
         Item::file("./modules/modules.dep", ""),
         Item::file("./config.json", json!({"config": {"Cmd": ["/bin/app"], "Env": null}}).to_string()),
@@ -59,6 +60,7 @@ async fn a_bundle_brings_a_disk_and_its_kernel() {
         assert_eq!(disk.kernel, Some(kernel));
         assert_eq!(fs::read(beside("kernel")).unwrap(), noise(1, 5000));
         assert_eq!(fs::read(beside("modules/kernel/fs/overlay.ko")).unwrap(), b"module");
+        assert!(beside("modules/empty").is_dir());
         let mounted = Mounted::new(&disk.path);
         assert_eq!(fs::read(mounted.path().join("etc/hostname")).unwrap(), b"bundled\n");
     }

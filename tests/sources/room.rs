@@ -103,7 +103,7 @@ async fn a_bundle_must_fit_and_so_must_its_disk() {
     let (digest, (progress, _)) = (small.setup.digest(&source).await, watch::channel(Progress::default()));
     // Hardly more than its metadata: holes need no room.
     small.disk.fill(9 * MIB / 2);
-    small.setup.store.stage(&source, &digest, &progress).await.unwrap();
+    drop(small.setup.store.stage(&source, &digest, &progress).await.unwrap());
 }
 
 #[tokio::test]
