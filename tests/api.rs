@@ -60,6 +60,10 @@ impl Guests for Scripted {
         self.dir.join(uid.to_string())
     }
 
+    fn driver(&self) -> String {
+        "qemu, tcg".to_owned()
+    }
+
     async fn console(&self, uid: Uid) -> Result<GuestStream, String> {
         let socket = UnixStream::connect(self.vm_dir(uid).join("console.sock")).await;
         socket.map(|socket| Box::new(socket) as GuestStream).map_err(|error| error.to_string())

@@ -47,7 +47,8 @@ pub(super) enum PullState {
     Queued,
     /// It runs.
     Running(PullProgress),
-    /// It failed; it is tried again at the time given, if trying can help.
+    /// It failed; it is tried again at the time given, if trying can help. Attempts count from the pull's
+    /// begin: who asks after everybody has gone, and the next daemon, begin anew.
     Failed { reason: &'static str, message: String, attempt: u32, retry: Option<Timestamp> },
     /// The base disk is there.
     Done,
@@ -200,17 +201,15 @@ impl Shop {
             if error.reason() == ImageError::NO_SPACE {
                 self.collector.starve();
             }
-            let now = self.clock.now();
-            let retry = error.transient().then(|| backoff.fail(now));
+            let wait = error.transient().then(|| backoff.fail());
             tracing::warn!(image = %source, %digest, %error, "pull failed");
             state.send_replace(PullState::Failed {
                 reason: error.reason(),
                 message: error.to_string(),
                 attempt: backoff.failures().max(1),
-                retry,
+                retry: wait.map(|wait| self.clock.after(wait)),
             });
-            let Some(retry) = retry else { return };
-            let wait = Duration::try_from(retry.duration_since(now)).unwrap_or_default();
+            let Some(wait) = wait else { return };
             let backing_off = self.span(source, digest, Phase::Backoff);
             tokio::select! {
                 biased;

@@ -265,7 +265,7 @@ fn a_live_edit_does_not_cost_the_place_in_line_for_a_boot_permit() {
 
 #[test]
 fn a_free_boot_permit_is_taken_without_a_word_of_waiting() {
-    let mut sim = running();
+    let sim = running();
     assert_eq!(count(&sim, Teller::Status, "generation 1: Pending, WaitingForBoot"), 0);
 }
 
@@ -281,7 +281,7 @@ fn a_pull_that_is_refused_for_good_waits_for_an_edit() {
     let (reason, message) = condition(&sim, &base, "Stalled").expect("it is stalled");
     assert_eq!(
         (reason.as_str(), message.as_str()),
-        ("Scripted", "pull fails for good, as scripted (attempt 1)")
+        ("Scripted", "pull fails for good, as scripted (attempt 1 of this pull)")
     );
     assert_eq!(condition(&sim, &key("web"), "Ready").expect("it says why").0, "ImageFailed");
     sim.write("base.yaml", &image("base", "r/b:1"));
