@@ -249,7 +249,7 @@ async fn what_will_not_fit_is_not_begun() {
     let setup = Setup::new(&image, Settings { limits, ..impatient() }, |_, _| Reply::Serve).await;
     let error = setup.stage().await.unwrap_err();
     assert_eq!((error.reason, error.transient), ("NoSpace", true), "{error}");
-    assert!(error.message.contains("the image will take about 805306368 MiB"), "{error}");
+    assert!(error.message.contains("the image will take about 536870912 MiB"), "{error}");
     assert!(setup.registry.asked(&blob).is_empty(), "nothing is downloaded");
     assert!(is_empty(&setup.state.path().join("staging")));
 }

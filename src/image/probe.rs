@@ -9,11 +9,13 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::blob::Blobs;
 use super::ext4::{self, Builder};
 use super::layer::{Budget, Tree, inflate, on_disk};
 use super::layout::plain;
 use super::local::Job;
 use super::manifest::{Config, Document};
+use super::space::Space;
 use super::{ImageConfig, ImageError, Limits, Progress, Settings, bundle};
 
 /// The filesystem of every disk that is made here.
@@ -73,7 +75,8 @@ pub fn read_config(bytes: &[u8], layers: usize) -> Result<(), ImageError> {
 /// If the bundle is malformed or over a limit; if the folder cannot be written to.
 pub fn unpack_bundle(bytes: &[u8], folder: &Path, limits: &Limits) -> Result<(u64, ImageConfig), ImageError> {
     let settings = Arc::new(Settings { limits: limits.clone(), ..Settings::default() });
-    let (job, _guard) = Job::new(folder, &settings);
+    let space = Space::new(folder.to_owned(), Blobs::new(folder.join("blobs"), 0));
+    let (job, _guard) = Job::new(folder, &space, &settings);
     let mut file = job.unnamed()?;
     file.write_all(bytes).map_err(|error| ImageError::host("writing a bundle", &error))?;
     let (progress, _) = watch::channel(Progress::default());

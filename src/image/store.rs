@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
 use super::blob::{Blobs, CachedBlob};
@@ -64,7 +65,13 @@ impl ImageStore {
         blobs.tidy(false);
         let settings = Arc::new(settings);
         let registry = Registry::new(settings.clone())?;
-        Ok(ImageStore { folders, registry, blobs, space: Space::new(state.to_owned()), settings })
+        let space = Space::new(state.to_owned(), blobs.clone());
+        Ok(ImageStore { folders, registry, blobs, space, settings })
+    }
+
+    /// A job that ends when the guard is dropped.
+    fn job(&self) -> (Job, DropGuard) {
+        Job::new(&self.folders.staging, &self.space, &self.settings)
     }
 
     /// What `fill` makes in a staging folder within the time for it.
@@ -142,7 +149,7 @@ impl ImageStore {
         folder: PathBuf,
         progress: &watch::Sender<Progress>,
     ) -> Result<(u64, ImageConfig), ImageError> {
-        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let (job, _guard) = self.job();
         let filled = match source.clone() {
             Source::Oci(reference) => {
                 let reference = reference.parse()?;
@@ -203,7 +210,7 @@ fn of_host(error: ImageError) -> ImageError {
 #[async_trait]
 impl Images for ImageStore {
     async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
-        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let (job, _guard) = self.job();
         let found = match source.clone() {
             Source::Oci(reference) => return self.registry.resolve(&reference.parse()?).await,
             Source::OciLayout(layout) => resolve_layout(job, layout.path, layout.reference).await,
@@ -236,7 +243,7 @@ impl Images for ImageStore {
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
-        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let (job, _guard) = self.job();
         let fill = |folder| Box::pin(stage_root(job, root, digest.clone(), folder, progress.clone()));
         self.in_time(self.staged(digest, fill)).await
     }
@@ -258,7 +265,7 @@ impl Images for ImageStore {
     }
 
     async fn check(&self, digest: &Digest) -> Result<(), ImageError> {
-        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let (job, _guard) = self.job();
         let (folder, digest) = (self.folders.image(digest), digest.clone());
         blocking("looking at files", move || match Registered::read(&folder) {
             Some(registered) => registered.check(&digest, &job),

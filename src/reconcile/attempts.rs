@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, Declared};
 use super::clock::Clock;
 use super::step::{Failure, Steps};
 use super::world::World;
@@ -32,11 +32,18 @@ impl<Step: Steps> Attempts<Step> {
         Attempts { backoff, failure: None, told: Timestamp::MIN }
     }
 
-    /// A new generation forgets the failures of the one before it, and so does a deletion.
-    pub(super) fn observe(&mut self, metadata: &ObjectMeta) {
-        if self.backoff.observe((metadata.generation, metadata.deletion_timestamp.is_some())) {
+    /// A new generation forgets the failures of the one before it, and so does a deletion, or an edit of the
+    /// `Image` that a VM names. Whether anything is new.
+    pub(super) fn observe(&mut self, metadata: &ObjectMeta, image: Option<&ObjectMeta>) -> bool {
+        let news = self.backoff.observe(Declared {
+            generation: metadata.generation,
+            deleted: metadata.deletion_timestamp.is_some(),
+            image: image.and_then(|image| Some((image.uid?, image.generation))),
+        });
+        if news {
             self.failure = None;
         }
+        news
     }
 
     /// The last step that failed, until one succeeds.

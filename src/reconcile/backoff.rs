@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::entropy::Entropy;
+use crate::object::Uid;
 
 /// How waits grow.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,15 @@ impl BackoffPolicy {
     }
 }
 
+/// What a row of failures belongs to: another declaration is no part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Declared {
+    pub generation: i64,
+    pub deleted: bool,
+    /// The `Image` that a VM names, and its generation.
+    pub image: Option<(Uid, i64)>,
+}
+
 /// An object's gate: closed for a while after each failure, opened by success or a new spec.
 /// Status noise does not open it.
 #[derive(Debug)]
@@ -32,19 +42,19 @@ pub(super) struct Backoff {
     policy: BackoffPolicy,
     entropy: Entropy,
     failures: u32,
-    /// The declaration that the failures belong to: its generation, and whether it is deleted.
-    declared: (i64, bool),
+    /// The declaration that the failures belong to.
+    declared: Declared,
     /// On the clock that nobody sets.
     not_before: Option<Instant>,
 }
 
 impl Backoff {
     pub(super) fn new(policy: BackoffPolicy, entropy: Entropy) -> Self {
-        Backoff { policy, entropy, failures: 0, declared: (0, false), not_before: None }
+        Backoff { policy, entropy, failures: 0, declared: Declared::default(), not_before: None }
     }
 
     /// Opens the gate if the declaration is another than that of the last failure, and says so.
-    pub(super) fn observe(&mut self, declared: (i64, bool)) -> bool {
+    pub(super) fn observe(&mut self, declared: Declared) -> bool {
         let new = self.declared != declared;
         if new {
             self.reset();
@@ -96,15 +106,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_time_success_or_a_new_spec_opens_the_gate() {
         let mut backoff = Backoff::new(POLICY, Entropy::Host);
-        backoff.observe((1, false));
+        let declared = |generation| Declared { generation, ..Declared::default() };
+        backoff.observe(declared(1));
         let wait = backoff.fail();
         assert!(wait > Duration::from_millis(799) && wait <= Duration::from_secs(1));
-        backoff.observe((1, false));
+        backoff.observe(declared(1));
         assert_eq!(backoff.closed_until(), Some(Instant::now() + wait));
         tokio::time::sleep(wait).await;
         assert_eq!(backoff.closed_until(), None);
         backoff.fail();
-        backoff.observe((2, false));
+        backoff.observe(declared(2));
         assert_eq!((backoff.closed_until(), backoff.failures()), (None, 0));
     }
 }

@@ -16,6 +16,7 @@ mod kernels;
 mod model;
 mod policies;
 mod promotion;
+mod pulls;
 mod retention;
 mod rules;
 mod schedule;

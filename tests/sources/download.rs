@@ -18,7 +18,7 @@ use super::common::tls::{Authority, TlsListener};
 /// Bytes of a download that a server sends before it breaks off.
 const PART: usize = 1000;
 
-struct Server {
+pub(crate) struct Server {
     body: Bytes,
     /// `http://…` or `https://…`, with the port.
     origin: String,
@@ -29,7 +29,7 @@ struct Server {
 
 impl Server {
     /// Serves what the path says (see `answer`), over TLS if it is given an authority.
-    async fn start(body: &[u8], authority: Option<&Authority>, elsewhere: &str) -> Arc<Server> {
+    pub(crate) async fn start(body: &[u8], authority: Option<&Authority>, elsewhere: &str) -> Arc<Server> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let scheme = if authority.is_some() { "https" } else { "http" };
@@ -54,7 +54,7 @@ impl Server {
         self.origin.split_once("://").unwrap().1
     }
 
-    fn source(&self, path: &str, sha256: &Digest) -> Source {
+    pub(crate) fn source(&self, path: &str, sha256: &Digest) -> Source {
         at(Place::Url(format!("{}/{path}", self.origin)), Some(sha256.clone()))
     }
 

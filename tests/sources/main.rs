@@ -7,6 +7,7 @@ mod bundle;
 mod download;
 mod files;
 mod layout;
+mod room;
 
 use std::fs;
 use std::path::{Path, PathBuf};

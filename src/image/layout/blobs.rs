@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -139,6 +139,11 @@ impl Section {
         Ok(bytes)
     }
 
+    /// Bytes that a copy of it takes at most: holes of the file take none.
+    pub(crate) fn allocated(&self) -> io::Result<u64> {
+        Ok(self.size.min(self.file.metadata()?.blocks() * 512))
+    }
+
     pub(crate) fn reader(&self) -> SectionReader {
         SectionReader { section: self.clone(), position: 0 }
     }
@@ -172,6 +177,7 @@ pub(crate) fn plain(mut file: File, job: &Job) -> Result<File, ImageError> {
     }
     file.seek(SeekFrom::Start(0)).map_err(|error| ImageError::host("reading", &error))?;
     let compressed = file.metadata().map_err(|error| ImageError::host("reading", &error))?.len();
+    let _room = job.promise(compressed)?;
     let inflated = job.unnamed()?;
     let source =
         decoder(file).map_err(|error| ImageError::from_read("the archive cannot be decompressed", error))?;

@@ -92,7 +92,11 @@ impl Reconciler for ImageTask {
             self.track.finish();
             return Outcome::Gone;
         };
-        self.attempts.observe(&record.object.metadata);
+        if self.attempts.observe(&record.object.metadata, None)
+            && let Some(share) = &self.share
+        {
+            share.hurry();
+        }
         let seen = self.observe(&record);
         let plan = plan(&record, &seen);
         self.track.enter(&activity(&record, &plan));

@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::ImageTask;
 use super::step::Failure;
-use crate::image::Digest;
-use crate::object::{DiskStatus, Kind, ObjectKey, Uid};
+use crate::image::{Digest, Source};
+use crate::object::{DiskStatus, Kind, ObjectKey, PullPolicy, Uid};
 use crate::reconcile::pulls::{PullState, Share};
-use crate::store::{DiskState, ImageRecord, Run, VmRecord};
+use crate::store::{DiskState, ImageRecord, PinnedImage, Run, VmRecord};
 
 /// The observed half of a decision; the recorded half is the store's record.
 #[derive(Clone, Debug)]
@@ -45,8 +45,10 @@ impl ImageTask {
         let disk = pin.and_then(|pin| self.disk(&pin.digest));
         // One pull at a time: the image's, then that of its kernel's image.
         let awaited = match &disk {
-            None => pin.map(|pin| &pin.digest),
-            Some(_) => kernel_digest.filter(|_| !kernel_disk),
+            None => pin.filter(|pin| self.awaits(record, pin)).map(|pin| &pin.digest),
+            Some(_) => kernel_digest.filter(|_| {
+                !kernel_disk && (record.current().is_some() || self.attempts.failure().is_none())
+            }),
         };
         if deleted || self.share.as_ref().is_some_and(|share| Some(share.digest()) != awaited) {
             self.share = None;
@@ -62,6 +64,18 @@ impl ImageTask {
             failure: self.attempts.failure().cloned(),
             closed_until: self.attempts.closed_until(),
             next_try: self.attempts.next_try(&self.world.clock),
+        }
+    }
+
+    /// Whether the image is to be pulled as it is pinned. One that is another by now may be the same digest,
+    /// until its registry has answered.
+    fn awaits(&self, record: &ImageRecord, pin: &PinnedImage) -> bool {
+        let spec = &record.object.spec;
+        match spec.source.chosen(&record.object.metadata.namespace) {
+            _ if spec.pull_policy() == PullPolicy::Never => false,
+            Some(source) if source == pin.source => true,
+            Some(Source::Vm(_)) | None => false,
+            Some(_) => self.attempts.failure().is_none(),
         }
     }
 

@@ -191,7 +191,12 @@ impl Reconciler for VmTask {
             self.track.finish();
             return Outcome::Gone;
         };
-        self.attempts.observe(&record.object.metadata);
+        let image = self.named(&record);
+        if self.attempts.observe(&record.object.metadata, image.as_ref().map(|image| &image.object.metadata))
+            && let Some(share) = &self.share
+        {
+            share.hurry();
+        }
         if let Some(until) = self.attempts.closed_until().filter(|_| self.held_off) {
             return Outcome::Wait(Some(until));
         }

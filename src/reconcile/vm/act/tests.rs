@@ -53,7 +53,7 @@ async fn after_a_look_that_panicked_only_time_or_an_edit_causes_another() {
     let rig = Rig::new();
     let (key, mut task) = task(&rig).await;
     let (_sender, mut wake) = wake();
-    task.attempts.observe(&rig.store.vm(&key).unwrap().object.metadata);
+    task.attempts.observe(&rig.store.vm(&key).unwrap().object.metadata, None);
     let held_off = task.panicked("the look").await;
     assert!(matches!(held_off, Outcome::Wait(Some(_))));
     assert_eq!(task.reconcile(&mut wake).await, held_off);
