@@ -71,6 +71,10 @@ impl Guests for OneGuest {
         self.dir.clone()
     }
 
+    fn driver(&self) -> String {
+        "qemu, tcg".to_owned()
+    }
+
     async fn console(&self, _: Uid) -> Result<GuestStream, String> {
         Err("nobody made one".to_owned())
     }

@@ -3,23 +3,33 @@
 //! In: steps that failed or succeeded, and what the object declares by now. Out: the gate that plans keep to, and
 //! for each failure an event, a count and a line in the log.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::backoff::{Backoff, Declared};
+use super::clock::Clock;
 use super::step::{Failure, Steps};
 use super::world::World;
 use crate::object::{ObjectKey, ObjectMeta, Uid};
 use crate::store::Severity;
 
+/// How far what was told of the next try may be off before it is told anew.
+const OFF: Duration = Duration::from_secs(1);
+
 /// One object's failures. They can be lost: then the next try is at once.
 pub(super) struct Attempts<Step> {
     backoff: Backoff,
     failure: Option<Failure<Step>>,
+    /// When people were told that the next try is.
+    told: Timestamp,
 }
 
 impl<Step: Steps> Attempts<Step> {
     pub(super) fn new(world: &World) -> Self {
-        Attempts { backoff: Backoff::new(world.settings.backoff, world.entropy.clone()), failure: None }
+        let backoff = Backoff::new(world.settings.backoff, world.entropy.clone());
+        Attempts { backoff, failure: None, told: Timestamp::MIN }
     }
 
     /// A new generation forgets the failures of the one before it, and so does a deletion, or an edit of the
@@ -42,14 +52,21 @@ impl<Step: Steps> Attempts<Step> {
     }
 
     /// When the next try is, if it is not due yet.
-    pub(super) fn closed_until(&self, now: Timestamp) -> Option<Timestamp> {
-        self.backoff.closed_until(now)
+    pub(super) fn closed_until(&self) -> Option<Instant> {
+        self.backoff.closed_until()
+    }
+
+    /// The same for people: as they were told, unless the wall clock was set since.
+    pub(super) fn next_try(&self, clock: &Clock) -> Option<Timestamp> {
+        let due = clock.after(self.closed_until()?.duration_since(Instant::now()));
+        let off = self.told.duration_since(due).unsigned_abs() > OFF;
+        Some(if off { due } else { self.told })
     }
 
     /// A step failed: no other try for a while. People are told.
     pub(super) fn fail(&mut self, world: &World, key: &ObjectKey, uid: Uid, failure: Failure<Step>) {
         let Failure { reason, message, .. } = &failure;
-        self.backoff.fail(world.clock.now());
+        self.told = world.clock.after(self.backoff.fail());
         world.meters.failure(key.kind.singular(), reason);
         world.event(key, uid, Severity::Warning, reason, message);
         tracing::warn!(object = %key, reason, "{message}");

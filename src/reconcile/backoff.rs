@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 
 use super::entropy::Entropy;
 use crate::object::Uid;
@@ -44,7 +44,8 @@ pub(super) struct Backoff {
     failures: u32,
     /// The declaration that the failures belong to.
     declared: Declared,
-    not_before: Option<Timestamp>,
+    /// On the clock that nobody sets.
+    not_before: Option<Instant>,
 }
 
 impl Backoff {
@@ -62,14 +63,12 @@ impl Backoff {
         new
     }
 
-    /// Closes the gate for the next, longer, wait.
-    pub(super) fn fail(&mut self, now: Timestamp) -> Timestamp {
+    /// Closes the gate for the next, longer, wait, and tells how long that is.
+    pub(super) fn fail(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let delay = self.policy.delay(self.failures, self.entropy.fraction());
-        let until = now.saturating_add(SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX));
-        let until = until.unwrap_or(Timestamp::MAX);
-        self.not_before = Some(until);
-        until
+        self.not_before = Instant::now().checked_add(delay);
+        delay
     }
 
     /// Opens the gate and forgets the failures.
@@ -79,8 +78,8 @@ impl Backoff {
     }
 
     /// When the gate opens, if it is closed now.
-    pub(super) fn closed_until(&self, now: Timestamp) -> Option<Timestamp> {
-        self.not_before.filter(|until| *until > now)
+    pub(super) fn closed_until(&self) -> Option<Instant> {
+        self.not_before.filter(|until| *until > Instant::now())
     }
 
     /// Failures in a row.
@@ -96,10 +95,6 @@ mod tests {
     const POLICY: BackoffPolicy =
         BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
     #[test]
     fn waits_double_up_to_the_longest() {
         let seconds: Vec<u64> =
@@ -108,16 +103,19 @@ mod tests {
         assert_eq!(POLICY.delay(1, 1.0), Duration::from_millis(800));
     }
 
-    #[test]
-    fn only_time_success_or_a_new_spec_opens_the_gate() {
+    #[tokio::test(start_paused = true)]
+    async fn only_time_success_or_a_new_spec_opens_the_gate() {
         let mut backoff = Backoff::new(POLICY, Entropy::Host);
-        backoff.observe(Declared { generation: 1, ..Declared::default() });
-        let until = backoff.fail(at(100));
-        assert!(until > at(100) && until <= at(101));
-        backoff.observe(Declared { generation: 1, ..Declared::default() });
-        assert_eq!(backoff.closed_until(at(100)), Some(until));
-        assert_eq!(backoff.closed_until(at(101)), None);
-        backoff.observe(Declared { generation: 2, ..Declared::default() });
-        assert_eq!((backoff.closed_until(at(100)), backoff.failures()), (None, 0));
+        let declared = |generation| Declared { generation, ..Declared::default() };
+        backoff.observe(declared(1));
+        let wait = backoff.fail();
+        assert!(wait > Duration::from_millis(799) && wait <= Duration::from_secs(1));
+        backoff.observe(declared(1));
+        assert_eq!(backoff.closed_until(), Some(Instant::now() + wait));
+        tokio::time::sleep(wait).await;
+        assert_eq!(backoff.closed_until(), None);
+        backoff.fail();
+        backoff.observe(declared(2));
+        assert_eq!((backoff.closed_until(), backoff.failures()), (None, 0));
     }
 }

@@ -91,6 +91,11 @@ impl Engine {
         self.world.agent(uid)
     }
 
+    /// What runs VMs, for people: `qemu, tcg`.
+    pub fn driver(&self) -> String {
+        self.world.driver.title()
+    }
+
     /// What overlapped with what.
     pub fn recorder(&self) -> &Recorder {
         &self.world.recorder

@@ -49,7 +49,8 @@ pub(super) enum PullState {
     Queued,
     /// It runs.
     Running(PullProgress),
-    /// It failed; it is tried again at the time given, if trying can help.
+    /// It failed; it is tried again at the time given, if trying can help. Attempts count from the pull's
+    /// begin: who asks after everybody has gone, and the next daemon, begin anew.
     Failed { reason: &'static str, message: String, attempt: u32, retry: Option<Timestamp> },
     /// The base disk is there.
     Done,
@@ -240,20 +241,18 @@ impl Shop {
             self.count(&error);
             tracing::warn!(image = %source, %digest, %error, "pull failed");
             common.sources().failed(&source, !error.transient());
-            let now = self.clock.now();
-            let retry = error.transient().then(|| backoff.fail(now));
+            let wait = error.transient().then(|| backoff.fail());
             let failed = PullState::Failed {
                 reason: error.reason(),
                 message: error.to_string(),
                 attempt: backoff.failures().max(1),
-                retry,
+                retry: wait.map(|wait| self.clock.after(wait)),
             };
-            let Some(retry) = retry else {
+            let Some(wait) = wait else {
                 refusal = failed;
                 continue;
             };
             state.send_replace(failed);
-            let wait = Duration::try_from(retry.duration_since(now)).unwrap_or_default();
             let backing_off = self.span(&source, digest, Phase::Backoff);
             tokio::select! {
                 biased;

@@ -2,7 +2,7 @@
 
 use std::mem::Discriminant;
 
-use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::pulls::PullState;
 use crate::boot::KernelError;
@@ -26,7 +26,7 @@ pub(super) struct Plan<Step> {
 /// The steps of a kind, of which one is to wait.
 pub(super) trait Steps {
     /// Nothing before a wake-up or this time.
-    fn wait(until: Option<Timestamp>) -> Self;
+    fn wait(until: Option<Instant>) -> Self;
 
     /// The step's name in metrics.
     fn name(&self) -> &'static str;
@@ -37,7 +37,7 @@ impl<Step: Steps> Plan<Step> {
         Plan { step, phase: "", reason: String::new(), message: String::new() }
     }
 
-    pub(super) fn wait(until: Option<Timestamp>) -> Self {
+    pub(super) fn wait(until: Option<Instant>) -> Self {
         Plan::new(Step::wait(until))
     }
 
@@ -58,7 +58,7 @@ impl<Step: Steps> Plan<Step> {
                 Plan::wait(None).told("Pulling", "Pulling", &message)
             }
             PullState::Failed { reason, message, attempt, retry } => {
-                let message = format!("{message} (attempt {attempt})");
+                let message = format!("{message} (attempt {attempt} of this pull)");
                 let phase = if retry.is_some() { "Backoff" } else { "Failed" };
                 Plan::wait(None).told(phase, reason, &message)
             }
@@ -85,7 +85,7 @@ impl<Step: Steps> Failure<Step> {
     }
 
     /// The wait that it asks for: until the backoff's gate opens, or for a change of the spec.
-    pub(super) fn wait(&self, closed_until: Option<Timestamp>) -> Option<Plan<Step>> {
+    pub(super) fn wait(&self, closed_until: Option<Instant>) -> Option<Plan<Step>> {
         let Failure { reason, message, transient, .. } = self;
         match (transient, closed_until) {
             (false, _) => Some(Plan::wait(None).told("Failed", reason, message)),

@@ -16,12 +16,23 @@ pub struct Origin {
     pub line: u32,
 }
 
+/// What the names of folders' sources begin with.
+const DIRECTORY: &str = "directory:";
+
 impl Origin {
+    /// The source that a folder of manifests is.
+    pub fn source_of(folder: &Path) -> String {
+        format!("{DIRECTORY}{}", folder.display())
+    }
+
+    /// The folder that a source is, if it is one.
+    pub fn folder_of(source: &str) -> Option<&Path> {
+        source.strip_prefix(DIRECTORY).map(Path::new)
+    }
+
     /// The file's full path: a folder's manifests are recorded below it.
     pub fn file(&self) -> PathBuf {
-        self.source
-            .strip_prefix("directory:")
-            .map_or_else(|| self.path.clone(), |root| Path::new(root).join(&self.path))
+        Origin::folder_of(&self.source).map_or_else(|| self.path.clone(), |root| root.join(&self.path))
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod calm;
 mod chance;
+mod clock;
 mod crash_points;
 mod foretold;
 mod kernels;

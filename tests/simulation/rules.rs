@@ -281,7 +281,7 @@ fn a_pull_that_is_refused_for_good_waits_for_an_edit() {
     let (reason, message) = condition(&sim, &base, "Stalled").expect("it is stalled");
     assert_eq!(
         (reason.as_str(), message.as_str()),
-        ("Scripted", "pull fails for good, as scripted (attempt 1)")
+        ("Scripted", "pull fails for good, as scripted (attempt 1 of this pull)")
     );
     assert_eq!(condition(&sim, &key("web"), "Ready").expect("it says why").0, "ImageFailed");
     sim.write("base.yaml", &image("base", "r/b:1"));

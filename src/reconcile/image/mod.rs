@@ -118,7 +118,7 @@ impl Reconciler for ImageTask {
         // Which step it was says nothing: whatever failed, an image waits.
         self.fail(Failure::of_panic(message, discriminant(&Step::Wait(None))));
         // Not at once, in case that it was the look that panicked.
-        Outcome::Wait(self.attempts.closed_until(self.world.clock.now()))
+        Outcome::Wait(self.attempts.closed_until())
     }
 
     async fn changed(&mut self) {

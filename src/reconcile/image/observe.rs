@@ -3,6 +3,7 @@
 //! In: the record, and what the task holds on to. Out: an [`Observed`], which is data only. Nothing here waits.
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::ImageTask;
 use super::step::Failure;
@@ -28,7 +29,9 @@ pub(in crate::reconcile) struct Observed {
     /// The last failed step.
     pub failure: Option<Failure>,
     /// When the gate of the backoff opens, if it is closed.
-    pub closed_until: Option<Timestamp>,
+    pub closed_until: Option<Instant>,
+    /// The same for people.
+    pub next_try: Option<Timestamp>,
 }
 
 impl ImageTask {
@@ -59,7 +62,8 @@ impl ImageTask {
             pull: self.share.as_ref().map(Share::state),
             vm: self.vm(record),
             failure: self.attempts.failure().cloned(),
-            closed_until: self.attempts.closed_until(self.world.clock.now()),
+            closed_until: self.attempts.closed_until(),
+            next_try: self.attempts.next_try(&self.world.clock),
         }
     }
 

@@ -36,6 +36,6 @@ pub(super) fn status(record: &ImageRecord, seen: &Observed, plan: &Plan, now: Ti
         kernel: record.image.as_ref().and(seen.kernel.clone()),
         progress: pull.as_ref().map(ToString::to_string),
         pull,
-        next_retry_time: seen.failure.as_ref().and(seen.closed_until).or(pull_retry).filter(|_| !ready),
+        next_retry_time: seen.failure.as_ref().and(seen.next_try).or(pull_retry).filter(|_| !ready),
     }
 }

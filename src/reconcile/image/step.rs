@@ -1,6 +1,6 @@
 //! The steps of an image.
 
-use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::boot::KernelChoice;
 use crate::image::{Digest, Source};
@@ -16,7 +16,7 @@ pub(in crate::reconcile) type Failure = step::Failure<Step>;
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::reconcile) enum Step {
     /// Nothing before a wake-up or this time.
-    Wait(Option<Timestamp>),
+    Wait(Option<Instant>),
     /// Find the source's digest.
     Resolve(Source),
     /// Record the digest of an image that is to be made. It keeps the disk from now on.
@@ -36,7 +36,7 @@ pub(in crate::reconcile) enum Step {
 }
 
 impl Steps for Step {
-    fn wait(until: Option<Timestamp>) -> Self {
+    fn wait(until: Option<Instant>) -> Self {
         Step::Wait(until)
     }
 

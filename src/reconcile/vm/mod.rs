@@ -30,11 +30,13 @@ pub use self::rules::{due_stop, reruns, restarting};
 
 use std::mem::{self, Discriminant, discriminant};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
 
 use self::activity::{Stopwatch, activity};
 use self::plan::Rules;
@@ -52,7 +54,7 @@ use crate::store::{Run, Severity, Standing, VmRecord, VmUpdate};
 use crate::timeline::Phase;
 
 /// How long a run must have lasted before it counts as a success.
-const STEADY_SECONDS: i64 = 600;
+const STEADY: Duration = Duration::from_secs(600);
 
 /// What a VM's task remembers between looks. All of it can be lost: a new task finds its way by
 /// the record alone.
@@ -84,7 +86,7 @@ pub(super) struct VmTask {
 enum InLine {
     Waits {
         standing: watch::Receiver<Option<Standing>>,
-        since: Timestamp,
+        since: Instant,
         impatient: bool,
     },
     /// The line is left, perhaps with a reservation: to be claimed once more.
@@ -162,7 +164,7 @@ impl VmTask {
         };
         let now = self.world.clock.now();
         let mut status = VmStatus::clone(&record.object.status);
-        status.next_retry_time = self.attempts.closed_until(now);
+        status.next_retry_time = self.attempts.next_try(&self.world.clock);
         set_condition(&mut status.conditions, failure_condition(failure, &record.object.metadata, now));
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
         if let Err(error) = self.world.store.publish_vm(&self.key, self.uid, update).await {
@@ -171,10 +173,8 @@ impl VmTask {
     }
 
     /// A run that lasted forgets the failures before it.
-    fn steady(&mut self, record: &VmRecord, now: Timestamp) {
-        if let Run::Up { since, .. } = record.run
-            && now.duration_since(since).as_secs() >= STEADY_SECONDS
-        {
+    fn steady(&mut self) {
+        if self.process.as_ref().is_some_and(|process| process.age() >= STEADY) {
             self.attempts.end_row();
         }
     }
@@ -191,18 +191,18 @@ impl Reconciler for VmTask {
             self.track.finish();
             return Outcome::Gone;
         };
-        let now = world.clock.now();
         let image = self.named(&record);
         if self.attempts.observe(&record.object.metadata, image.as_ref().map(|image| &image.object.metadata))
             && let Some(share) = &self.share
         {
             share.hurry();
         }
-        if let Some(until) = self.attempts.closed_until(now).filter(|_| self.held_off) {
+        if let Some(until) = self.attempts.closed_until().filter(|_| self.held_off) {
             return Outcome::Wait(Some(until));
         }
         self.held_off = false;
-        self.steady(&record, now);
+        self.steady();
+        let now = Instant::now();
         let mut seen = self.observe(&record, now);
         let rules = Rules { boot_timeout: world.settings.boot_timeout, patience: world.settings.patience };
         let mut plan = plan::plan(&record, &seen, rules, now);
@@ -211,8 +211,12 @@ impl Reconciler for VmTask {
             plan = plan::plan(&record, &seen, rules, now);
         }
         self.record_activity(&record, &seen, &plan);
-        let extras = status::Extras { driver: world.driver.name(), timings: &self.stopwatch.timings };
-        let status = status::status(&record, &seen, &plan, &extras, now);
+        let told = status::Extras {
+            driver: world.driver.name(),
+            timings: &self.stopwatch.timings,
+            now: world.clock.now(),
+        };
+        let status = status::status(&record, &seen, &plan, &told, now);
         self.release_permit(&record, &plan.step);
         self.announce(status::was_ready(&status));
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
@@ -261,7 +265,7 @@ impl Reconciler for VmTask {
         }
         self.held_off = true;
         self.publish_failure().await;
-        Outcome::Wait(self.attempts.closed_until(self.world.clock.now()))
+        Outcome::Wait(self.attempts.closed_until())
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) use self::running::links_up;
 use std::mem::discriminant;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 
 use self::image::image;
 use self::running::{ended, going_down, running};
@@ -38,7 +38,7 @@ pub(in crate::reconcile) struct Rules {
 }
 
 /// Decides. A step that has just failed is not taken again before its time, whatever asks for it.
-pub(in crate::reconcile) fn plan(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
+pub(in crate::reconcile) fn plan(record: &VmRecord, seen: &Observed, rules: Rules, now: Instant) -> Plan {
     let plan = decide(record, seen, rules, now);
     match (&seen.failure, seen.closed_until) {
         (Some(failure), Some(until)) if failure.step == discriminant(&plan.step) => Plan {
@@ -51,14 +51,14 @@ pub(in crate::reconcile) fn plan(record: &VmRecord, seen: &Observed, rules: Rule
     }
 }
 
-fn decide(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
+fn decide(record: &VmRecord, seen: &Observed, rules: Rules, now: Instant) -> Plan {
     let deleted = record.object.metadata.deletion_timestamp.is_some();
     match &record.run {
         Run::Up { .. } if seen.exit.is_some() => ended(record, seen),
         Run::Up { spec, stopping: None, .. } => running(record, seen, rules, spec, now),
         Run::Up { stopping: Some(stopping), .. } => {
             let phase = if deleted { "Terminating" } else { "Stopping" };
-            going_down(record, seen, stopping.since, now).told(phase, "Stopping", &stopping.why)
+            going_down(record, seen, now).told(phase, "Stopping", &stopping.why)
         }
         Run::Idle | Run::Ended { .. } if deleted => {
             let held = record.reservation.is_some();
@@ -101,7 +101,7 @@ fn resting(record: &VmRecord, seen: &Observed, wait: Plan) -> Plan {
     }
 }
 
-fn starting(record: &VmRecord, seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
+fn starting(record: &VmRecord, seen: &Observed, rules: Rules, now: Instant) -> Plan {
     let spec = &record.object.spec;
     if spec.run_policy == RunPolicy::Halted {
         return rest(record, seen).told("Stopped", "Halted", "runPolicy is Halted");
@@ -140,7 +140,7 @@ fn reserving(
     seen: &Observed,
     pin: &PinnedImage,
     rules: Rules,
-    now: Timestamp,
+    now: Instant,
 ) -> Option<Plan> {
     let held = record.reservation.as_ref();
     let misfit = held.map(|held| misfit(held, &record.object.spec, pin, seen.default_network));
@@ -150,12 +150,9 @@ fn reserving(
         // Claimed once more even if all fits: then the claim is known to be durable.
         Some(LineView::Called) => Some(reserve(false).told("Pending", "Reserving", "its turn has come")),
         Some(LineView::Waits { standing, since, impatient }) => {
-            let patience = SignedDuration::try_from(rules.patience).unwrap_or(SignedDuration::MAX);
-            let until = since.saturating_add(patience).unwrap_or(Timestamp::MAX);
-            let plan = match impatient {
-                true => Plan::wait(None),
-                false if now >= until => reserve(true),
-                false => Plan::wait(Some(until)),
+            let plan = match since.checked_add(rules.patience) {
+                Some(until) if !impatient && now >= until => reserve(true),
+                until => Plan::wait(until.filter(|_| !impatient)),
             };
             Some(plan.told("Waiting", standing.lacks.reason(), &standing.to_string()))
         }

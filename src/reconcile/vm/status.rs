@@ -1,6 +1,7 @@
 //! A VM's status: a pure function of the record, what is seen, and the plan.
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
 use super::plan::links_up;
@@ -16,6 +17,8 @@ use crate::store::{Reservation, Run, VmRecord};
 pub(in crate::reconcile) struct Extras<'a> {
     pub driver: &'a str,
     pub timings: &'a Timings,
+    /// The wall time.
+    pub now: Timestamp,
 }
 
 /// Describes.
@@ -24,7 +27,7 @@ pub(in crate::reconcile) fn status(
     seen: &Observed,
     plan: &Plan,
     extras: &Extras<'_>,
-    now: Timestamp,
+    now: Instant,
 ) -> VmStatus {
     let up = match &record.run {
         Run::Up { process, since, stopping, .. } if seen.exit.is_none() => Some((process, *since, stopping)),
@@ -40,7 +43,7 @@ pub(in crate::reconcile) fn status(
         && !matches!(plan.step, Step::Stop { .. });
     VmStatus {
         phase: plan.phase.to_owned(),
-        conditions: conditions(record, seen, plan, up.is_some(), ready, now),
+        conditions: conditions(record, seen, plan, up.is_some(), ready, extras.now),
         observed_generation: record.object.metadata.generation,
         addresses: record
             .reservation
@@ -178,6 +181,6 @@ fn next_retry(seen: &Observed, connected: bool) -> Option<Timestamp> {
         ImageView::Known { disk: None, pull: Some(PullState::Failed { retry, .. }), .. } if !connected => {
             *retry
         }
-        _ => seen.failure.as_ref().and(seen.closed_until),
+        _ => seen.failure.as_ref().and(seen.next_try),
     }
 }

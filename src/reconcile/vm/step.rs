@@ -1,6 +1,6 @@
 //! The steps of a VM.
 
-use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::image::Source;
 use crate::reconcile::step::{self, Steps};
@@ -16,7 +16,7 @@ pub(in crate::reconcile) type Failure = step::Failure<Step>;
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::reconcile) enum Step {
     /// Nothing before a wake-up or this time.
-    Wait(Option<Timestamp>),
+    Wait(Option<Instant>),
     /// Ask the registry for the digest of the spec's reference.
     Resolve(Source),
     /// Find the digest of the spec's reference among what is on the host.
@@ -49,7 +49,7 @@ pub(in crate::reconcile) enum Step {
 }
 
 impl Steps for Step {
-    fn wait(until: Option<Timestamp>) -> Self {
+    fn wait(until: Option<Instant>) -> Self {
         Step::Wait(until)
     }
 

@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Notify;
@@ -45,6 +46,7 @@ use self::processes::Processes;
 use self::room::ScriptedRoom;
 use self::tally::Tally;
 use super::images::ImageScript;
+use super::life::calendar;
 use super::timeline::{Entry, Teller};
 use super::trouble::{EffectScript, Trouble, VmScript};
 use crate::boot::KernelId;
@@ -67,6 +69,8 @@ pub(super) struct State {
     /// The time when the present daemon was started, and on its clock.
     base: Duration,
     since: Option<Instant>,
+    /// How far the host's wall clock was set, forwards or back, so far.
+    wall: SignedDuration,
     dead: bool,
     moments: u64,
     stop_at: Option<u64>,
@@ -121,6 +125,7 @@ impl World {
             trouble,
             base: Duration::ZERO,
             since: None,
+            wall: SignedDuration::ZERO,
             dead: true,
             moments: 0,
             stop_at: None,
@@ -239,6 +244,16 @@ impl State {
     /// Since the simulation's start.
     pub(super) fn now(&self) -> Duration {
         self.base + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// The host's wall clock.
+    pub(super) fn wall(&self) -> Timestamp {
+        calendar(self.now()).saturating_add(self.wall).unwrap_or(Timestamp::MAX)
+    }
+
+    /// Sets the host's wall clock.
+    pub(super) fn set_wall(&mut self, by: SignedDuration) {
+        self.wall = self.wall.saturating_add(by);
     }
 
     pub(super) fn dead(&self) -> bool {

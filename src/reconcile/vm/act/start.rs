@@ -2,6 +2,7 @@
 
 use futures_util::FutureExt;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::boot::Boot;
 use crate::hypervisor::Launch;
@@ -49,7 +50,7 @@ impl VmTask {
             Some(InLine::Called) | None => {
                 let told = standing.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
                 self.event("Waiting", &told);
-                self.world.clock.now()
+                Instant::now()
             }
         };
         self.line = Some(InLine::Waits { standing, since, impatient });

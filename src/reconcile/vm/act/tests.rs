@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::*;
 use crate::agent::{Agent, FakeGuest, FakeScript, LogSink};
@@ -145,7 +146,7 @@ async fn no_step_touches_the_host_before_what_it_saw_is_durable() {
     let (key, mut task) = task(&rig).await;
     let up = until(&rig, &key, &mut task, |record| matches!(record.run, Run::Up { .. })).await;
     let (_sender, mut wake) = wake();
-    let seen = task.observe(&up, rig.now());
+    let seen = task.observe(&up, Instant::now());
     // The link is tried for again and again meanwhile.
     let effects = || rig.effects().into_iter().filter(|effect| effect != "connect").collect::<Vec<_>>();
     rig.backend.hold();
@@ -237,9 +238,9 @@ async fn a_process_that_was_killed_is_seen_to_have_ended_and_why() {
     let rig = Rig::new();
     let (key, mut task) = task(&rig).await;
     let up = until(&rig, &key, &mut task, |record| matches!(record.run, Run::Up { .. })).await;
-    task.observe(&up, rig.now());
+    task.observe(&up, Instant::now());
     task.kill(&up, "test").await.ok().unwrap();
-    let seen = task.observe(&up, rig.now());
+    let seen = task.observe(&up, Instant::now());
     assert_eq!(seen.killed.as_deref(), Some("test"));
     assert!(seen.exit.is_some_and(|exit| exit.signal == Some(9)), "at once, and of a signal");
 }

@@ -1,6 +1,8 @@
 //! While a VM's process is up: why it is stopped, how, and what its end comes to.
 
-use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
+
+use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
 use super::image::image;
@@ -13,11 +15,11 @@ use crate::reconcile::vm::step::{Plan, Step};
 use crate::store::{Run, VmRecord};
 
 /// What a guest gets beyond its grace period: it kills its own workload first, then powers off.
-const STOP_MARGIN: SignedDuration = SignedDuration::from_secs(5);
+const STOP_MARGIN: Duration = Duration::from_secs(5);
 /// How long the link to an adopted guest may take, before its shutdown is asked for without it.
-const LINK_UP: SignedDuration = SignedDuration::from_secs(3);
+const LINK_UP: Duration = Duration::from_secs(3);
 /// How long a guest may take to power off after its workload ended.
-const POWER_OFF: SignedDuration = SignedDuration::from_secs(30);
+const POWER_OFF: Duration = Duration::from_secs(30);
 
 /// The process runs, and nothing was done to stop it.
 pub(super) fn running(
@@ -25,7 +27,7 @@ pub(super) fn running(
     seen: &Observed,
     rules: Rules,
     started: &VmSpec,
-    now: Timestamp,
+    now: Instant,
 ) -> Plan {
     let wanted = &record.object.spec;
     if record.object.metadata.deletion_timestamp.is_some() {
@@ -70,24 +72,23 @@ fn new_image(record: &VmRecord, seen: &Observed) -> Option<Plan> {
     }
 }
 
-fn guest(seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
-    let boot_timeout = SignedDuration::try_from(rules.boot_timeout).unwrap_or(SignedDuration::MAX);
+fn guest(seen: &Observed, rules: Rules, now: Instant) -> Plan {
     let retry_image = seen.closed_until;
     match &seen.guest {
         Guest::Silent { ever: false, since } => {
-            let until = since.saturating_add(boot_timeout).unwrap_or(Timestamp::MAX);
-            if now >= until {
+            let until = since.checked_add(rules.boot_timeout);
+            if until.is_some_and(|until| now >= until) {
                 let why = format!(
                     "the guest was not heard of within {} s of its start",
                     rules.boot_timeout.as_secs()
                 );
                 return Plan::new(Step::Kill { why: why.clone() }).told("Starting", "BootTimeout", &why);
             }
-            Plan::wait(Some(until)).told("Starting", "Booting", "the guest's kernel is starting")
+            Plan::wait(until).told("Starting", "Booting", "the guest's kernel is starting")
         }
         Guest::Silent { ever: true, since } if links_up(*since, now) => {
             let message = "the link to the guest is being made anew";
-            Plan::wait(since.saturating_add(LINK_UP).ok()).told("Running", "Adopting", message)
+            Plan::wait(Some(*since + LINK_UP)).told("Running", "Adopting", message)
         }
         Guest::Silent { ever: true, .. } => Plan::wait(retry_image).told(
             "Running",
@@ -111,8 +112,8 @@ fn guest(seen: &Observed, rules: Rules, now: Timestamp) -> Plan {
     }
 }
 
-fn power_off(state: &GuestState, since: Timestamp, now: Timestamp) -> Plan {
-    let until = since.saturating_add(POWER_OFF).unwrap_or(Timestamp::MAX);
+fn power_off(state: &GuestState, since: Instant, now: Instant) -> Plan {
+    let until = since + POWER_OFF;
     let step = if now >= until {
         Step::Kill { why: "the guest did not power off after its workload ended".to_owned() }
     } else {
@@ -127,28 +128,28 @@ fn power_off(state: &GuestState, since: Timestamp, now: Timestamp) -> Plan {
 }
 
 /// The process is on its way down.
-pub(super) fn going_down(record: &VmRecord, seen: &Observed, since: Timestamp, now: Timestamp) -> Plan {
+pub(super) fn going_down(record: &VmRecord, seen: &Observed, now: Instant) -> Plan {
     let grace = record.object.spec.termination_grace_period_seconds;
     let unheard = matches!(seen.guest, Guest::Silent { ever: false, .. });
     if grace == 0 || unheard {
         let why = if unheard { "the guest was never heard of" } else { "the grace period is 0" };
         return Plan::new(Step::Kill { why: why.to_owned() });
     }
-    let allowed = SignedDuration::from_secs(i64::from(grace)).saturating_add(STOP_MARGIN);
-    let deadline = since.saturating_add(allowed).unwrap_or(Timestamp::MAX);
+    let since = seen.stopping.unwrap_or(now);
+    let deadline = since + Duration::from_secs(u64::from(grace)) + STOP_MARGIN;
     if now >= deadline {
         return Plan::new(Step::Kill { why: format!("it did not shut down within {grace} s") });
     }
     match seen.guest {
         _ if seen.asked => Plan::wait(Some(deadline)),
-        Guest::Silent { since, .. } if links_up(since, now) => Plan::wait(since.saturating_add(LINK_UP).ok()),
+        Guest::Silent { since, .. } if links_up(since, now) => Plan::wait(Some(since + LINK_UP)),
         _ => Plan::new(Step::Ask),
     }
 }
 
 /// Whether the link to an adopted guest may still be on its way: what was last said of it holds.
-pub(in crate::reconcile::vm) fn links_up(since: Timestamp, now: Timestamp) -> bool {
-    now < since.saturating_add(LINK_UP).unwrap_or(Timestamp::MAX)
+pub(in crate::reconcile::vm) fn links_up(since: Instant, now: Instant) -> bool {
+    now < since + LINK_UP
 }
 
 /// The process has ended.

@@ -55,7 +55,7 @@ fn an_ended_vm_runs_again_only_for_a_new_spec_or_policy() {
         code: Some(1),
         reason: "Error".to_owned(),
         message: "it failed".to_owned(),
-        finished_at: at(0),
+        finished_at: wall(0),
     });
     let step = |record: &VmRecord| decide(record, &seen()).step;
     assert_eq!(step(&ended), Step::Relinquish, "others can use what it ran on");
