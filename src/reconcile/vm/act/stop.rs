@@ -12,7 +12,7 @@ use crate::reconcile::vm::{VmTask, exit};
 use crate::store::{Run, Severity, Stopping, VmRecord, VmUpdate};
 
 /// How long the guest may take to acknowledge that it shuts down.
-const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl VmTask {
     /// Records the intent; the asking is a step of its own, repeated by a daemon that adopts the VM.

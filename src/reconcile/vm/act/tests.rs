@@ -284,7 +284,7 @@ async fn a_guest_that_does_not_answer_is_shut_down_by_the_power_button() {
         task.ask(&up, &mut wake).await.ok().unwrap();
         assert_eq!((presses(), mem::take(&mut task.asked)), (presses_so_far, true));
         let waited = rig.now().duration_since(began);
-        assert!(waited.unsigned_abs() < ASK_TIMEOUT + Duration::from_secs(1), "{waited}");
+        assert!(waited.unsigned_abs() < stop::ASK_TIMEOUT + Duration::from_secs(1), "{waited}");
     }
     // An edit may change the grace period: it does not wait for an answer.
     task.world.set_agent(task.uid, Some(deaf().await));

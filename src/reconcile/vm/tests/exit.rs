@@ -83,19 +83,19 @@ fn a_boot_that_was_given_up_says_why_it_was_killed() {
 #[test]
 fn a_workload_that_could_not_be_started_says_why_unless_it_was_to_stop() {
     let failed = exited(Some(GuestState::Failed { message: "no such file".to_owned() }), None);
-    let stopping = Stopping { since: at(0), why: "the VM is deleted".to_owned() };
+    let stopping = Stopping { since: wall(0), why: "the VM is deleted".to_owned() };
     assert_eq!(
-        last_exit(&failed, None, 30, at(1)).message,
+        last_exit(&failed, None, 30, wall(1)).message,
         "the workload could not be started: no such file"
     );
-    assert_eq!(last_exit(&failed, Some(&stopping), 30, at(1)).message, "shut down: the VM is deleted");
+    assert_eq!(last_exit(&failed, Some(&stopping), 30, wall(1)).message, "shut down: the VM is deleted");
 }
 
 #[test]
 fn the_end_of_a_vmm_is_told_by_what_it_said() {
     let died = |code, signal, message: &str| {
         let exit = VmmExit { code, signal, workload: None, message: message.to_owned() };
-        let exit = last_exit(&Observed { exit: Some(exit), ..seen() }, None, 30, at(1));
+        let exit = last_exit(&Observed { exit: Some(exit), ..seen() }, None, 30, wall(1));
         (exit.reason, exit.message)
     };
     let said = |reason: &str, message: &str| (reason.to_owned(), message.to_owned());

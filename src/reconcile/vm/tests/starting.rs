@@ -121,7 +121,7 @@ fn who_waits_for_an_image_that_cannot_be_had_keeps_no_room_from_others() {
     let waiting = |reason: &str| ImageView::Waiting { reason: reason.to_owned(), message: String::new() };
     let failed = |retry| PullState::Failed { reason: "NotFound", message: "x".to_owned(), attempt: 1, retry };
     let pulled = |retry| image(pin('a'), None, Some(failed(retry)));
-    for view in [waiting("ImageNotFound"), waiting("Pulling"), pulled(None), pulled(Some(at(20)))] {
+    for view in [waiting("ImageNotFound"), waiting("Pulling"), pulled(None), pulled(Some(wall(20)))] {
         let plan = decide(&reserved(), &Observed { image: view, ..seen() });
         assert_eq!(plan.step, Step::Relinquish, "{}: {}", plan.phase, plan.reason);
     }
