@@ -377,7 +377,6 @@ impl VmTask {
         }
         world.driver.cleanup(&world.vm_dir(self.uid)).await?;
         world.store.release_vm(&self.key, self.uid).await?;
-        world.collector.notify_one();
         self.advance();
         Ok(())
     }

@@ -45,6 +45,9 @@ fn a_vm_is_ready_while_its_guest_says_so() {
     assert_eq!((is(&heard, "Booted"), is(&heard, "AgentConnected")), (Some(true), Some(true)));
     assert_eq!((heard.pid, heard.driver.as_deref(), heard.started_at), (Some(7), Some("test"), Some(at(0))));
     assert_eq!((heard.observed_generation, heard.phase.as_str()), (1, "Running"));
+    let still = describe(&said_ready(up()), &ready(), 10).conditions;
+    let since = still.iter().find(|condition| condition.kind == "Ready").unwrap().last_transition_time;
+    assert_eq!(since, at(0), "what is as it was keeps its time");
     let preparing = Guest::Connected { state: GuestState::Starting, since: at(1) };
     let preparing = describe(&up(), &Observed { guest: preparing, ..ready() }, 10);
     assert_eq!((is(&preparing, "Ready"), is(&preparing, "Reconciling")), (Some(false), Some(true)));
