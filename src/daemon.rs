@@ -323,9 +323,8 @@ fn watch_manifests(
     let guard = MassDeleteSettings { percent: settings.mass_delete_percent, ..MassDeleteSettings::default() };
     let source = DirectorySource::new(root.clone(), manifest::Settings::default());
     tasks.spawn(source.run(sender, cancel.clone()));
-    let (store, cancel) = (store.clone(), cancel.clone());
     let (sender, readiness) = watch::channel(Readiness::default());
-    tasks.spawn(async move { keep(store, &root, snapshots, guard, sender, Clock::Host, cancel).await });
+    tasks.spawn(keep(store.clone(), &root, snapshots, guard, sender, Clock::Host, cancel.clone()));
     readiness
 }
 
@@ -347,6 +346,10 @@ impl Guests for Engine {
 
     fn vm_dir(&self, uid: Uid) -> PathBuf {
         Engine::vm_dir(self, uid)
+    }
+
+    fn driver(&self) -> String {
+        Engine::driver(self)
     }
 
     async fn console(&self, uid: Uid) -> Result<GuestStream, String> {

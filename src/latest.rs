@@ -49,13 +49,6 @@ impl<T> Deref for Ref<'_, T> {
     }
 }
 
-/// A sender and its first receiver, who has seen the value.
-pub(crate) fn channel<T>(value: T) -> (Sender<T>, Receiver<T>) {
-    let sender = Sender::new(value);
-    let receiver = sender.subscribe();
-    (sender, receiver)
-}
-
 impl<T> Sender<T> {
     pub(crate) fn new(value: T) -> Self {
         let state = Mutex::new(State { value, version: 0, closed: false });
@@ -169,7 +162,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_is_woken_in_the_order_of_waiting() {
-        let (sender, receiver) = channel(0);
+        let sender = Sender::new(0);
+        let receiver = sender.subscribe();
         let order: Arc<Mutex<Vec<u32>>> = Arc::default();
         let tasks: Vec<_> = (0..20)
             .map(|number| {
@@ -190,7 +184,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_value_is_seen_before_the_end() {
-        let (sender, mut receiver) = channel(0);
+        let sender = Sender::new(0);
+        let mut receiver = sender.subscribe();
         sender.send_replace(1);
         drop(sender);
         assert_eq!(receiver.wait_for(|value| *value == 1).await.unwrap(), 1);

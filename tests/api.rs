@@ -40,7 +40,7 @@ use vmlet::store::{Origin, Severity, Store, StoreSettings, VmUpdate};
 use vmlet::timeline::{Outcome, Phase, Recorder, Subject, Timeline};
 
 /// No test waits longer for anything.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const VMS: &str = "/apis/vmlet.dev/v1alpha1/namespaces/default/vms";
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
 
@@ -58,6 +58,10 @@ impl Guests for Scripted {
 
     fn vm_dir(&self, uid: Uid) -> PathBuf {
         self.dir.join(uid.to_string())
+    }
+
+    fn driver(&self) -> String {
+        "qemu, tcg".to_owned()
     }
 
     async fn console(&self, uid: Uid) -> Result<GuestStream, String> {
@@ -82,9 +86,12 @@ impl Server {
     }
 
     async fn start_with(settings: StoreSettings, limits: Limits) -> Self {
+        Self::start_over(Store::in_memory_with(settings).0, limits).await
+    }
+
+    async fn start_over(store: Store, limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("vmlet.sock");
-        let (store, _) = Store::in_memory_with(settings);
         let guests = Arc::new(Scripted { dir: dir.path().to_owned(), ..Scripted::default() });
         let listener = bind(&socket).await.unwrap();
         let cancel = CancellationToken::new();
@@ -363,6 +370,28 @@ async fn errors_are_statuses() {
     assert_eq!(server.refused(&format!("{VMS}/web/stats")).await.code, 409);
     assert_eq!(server.refused(&format!("{VMS}/web/exec?command=sh")).await.code, 400);
     assert!(server.refused(&format!("{VMS}/web/log")).await.message.contains("has no workload.log"));
+}
+
+/// A folder that an earlier daemon read is nobody's business now: what it left can be deleted here.
+#[tokio::test]
+async fn what_no_folder_looks_after_is_deleted_when_somebody_asks() {
+    let (before, backend) = Store::in_memory();
+    let web =
+        "apiVersion: vmlet.dev/v1alpha1\nkind: VM\nmetadata: {name: web}\nspec: {image: {oci: 'a:1'}}\n";
+    let object = decode(Path::new("web.yaml"), web.as_bytes()).objects.remove(0).object;
+    let origin = Origin { source: "directory:/old".into(), path: "web.yaml".into(), line: 1 };
+    before.declare(object, origin, false, Timestamp::now()).await.unwrap();
+    let server = Server::start_over(backend.crash(0).0, Limits::default()).await;
+    server.store.attend("directory:/old");
+    let refused = server.send(Method::DELETE, &format!("{VMS}/web"), "application/json").await;
+    assert_eq!(refused.status(), 403, "its folder is read");
+    let server = Server::start_over(backend.crash(0).0, Limits::default()).await;
+    server.store.attend("directory:/m");
+    let deleted = server.send(Method::DELETE, &format!("{VMS}/web"), "application/json").await;
+    assert_eq!(deleted.status(), 200);
+    let body = deleted.into_body().collect().await.unwrap().to_bytes();
+    let object: Value = serde_json::from_slice(&body).unwrap();
+    assert!(object["metadata"]["deletionTimestamp"].is_string(), "{object}");
 }
 
 #[tokio::test]

@@ -71,6 +71,10 @@ impl Guests for OneGuest {
         self.dir.clone()
     }
 
+    fn driver(&self) -> String {
+        "qemu, tcg".to_owned()
+    }
+
     async fn console(&self, _: Uid) -> Result<GuestStream, String> {
         Err("nobody made one".to_owned())
     }
@@ -226,7 +230,7 @@ impl Daemon {
 fn vmlet(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmlet"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.timeout(Duration::from_secs(30)).args(words);
+    command.timeout(Duration::from_secs(120)).args(words);
     command
 }
 

@@ -416,6 +416,7 @@ async fn images_are_installed_kept_and_removed() {
     let staging = setup.state.path().join("staging");
     assert!(std::fs::read_dir(&staging).unwrap().next().is_none());
     std::fs::create_dir(staging.join("left-over")).unwrap();
+    std::fs::write(staging.join(".tmpAbCdEf"), "half an archive").unwrap();
     std::fs::create_dir(setup.state.path().join("images/not-a-digest")).unwrap();
     let store = ImageStore::open(setup.state.path(), Settings::default()).unwrap();
     assert!(std::fs::read_dir(&staging).unwrap().next().is_none());
@@ -423,6 +424,10 @@ async fn images_are_installed_kept_and_removed() {
     assert_eq!(store.installed().await.unwrap(), std::slice::from_ref(&digest));
 
     // A damaged one counts as absent and is replaced.
+    std::fs::File::create(&installed.path).unwrap();
+    assert_eq!(store.disk(&digest).await, None);
+    assert!(store.installed().await.unwrap().is_empty());
+    assert_eq!(setup.pull(&image).await, installed);
     std::fs::remove_file(installed.path.parent().unwrap().join("config.json")).unwrap();
     assert_eq!(store.disk(&digest).await, None);
     assert_eq!(setup.pull(&image).await, installed);

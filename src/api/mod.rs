@@ -79,6 +79,9 @@ pub trait Guests: Send + Sync + 'static {
     /// The VM's folder on the host; it need not exist.
     fn vm_dir(&self, uid: Uid) -> PathBuf;
 
+    /// What runs them, for people: `qemu, tcg`.
+    fn driver(&self) -> String;
+
     /// A connection to the VM's console.
     ///
     /// # Errors

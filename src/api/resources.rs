@@ -79,11 +79,24 @@ pub(super) async fn get(
     })
 }
 
-/// Every object is declared by a file, and files are never written: the answer says which one.
+/// What a file declares that is read goes with its declaration, and files are never written: the answer says
+/// which one. What is left of a folder that is not read any more goes at once.
 pub(super) async fn delete(kind: Kind, State(api): State<Api>, Path(place): Path<Place>) -> Answer {
     let key = place.key(kind);
     let record = find(&api, &key)?;
-    Err(ApiError::owned_by_file(&key, record.origin()))
+    let origin = record.origin();
+    if api.store.attends(&origin.source) {
+        return Err(ApiError::owned_by_file(&key, origin));
+    }
+    let deleted = api.store.undeclare(&key, &origin.source, Timestamp::now()).await;
+    let deleted = deleted.map_err(|error| ApiError::unavailable(error.to_string()))?;
+    match api.store.record(&key) {
+        // The folder that is read declares it by now.
+        Some(record) if !deleted && record.metadata().deletion_timestamp.is_none() => {
+            Err(ApiError::owned_by_file(&key, record.origin()))
+        }
+        now => Ok(Json(render::value(&now.unwrap_or(record))).into_response()),
+    }
 }
 
 fn find(api: &Api, key: &ObjectKey) -> Result<Record, ApiError> {

@@ -30,6 +30,7 @@ pub(super) async fn get(kind: Kind, State(api): State<Api>, Path(place): Path<Pl
     let facts = Facts {
         records: records.map(|record| (record.key(), record)).collect(),
         events: &|key| api.store.events(Some(&key.into())),
+        driver: &api.guests.driver(),
     };
     match explain(&facts, &key) {
         Some(why) => Ok(Json(why).into_response()),
@@ -55,6 +56,8 @@ pub(super) struct Facts<'a> {
     pub(super) records: BTreeMap<ObjectKey, Record>,
     /// An object's events, the latest last.
     pub(super) events: &'a dyn Fn(&ObjectKey) -> Vec<Event>,
+    /// What runs VMs, and how: `qemu, tcg`.
+    pub(super) driver: &'a str,
 }
 
 /// The answer; none if there is no such object.
@@ -219,11 +222,30 @@ impl Facts<'_> {
             &["nothing before its manifest changes"]
         } else {
             return match record {
-                Record::Vm(vm) => start(vm, &object),
+                Record::Vm(vm) => self.start(vm, &object),
                 Record::Image(_) => self.image_then(&record.key()),
             };
         };
         steps.iter().map(|step| (*step).to_owned()).collect()
+    }
+
+    /// The steps of a start that are left.
+    fn start(&self, vm: &VmRecord, object: &AnyObject) -> Vec<String> {
+        if vm.object.spec.run_policy == RunPolicy::Halted || matches!(vm.run, Run::Ended { .. }) {
+            return vec!["nothing before its manifest changes".to_owned()];
+        }
+        let up = matches!(vm.run, Run::Up { .. });
+        let boot = format!("boot ({})", self.driver);
+        let steps = [
+            (!image_ready(object) && !up, "image"),
+            (!vm.reservation.as_ref().is_some_and(Reservation::can_run), "reserve"),
+            (!up || !holds(condition(object, "Booted")), boot.as_str()),
+            (true, "workload"),
+            (true, "ready"),
+        ];
+        let left = steps.iter().filter(|(left, _)| *left).map(|(_, step)| (*step).to_owned());
+        // What is under way is told already.
+        left.skip(1).collect()
     }
 
     fn image_then(&self, key: &ObjectKey) -> Vec<String> {
@@ -257,24 +279,6 @@ fn pull(vm: &VmRecord, reference: &str) -> Blocker {
         last_error: None,
         next_try: next_try(&object),
     }
-}
-
-/// The steps of a start that are left.
-fn start(vm: &VmRecord, object: &AnyObject) -> Vec<String> {
-    if vm.object.spec.run_policy == RunPolicy::Halted || matches!(vm.run, Run::Ended { .. }) {
-        return vec!["nothing before its manifest changes".to_owned()];
-    }
-    let up = matches!(vm.run, Run::Up { .. });
-    let steps = [
-        (!image_ready(object) && !up, "image"),
-        (!vm.reservation.as_ref().is_some_and(Reservation::can_run), "reserve"),
-        (!up || !holds(condition(object, "Booted")), "boot"),
-        (true, "workload"),
-        (true, "ready"),
-    ];
-    let left = steps.iter().filter(|(left, _)| *left).map(|(_, step)| (*step).to_owned());
-    // What is under way is told already.
-    left.skip(1).collect()
 }
 
 fn condition<'a>(object: &'a AnyObject, kind: &str) -> Option<&'a Condition> {

@@ -10,7 +10,8 @@ use super::target::{Namespace, Targets, object_path};
 
 /// Delete objects; those that files declare are deleted by removing them there
 ///
-/// The daemon never writes manifests, so it refuses and names the file to edit.
+/// The daemon never writes manifests, so it refuses and names the file to edit. What is left of a manifests
+/// folder that it does not read any more is deleted here.
 #[derive(Args, Debug)]
 pub(super) struct Delete {
     /// KIND NAME… or KIND/NAME…

@@ -26,6 +26,11 @@ pub trait Driver: Send + Sync + 'static {
     /// `qemu`.
     fn name(&self) -> &'static str;
 
+    /// The same for people, and how it runs them: `qemu, tcg`.
+    fn title(&self) -> String {
+        self.name().to_owned()
+    }
+
     /// Makes the VM's folder ([`Launch::dir`]), its private disk unless it exists, and the files
     /// that this start needs. Idempotent.
     async fn prepare(&self, launch: &Launch) -> Result<(), DriverError>;

@@ -10,10 +10,10 @@
 //! The whole file goes into a file without a name first, inflated, and is hashed on the way. Nothing of it
 //! is looked at before its SHA-256 is known to be the one that was asked for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -105,6 +105,7 @@ async fn bring(
             begin(file.length);
             let tar = blocking("reading a bundle", move || {
                 let (tar, compressed) = (job.unnamed()?, file.length);
+                let _room = job.promise(compressed.min(file.allocated))?;
                 let bad = |error| ImageError::from_read("the bundle cannot be decompressed", error);
                 copy(decoder(&mut file).map_err(bad)?, &tar, Some(compressed), &job)?;
                 drain(&mut file, &job)?;
@@ -117,8 +118,7 @@ async fn bring(
         Place::Url(url) => {
             let file = job.unnamed()?;
             let arrived = |bytes| progress.send_modify(|progress| progress.bytes_done += bytes);
-            let bound = job.limits().compressed_bytes;
-            let digest = registry.fetch(url, &file, bound, begin, arrived).await?;
+            let digest = registry.fetch(url, &file, &job, begin, arrived).await?;
             let tar = blocking("inflating a bundle", move || plain(file, &job)).await?;
             Ok((tar, digest))
         }
@@ -130,6 +130,8 @@ struct Hashed {
     file: File,
     hash: Sha256,
     length: u64,
+    /// Bytes that are no holes.
+    allocated: u64,
 }
 
 impl Hashed {
@@ -143,7 +145,8 @@ impl Hashed {
         if !metadata.is_file() {
             return Err(ImageError::invalid(format!("{} is not a plain file", path.display())));
         }
-        Ok(Hashed { file, hash: Sha256::new(), length: metadata.len() })
+        let (length, allocated) = (metadata.len(), metadata.blocks() * 512);
+        Ok(Hashed { file, hash: Sha256::new(), length, allocated })
     }
 
     /// Of what was read.
@@ -271,8 +274,9 @@ impl Bundle {
                 let whole = Digest::sha256([0; 32]);
                 let descriptor = Descriptor { media_type: String::new(), digest: whole, size: section.size };
                 let layer = Layer { blob: Box::new(section.reader()), descriptor, diff_id: None };
+                let promise = Arc::new(job.promise(section.size)?);
                 let (settings, cancel) = (job.settings.clone(), job.cancel.clone());
-                Build { disk, uuid, layers: vec![layer], settings, cancel, promise: None, progress }.run()?
+                Build { disk, uuid, layers: vec![layer], settings, cancel, promise, progress }.run()?
             }
         };
         Ok((size, run))
@@ -282,18 +286,22 @@ impl Bundle {
         if self.modules.is_empty() {
             return Ok(());
         }
-        make_folder(folder)?;
+        let mut folders = BTreeSet::new();
         for (path, section) in &self.modules {
             let path = folder.join(path);
-            match section {
-                None => make_folder(&path)?,
-                Some(section) => {
-                    make_folder(path.parent().unwrap_or(folder))?;
-                    write(&path, section, job)?;
-                }
+            let parent = if section.is_some() { path.parent().unwrap_or(folder) } else { &path };
+            make_folder(parent)?;
+            folders
+                .extend(parent.ancestors().take_while(|above| above.starts_with(folder)).map(Path::to_owned));
+            if let Some(section) = section {
+                write(&path, section, job)?;
             }
         }
-        Ok(())
+        // That its files are on disk does not mean that their names are.
+        folders.iter().try_for_each(|folder| {
+            let synced = File::open(folder).and_then(|folder| folder.sync_all());
+            synced.map_err(|error| ImageError::host(folder.display(), &error))
+        })
     }
 }
 
@@ -331,6 +339,7 @@ fn write(path: &Path, section: &Section, job: &Job) -> Result<(), ImageError> {
 fn install(section: &Section, disk: File, job: &Job) -> Result<u64, ImageError> {
     check("the disk", "disk_bytes", section.size, job.limits().disk_bytes)?;
     let failed = |error: io::Error| ImageError::host("writing the disk", &error);
+    let _room = job.promise(section.allocated().map_err(failed)?)?;
     copy(section.reader(), &disk, None, job)?;
     let length = section.size.next_multiple_of(BLOCK);
     disk.set_len(length).map_err(failed)?;

@@ -89,6 +89,15 @@ impl Limits {
 
     /// Up to here a layer may inflate at any ratio: a file of zeros is no attack.
     pub const INFLATE_FREE_BYTES: u64 = 1 << 30;
+
+    /// Fails if so many compressed bytes may not inflate to so many.
+    pub(crate) fn check_ratio(&self, what: &str, inflated: u64, compressed: u64) -> Result<(), ImageError> {
+        let ratio = self.inflate_ratio;
+        if inflated > Limits::INFLATE_FREE_BYTES && inflated / ratio.max(1) > compressed {
+            return Err(ImageError::limit(what, "inflate_ratio", ratio));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {
@@ -178,6 +187,26 @@ impl Default for Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bound_is_the_most_that_is_let_in() {
+        assert!(check("it", "entries", 5, 5).is_ok());
+        let error = check("it", "entries", 6, 5).unwrap_err();
+        assert_eq!((error.reason, error.transient), ("LimitExceeded", false));
+        assert!(error.message.contains("--image-limit entries="), "{error}");
+    }
+
+    #[test]
+    fn only_much_may_not_come_of_little() {
+        let limits = Limits { inflate_ratio: 10, ..Limits::default() };
+        let much = Limits::INFLATE_FREE_BYTES + 10;
+        let fits = |inflated, compressed| limits.check_ratio("it", inflated, compressed).is_ok();
+        assert!(fits(Limits::INFLATE_FREE_BYTES, 0) && fits(much, much) && fits(much, much / 10));
+        let error = limits.check_ratio("it", much, much / 10 - 1).unwrap_err();
+        assert!(error.reason == "LimitExceeded" && error.message.contains("inflate_ratio"), "{error}");
+        let none = Limits { inflate_ratio: 0, ..limits };
+        assert!(none.check_ratio("it", much, 1).is_err(), "no division by it");
+    }
 
     #[test]
     fn every_bound_can_be_set() {

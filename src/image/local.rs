@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::layout::Layout;
 use super::manifest::Descriptor;
 use super::pull::{Build, DISK, Layer, blocking, create_public, filesystem_uuid, write_config};
+use super::space::{Promise, Space};
 use super::{Digest, ImageConfig, ImageError, Limits, Progress, Root, Settings};
 
 /// What a thread needs to work for a future.
@@ -21,16 +22,18 @@ use super::{Digest, ImageConfig, ImageError, Limits, Progress, Root, Settings};
 pub(crate) struct Job {
     /// Where files without a name may be.
     scratch: PathBuf,
+    space: Arc<Space>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) cancel: CancellationToken,
 }
 
 impl Job {
     /// A job that ends when the guard is dropped.
-    pub(crate) fn new(scratch: &Path, settings: &Arc<Settings>) -> (Self, DropGuard) {
-        let cancel = CancellationToken::new();
-        let job = Job { scratch: scratch.to_owned(), settings: settings.clone(), cancel: cancel.clone() };
-        (job, cancel.drop_guard())
+    pub(crate) fn new(scratch: &Path, space: &Arc<Space>, settings: &Arc<Settings>) -> (Self, DropGuard) {
+        let (cancel, settings) = (CancellationToken::new(), settings.clone());
+        let job = Job { scratch: scratch.to_owned(), space: space.clone(), settings, cancel };
+        let guard = job.cancel.clone().drop_guard();
+        (job, guard)
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -40,6 +43,11 @@ impl Job {
     /// Fails if nobody waits any more.
     pub(crate) fn go_on(&self) -> Result<(), ImageError> {
         if self.cancel.is_cancelled() { Err(ImageError::cancelled()) } else { Ok(()) }
+    }
+
+    /// Room for so many bytes. Not for an async thread.
+    pub(crate) fn promise(&self, wanted: u64) -> Result<Promise, ImageError> {
+        self.space.promise(wanted)
     }
 
     /// A file that goes with its last descriptor.
@@ -76,6 +84,9 @@ pub(crate) async fn stage_layout(
     })
     .await?;
     let Layout { config, layers: blobs, .. } = layout;
+    let wanted = blobs.iter().fold(0u64, |sum, blob| sum.saturating_add(blob.descriptor.unpacked()));
+    let room = job.clone();
+    let promise = blocking("looking for room", move || room.promise(wanted)).await?;
     progress.send_modify(|progress| {
         let bytes = blobs.iter().map(|blob| blob.descriptor.size).sum();
         *progress = Progress { layers: blobs.len(), bytes, ..Progress::default() };
@@ -91,7 +102,7 @@ pub(crate) async fn stage_layout(
         layers: layers.collect(),
         settings: job.settings.clone(),
         cancel: job.cancel.clone(),
-        promise: None,
+        promise: Arc::new(promise),
         progress: progress.clone(),
     };
     let build = blocking("building the base disk", move || build.run());
@@ -120,13 +131,13 @@ pub(crate) async fn stage_root(
         // A tar on a sparse disk ends before the first hole.
         let size = rustix::fs::seek(&blob, SeekFrom::Hole(0)).map_err(|error| at(error.into()))?;
         rustix::fs::seek(&blob, SeekFrom::Start(0)).map_err(|error| at(error.into()))?;
+        let promise = Arc::new(job.promise(size)?);
         let disk = create_public(&place).map_err(|error| ImageError::host(place.display(), &error))?;
         progress.send_modify(|progress| (progress.layers, progress.bytes) = (1, size));
         let descriptor = Descriptor { media_type: String::new(), digest: digest.clone(), size };
         let layers = vec![Layer { blob: Box::new(blob.take(size)), descriptor, diff_id: None }];
         let Job { settings, cancel, .. } = job;
-        Build { disk, uuid: filesystem_uuid(&digest), layers, settings, cancel, promise: None, progress }
-            .run()
+        Build { disk, uuid: filesystem_uuid(&digest), layers, settings, cancel, promise, progress }.run()
     })
     .await?;
     finish(folder, config, size).await
@@ -143,4 +154,37 @@ pub(crate) async fn finish(
         Ok((size, run))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::super::blob::Blobs;
+    use super::super::layout::{Blob, Section, copy, drain};
+    use super::*;
+
+    /// What reads for as long as there is something to read, or for ever, ends with who waits for it.
+    #[test]
+    fn work_ends_when_nobody_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let space = Space::new(folder.path().to_owned(), Blobs::new(folder.path().to_owned(), 0));
+        let (job, guard) = Job::new(folder.path(), &space, &Arc::new(Settings::default()));
+        assert!(job.go_on().is_ok());
+        drop(guard);
+        let blob = Blob {
+            section: Section::new(Arc::new(job.unnamed().unwrap()), 0, 0),
+            descriptor: Descriptor { media_type: String::new(), digest: Digest::of("it"), size: 0 },
+            verified: true,
+        };
+        let ends = [
+            job.go_on(),
+            copy(io::repeat(0), &job.unnamed().unwrap(), None, &job).map(drop),
+            drain(io::repeat(0), &job),
+            blob.verify(&job, |_| ()),
+        ];
+        for end in ends {
+            assert_eq!(end.unwrap_err().reason, "Cancelled");
+        }
+    }
 }

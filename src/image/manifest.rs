@@ -46,6 +46,15 @@ pub(crate) struct Descriptor {
     pub(crate) size: u64,
 }
 
+impl Descriptor {
+    /// Bytes that a layer's files will take at least: less than what is usual, so that no image is refused that
+    /// would have fitted.
+    pub(crate) fn unpacked(&self) -> u64 {
+        let compressed = self.media_type.ends_with("gzip") || self.media_type.ends_with("zstd");
+        if compressed { self.size.saturating_mul(2) } else { self.size }
+    }
+}
+
 /// One platform's image.
 #[derive(Debug)]
 pub(crate) struct Manifest {

@@ -14,6 +14,7 @@ mod blob;
 mod bundle;
 mod error;
 pub mod ext4;
+mod folders;
 mod host;
 mod layer;
 mod layout;

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::blob::Blobs;
 use super::ext4::{self, Builder};
 use super::layer::{Budget, Tree, inflate, on_disk};
 use super::layout::plain;
 use super::local::Job;
 use super::manifest::{Config, Document};
+use super::space::Space;
 use super::{ImageConfig, ImageError, Limits, Progress, Settings, bundle};
 
 /// The filesystem of every disk that is made here.
@@ -28,7 +30,7 @@ pub fn build_disk<R: BufRead>(
     layers: impl IntoIterator<Item = R>,
     limits: &Limits,
 ) -> Result<ext4::Summary, ImageError> {
-    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits)?;
+    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits);
     layers.into_iter().try_for_each(|layer| tree.apply(layer))?;
     tree.into_builder().finish().map_err(on_disk)
 }
@@ -43,7 +45,7 @@ pub fn build_disk_of_blobs(
     blobs: &[&[u8]],
     limits: &Limits,
 ) -> Result<ext4::Summary, ImageError> {
-    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits)?;
+    let mut tree = Tree::new(Builder::new(disk, UUID, limits.disk()).map_err(on_disk)?, limits);
     let mut budget = Budget::new(limits, CancellationToken::new());
     for blob in blobs {
         inflate(*blob, blob.len() as u64, None, &mut budget, |chunks| tree.apply(chunks))?;
@@ -73,7 +75,8 @@ pub fn read_config(bytes: &[u8], layers: usize) -> Result<(), ImageError> {
 /// If the bundle is malformed or over a limit; if the folder cannot be written to.
 pub fn unpack_bundle(bytes: &[u8], folder: &Path, limits: &Limits) -> Result<(u64, ImageConfig), ImageError> {
     let settings = Arc::new(Settings { limits: limits.clone(), ..Settings::default() });
-    let (job, _guard) = Job::new(folder, &settings);
+    let space = Space::new(folder.to_owned(), Blobs::new(folder.join("blobs"), 0));
+    let (job, _guard) = Job::new(folder, &space, &settings);
     let mut file = job.unnamed()?;
     file.write_all(bytes).map_err(|error| ImageError::host("writing a bundle", &error))?;
     let (progress, _) = watch::channel(Progress::default());

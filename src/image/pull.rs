@@ -49,19 +49,20 @@ pub(crate) async fn pull(
     let cancel = CancellationToken::new();
     let _cancel_on_drop = cancel.clone().drop_guard();
     let disk = create_disk(folder).await?;
-    let (host, length) = (reference.inner().registry(), manifest.size());
+    let layers = manifest.layers.iter();
+    let wanted = layers.fold(manifest.size(), |sum, layer| sum.saturating_add(layer.unpacked()));
+    let host = reference.inner().registry();
     let (arrivals, layers) = open_layers(blobs, host, manifest, config.diff_ids);
     // What this pull uses itself does not go for its room.
-    let (room, kept) = (Arc::clone(space), Arc::clone(blobs));
-    let promise = blocking("looking for room", move || room.promise(length, &kept)).await?;
-    let promise = Arc::new(promise);
+    let room = Arc::clone(space);
+    let promise = Arc::new(blocking("looking for room", move || room.promise(wanted)).await?);
     let build = Build {
         disk,
         uuid: filesystem_uuid(digest),
         layers,
         settings: Arc::clone(settings),
         cancel,
-        promise: Some(promise.clone()),
+        promise: promise.clone(),
         progress: progress.clone(),
     };
     let build = blocking("building the base disk", move || build.run());
@@ -99,7 +100,7 @@ async fn arrive(
     let arrived = |total: u64| {
         let more = total.saturating_sub(seen.fetch_max(total, Ordering::Relaxed));
         if more > 0 {
-            promise.arrived(more);
+            promise.used(more);
             progress.send_modify(|progress| progress.bytes_done += more);
         }
     };
@@ -212,8 +213,8 @@ pub(crate) struct Build {
     pub(crate) settings: Arc<Settings>,
     pub(crate) cancel: CancellationToken,
     pub(crate) progress: watch::Sender<Progress>,
-    /// Of the room for it; none where it is not known beforehand.
-    pub(crate) promise: Option<Arc<Promise>>,
+    /// Of the room for it.
+    pub(crate) promise: Arc<Promise>,
 }
 
 impl Build {
@@ -221,14 +222,12 @@ impl Build {
     pub(crate) fn run(self) -> Result<u64, ImageError> {
         let limits = &self.settings.limits;
         let builder = Builder::new(self.disk, self.uuid, limits.disk()).map_err(on_disk)?;
-        let mut tree = Tree::new(builder, limits)?;
+        let mut tree = Tree::new(builder, limits);
         let mut budget = Budget::new(limits, self.cancel);
         for Layer { blob, descriptor, diff_id } in self.layers {
             inflate(blob, descriptor.size, diff_id.as_ref(), &mut budget, |chunks| tree.apply(chunks))
                 .map_err(|error| error.at(format_args!("layer {}", descriptor.digest)))?;
-            if let Some(promise) = &self.promise {
-                promise.applied(descriptor.size);
-            }
+            self.promise.used(descriptor.unpacked());
             self.progress.send_modify(|progress| progress.layers_done += 1);
         }
         Ok(tree.into_builder().finish().map_err(on_disk)?.size)

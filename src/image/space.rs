@@ -12,34 +12,30 @@ use super::ImageError;
 use super::blob::Blobs;
 use crate::metrics::Guarded;
 
-/// How many times a layer's length its files will take on the base disk: less than what is usual, so that no
-/// image is refused that would have fitted.
-const INFLATED: u64 = 2;
-
 /// The room for all pulls.
 pub(crate) struct Space {
     folder: PathBuf,
+    /// Layers that go when there is too little.
+    kept: Arc<Blobs>,
     /// Bytes that are promised and not used yet. The guard covers adding and subtracting.
     promised: Guarded<u64>,
 }
 
 impl Space {
-    pub(crate) fn new(folder: PathBuf) -> Arc<Self> {
-        Arc::new(Space { folder, promised: Guarded::default() })
+    pub(crate) fn new(folder: PathBuf, kept: Arc<Blobs>) -> Arc<Self> {
+        Arc::new(Space { folder, kept, promised: Guarded::default() })
     }
 
-    /// Promises room for the layers and the base disk of an image whose layers are so long together. Reads folders:
-    /// not for an async thread.
+    /// Promises room for so many bytes. Reads folders: not for an async thread.
     ///
     /// # Errors
     ///
     /// `NoSpace` if there is too little, `HostError` if the file system does not say.
-    pub(crate) fn promise(self: &Arc<Self>, layers: u64, kept: &Blobs) -> Result<Promise, ImageError> {
-        let wanted = layers.saturating_mul(1 + INFLATED);
+    pub(crate) fn promise(self: &Arc<Self>, wanted: u64) -> Result<Promise, ImageError> {
         match self.grant(self.free()?, wanted) {
             Ok(promise) => Ok(promise),
             Err(short) => {
-                kept.make_room(short.missing);
+                self.kept.make_room(short.missing);
                 self.grant(self.free()?, wanted).map_err(|short| short.error)
             }
         }
@@ -89,17 +85,8 @@ pub(crate) struct Promise {
 }
 
 impl Promise {
-    /// So many bytes of a layer are on the host.
-    pub(crate) fn arrived(&self, bytes: u64) {
-        self.used(bytes);
-    }
-
-    /// A layer of this length is in the disk.
-    pub(crate) fn applied(&self, layer: u64) {
-        self.used(layer.saturating_mul(INFLATED));
-    }
-
-    fn used(&self, bytes: u64) {
+    /// So many bytes are on the disk.
+    pub(crate) fn used(&self, bytes: u64) {
         let take = |left: u64| Some(left.saturating_sub(bytes));
         // Always some.
         let before = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).unwrap_or_default();
@@ -119,7 +106,7 @@ mod tests {
 
     #[test]
     fn what_is_promised_to_one_is_not_promised_to_another() {
-        let space = Space::new("/".into());
+        let space = Space::new("/".into(), Blobs::new("/nowhere".into(), 0));
         let first = space.grant(100, 60).unwrap();
         let Short { missing, error } = space.grant(100, 41).map(drop).unwrap_err();
         assert_eq!(missing, 1);
@@ -127,13 +114,13 @@ mod tests {
         assert!(error.transient, "others end");
         let second = space.grant(100, 40).unwrap();
         // 30 bytes are taken from both, the promise and the free space.
-        first.arrived(20);
-        first.applied(5);
+        first.used(20);
+        first.used(10);
         assert_eq!(space.promised.with(|promised| *promised), 70);
         assert!(space.grant(70, 1).is_err());
         drop(second);
         drop(space.grant(70, 40).unwrap());
-        first.applied(u64::MAX);
+        first.used(u64::MAX);
         assert_eq!(space.promised.with(|promised| *promised), 0, "never more than was promised");
         drop(first);
         assert_eq!(space.promised.with(|promised| *promised), 0);

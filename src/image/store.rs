@@ -9,29 +9,29 @@
 //! <state>/blobs/                     compressed layers (`blob`)
 //! ```
 //!
-//! Guarantees: what has a name under `images/` is complete and on disk, as it got there by one rename;
-//! what leaves, leaves by one rename too.
+//! What is on the host's disk is `folders`' business; here it is filled, and answered for.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
 use super::blob::{Blobs, CachedBlob};
-use super::bundle::{self, INITRD, KERNEL, MODULES};
+use super::bundle;
+use super::folders::{Folders, at, make_folder};
 use super::host::Registered;
 use super::local::{Job, finish, resolve_layout, stage_layout, stage_root};
-use super::pull::{CONFIG, DISK, Supply, blocking, pull};
+use super::pull::{Supply, blocking, pull};
 use super::registry::Registry;
 use super::space::Space;
 use super::{
-    BaseDisk, Digest, HostFiles, ImageConfig, ImageError, Images, KernelFiles, LayoutAt, Place, Progress,
-    Root, Settings, Source, StagedDisk,
+    BaseDisk, Digest, HostFiles, ImageConfig, ImageError, Images, LayoutAt, Place, Progress, Root, Settings,
+    Source, StagedDisk,
 };
 
 /// Gets images from wherever they are and keeps their base disks.
@@ -65,7 +65,13 @@ impl ImageStore {
         blobs.tidy(false);
         let settings = Arc::new(settings);
         let registry = Registry::new(settings.clone())?;
-        Ok(ImageStore { folders, registry, blobs, space: Space::new(state.to_owned()), settings })
+        let space = Space::new(state.to_owned(), blobs.clone());
+        Ok(ImageStore { folders, registry, blobs, space, settings })
+    }
+
+    /// A job that ends when the guard is dropped.
+    fn job(&self) -> (Job, DropGuard) {
+        Job::new(&self.folders.staging, &self.space, &self.settings)
     }
 
     /// What `fill` makes in a staging folder within the time for it.
@@ -143,7 +149,7 @@ impl ImageStore {
         folder: PathBuf,
         progress: &watch::Sender<Progress>,
     ) -> Result<(u64, ImageConfig), ImageError> {
-        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let (job, _guard) = self.job();
         let filled = match source.clone() {
             Source::Oci(reference) => {
                 let reference = reference.parse()?;
@@ -204,7 +210,7 @@ fn of_host(error: ImageError) -> ImageError {
 #[async_trait]
 impl Images for ImageStore {
     async fn resolve(&self, source: &Source) -> Result<Digest, ImageError> {
-        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let (job, _guard) = self.job();
         let found = match source.clone() {
             Source::Oci(reference) => return self.registry.resolve(&reference.parse()?).await,
             Source::OciLayout(layout) => resolve_layout(job, layout.path, layout.reference).await,
@@ -237,7 +243,7 @@ impl Images for ImageStore {
         digest: &Digest,
         progress: &watch::Sender<Progress>,
     ) -> Result<StagedDisk, ImageError> {
-        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let (job, _guard) = self.job();
         let fill = |folder| Box::pin(stage_root(job, root, digest.clone(), folder, progress.clone()));
         self.in_time(self.staged(digest, fill)).await
     }
@@ -259,7 +265,7 @@ impl Images for ImageStore {
     }
 
     async fn check(&self, digest: &Digest) -> Result<(), ImageError> {
-        let (job, _guard) = Job::new(&self.folders.staging, &self.settings);
+        let (job, _guard) = self.job();
         let (folder, digest) = (self.folders.image(digest), digest.clone());
         blocking("looking at files", move || match Registered::read(&folder) {
             Some(registered) => registered.check(&digest, &job),
@@ -284,120 +290,4 @@ impl Images for ImageStore {
         let what = "removing layers";
         blocking(what, move || blobs.prune(down_to).map_err(|error| ImageError::host(what, &error))).await
     }
-}
-
-/// The blocking half of the store.
-#[derive(Clone)]
-struct Folders {
-    images: PathBuf,
-    staging: PathBuf,
-}
-
-impl Folders {
-    fn image(&self, digest: &Digest) -> PathBuf {
-        self.images.join(digest.folder())
-    }
-
-    fn disk(&self, digest: &Digest) -> Option<BaseDisk> {
-        let folder = self.image(digest);
-        let config = read_config(&folder.join(CONFIG)).ok()?;
-        if let Some(registered) = Registered::read(&folder) {
-            let (path, size, kernel) = (registered.root().to_owned(), registered.size, registered.kernel());
-            return Some(BaseDisk { digest: digest.clone(), path, size, config, kernel });
-        }
-        let path = folder.join(DISK);
-        let size = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?.len();
-        let present = |name: &str| Some(folder.join(name)).filter(|path| path.exists());
-        let kernel = present(KERNEL).map(|kernel| KernelFiles {
-            kernel,
-            initrd: present(INITRD),
-            modules: present(MODULES),
-        });
-        (size > 0).then(|| BaseDisk { digest: digest.clone(), path, size, config, kernel })
-    }
-
-    fn install(&self, mut staged: StagedDisk) -> Result<BaseDisk, ImageError> {
-        let target = self.image(&staged.digest);
-        let missing = || ImageError::host(target.display(), &io::Error::other("nothing was staged"));
-        let folder = staged.dir.clone().ok_or_else(missing)?;
-        // Twice: a broken image that is in the way is moved out of it.
-        for _ in 0..2 {
-            match fs::rename(&folder, &target) {
-                Ok(()) => {
-                    staged.dir = None;
-                    sync(&self.images).map_err(at(&self.images))?;
-                    return self.disk(&staged.digest).ok_or_else(missing);
-                }
-                Err(error) if is_taken(&error) => {
-                    if let Some(disk) = self.disk(&staged.digest) {
-                        return Ok(disk);
-                    }
-                    tracing::warn!(path = %target.display(), "replacing an incomplete image");
-                    self.discard(&target).map_err(at(&target))?;
-                }
-                Err(error) => return Err(ImageError::host(target.display(), &error)),
-            }
-        }
-        Err(missing())
-    }
-
-    fn installed(&self) -> io::Result<Vec<Digest>> {
-        let mut digests = Vec::new();
-        for entry in fs::read_dir(&self.images)? {
-            let name = entry?.file_name();
-            let digest = name.to_str().and_then(|name| name.replacen('-', ":", 1).parse().ok());
-            digests.extend(digest.filter(|digest| self.disk(digest).is_some()));
-        }
-        digests.sort();
-        Ok(digests)
-    }
-
-    /// Takes a folder out of sight at once, then removes it. Absent is fine.
-    fn discard(&self, folder: &Path) -> io::Result<()> {
-        let doomed = self.staging.join(Uuid::new_v4().to_string());
-        match fs::rename(folder, &doomed) {
-            Ok(()) => sync(&self.images)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        fs::remove_dir_all(doomed)
-    }
-
-    fn sweep(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.staging)? {
-            let path = entry?.path();
-            tracing::info!(path = %path.display(), "removing what an interrupted pull left");
-            fs::remove_dir_all(path)?;
-        }
-        Ok(())
-    }
-}
-
-/// Others may pass through, as VMMs run as other users, but not look around.
-fn make_folder(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o711).create(folder)?;
-    fs::set_permissions(folder, Permissions::from_mode(0o711))
-}
-
-fn read_config(path: &Path) -> io::Result<ImageConfig> {
-    /// Larger than any that `pull` writes: its source is bounded by `config_bytes`, 8 MiB unless raised.
-    const BOUND: u64 = 64 << 20;
-    let mut text = Vec::new();
-    File::open(path)?.take(BOUND).read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
-}
-
-fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-fn is_taken(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory
-    )
-}
-
-fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
-    move |error| ImageError::host(path.display(), &error)
 }

@@ -49,6 +49,16 @@ fn manifests_name_layers_that_are_file_systems() {
     assert_refused(manifest(&layer(gzip, DIGEST, "-5")), "InvalidImage", "manifest");
     let huge = layer(gzip, DIGEST, &u64::MAX.to_string());
     assert_refused(manifest(&[huge.clone(), huge].join(",")), "LimitExceeded", "compressed_bytes");
+    let config = |kind: &str, size: u64| {
+        let config = layer(kind, DIGEST, &size.to_string());
+        parse(&format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": []}}"#))
+    };
+    let (artifact, docker) =
+        ("application/vnd.cncf.helm.config.v1+json", "application/vnd.docker.container.image.v1+json");
+    assert_refused(config(artifact, 2), "InvalidImage", "not a container image");
+    assert!(config(docker, 8 << 20).is_ok());
+    assert_refused(config(docker, (8 << 20) + 1), "LimitExceeded", "config_bytes");
+    assert!(manifest(&vec![layer(gzip, DIGEST, "1"); 128].join(",")).is_ok());
     let many = vec![layer(gzip, DIGEST, "1"); 129].join(",");
     assert_refused(manifest(&many), "LimitExceeded", "layers=…");
 }
@@ -113,8 +123,21 @@ fn configs_say_how_to_run() {
 fn references_can_be_read_back() {
     let reference: Reference = "registry.example:5000/team/app:1".parse().unwrap();
     assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
+    let of = |length: usize| format!("a.lan/{}:1", "a/".repeat(length)).replace("/:", ":");
+    assert!(of(500).len() <= 1024 && of(600).len() > 1024);
+    assert!(of(600).parse::<Reference>().unwrap_err().to_string().contains("longer than 1024"));
     let upper = "Team/app:1".parse::<Reference>().unwrap_err().to_string();
     assert!(upper.contains("not an OCI reference"), "{upper}");
+}
+
+#[test]
+fn digests_are_written_in_one_way() {
+    assert!(DIGEST.parse::<Digest>().is_ok());
+    let hex = &DIGEST[7..];
+    for wrong in [hex.to_owned(), DIGEST[..70].to_owned(), format!("{DIGEST}0"), DIGEST.replace('a', "A")] {
+        assert!(wrong.parse::<Digest>().is_err(), "{wrong}");
+    }
+    assert!(format!("sha256:{}", hex.replace('0', "/")).parse::<Digest>().is_err(), "it names a file");
 }
 
 #[test]

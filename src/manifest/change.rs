@@ -11,6 +11,8 @@ pub(crate) const INVALID: &str = "InvalidManifest";
 pub(crate) const CONFLICT: &str = "Conflict";
 /// The folder cannot be read, or not completely.
 pub(crate) const UNAVAILABLE: &str = "SourceUnavailable";
+/// The folder that declared it is not read any more.
+pub(crate) const SOURCE_GONE: &str = "SourceGone";
 /// Too much would be deleted at once.
 pub(crate) const MASS_DELETE: &str = "MassDelete";
 

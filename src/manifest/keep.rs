@@ -3,13 +3,15 @@
 //! In: the folder's snapshots, the store's deletions, the time. Out: declared and undeclared objects,
 //! problems, events. Each pass compares everything anew, so nothing is lost by a pass that fails.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod note;
+
+use std::collections::BTreeMap;
 use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,32 +20,34 @@ use super::change::{About, CONFLICT, Change, Held};
 use super::desired::{changes, edited};
 use super::mass_delete::{MassDeleteGuard, MassDeleteSettings};
 use super::readiness::Readiness;
-use super::recorder::{MENDED, Recorder};
+use super::recorder::Recorder;
 use super::source::{FileState, Snapshot};
 use crate::object::{AnyObject, DependencyError, Kind, ObjectKey, strongest};
 use crate::reconcile::Clock;
 use crate::store::{
-    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Record, Severity, Store, StoreError, Watch,
+    ChangeKind, DeclareError, Declared, Expired, Origin, Problem, Record, Store, StoreError, Watch,
 };
 
-/// Declarations that wait for one flush, at most.
-const DECLARED_AT_ONCE: usize = 256;
+/// Transactions that wait for one flush, at most.
+const AT_ONCE: usize = 256;
 /// The wait after missed changes, which may have been deletions.
 const MISSED: Duration = Duration::from_secs(1);
 
-/// Applies snapshots until cancelled. `root` is the folder that they are of.
-pub async fn keep(
+/// Applies snapshots until cancelled. `root` is the folder that they are of: a source that is at work from this
+/// call on.
+pub fn keep(
     store: Store,
     root: &Path,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
     settings: MassDeleteSettings,
     readiness: watch::Sender<Readiness>,
     clock: Clock,
     cancel: CancellationToken,
-) {
-    let source = format!("directory:{}", root.display());
-    let mut keeper = Keeper {
-        recorder: Recorder::new(store.clone(), root, clock),
+) -> impl Future<Output = ()> + use<> {
+    let source = Origin::source_of(root);
+    store.attend(&source);
+    let keeper = Keeper {
+        recorder: Recorder::new(store.clone(), root, clock.clone()),
         store,
         source,
         guard: MassDeleteGuard::new(settings),
@@ -52,26 +56,14 @@ pub async fn keep(
         contested: BTreeMap::new(),
         clock,
     };
-    let mut deletions = keeper.watch();
-    loop {
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => return,
-            // The first of them: the channel's first value is a placeholder, not a look at the folder.
-            changed = snapshots.changed() => if changed.is_err() { return },
-            () = freed(&mut deletions, &keeper.contested), if keeper.awaits => {}
-            () = until(keeper.guard.due().map(Instant::from_std)) => {}
-        }
-        // From before the pass on: what it waits for may be gone before it ends.
-        deletions = keeper.watch();
-        let snapshot = snapshots.borrow_and_update().clone();
-        let applied = keeper.apply(&snapshot).await;
-        readiness.send_modify(|ready| ready.advance(&snapshot, applied.as_ref().copied()));
-        if let Err(error) = applied {
-            // The store takes no more changes: the next daemon applies them.
-            tracing::error!(%error, "the manifests could not be applied");
-        }
-    }
+    keeper.run(snapshots, readiness, cancel)
+}
+
+/// Runs transactions in order, many at once: each waits for its own flush, and one flush serves many.
+async fn together<T>(
+    transactions: impl IntoIterator<Item = impl Future<Output = Result<T, StoreError>>>,
+) -> Result<Vec<T>, StoreError> {
+    stream::iter(transactions).buffered(AT_ONCE).try_collect().await
 }
 
 async fn until(instant: Option<Instant>) {
@@ -126,6 +118,34 @@ struct Refused {
 }
 
 impl Keeper {
+    async fn run(
+        mut self,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        readiness: watch::Sender<Readiness>,
+        cancel: CancellationToken,
+    ) {
+        let mut deletions = self.watch();
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                // The first of them: the channel's first value is a placeholder, not a look at the folder.
+                changed = snapshots.changed() => if changed.is_err() { return },
+                () = freed(&mut deletions, &self.contested), if self.awaits => {}
+                () = until(self.guard.due().map(Instant::from_std)) => {}
+            }
+            // From before the pass on: what it waits for may be gone before it ends.
+            deletions = self.watch();
+            let snapshot = snapshots.borrow_and_update().clone();
+            let applied = self.apply(&snapshot).await;
+            readiness.send_modify(|ready| ready.advance(&snapshot, applied.as_ref().copied()));
+            if let Err(error) = applied {
+                // The store takes no more changes: the next daemon applies them.
+                tracing::error!(%error, "the manifests could not be applied");
+            }
+        }
+    }
+
     fn watch(&self) -> Watch {
         self.store.watch(None).expect("a watch from now on has missed nothing")
     }
@@ -148,10 +168,14 @@ impl Keeper {
 
     async fn apply_all(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
         let records = Kind::ALL.into_iter().flat_map(|kind| self.store.list(kind, None).0);
-        let own = records.filter(|record| record.origin().source == self.source);
-        let held: Vec<Held> = own.map(|record| Held::from(&record)).collect();
+        let (own, others): (Vec<_>, Vec<_>) =
+            records.partition(|record| record.origin().source == self.source);
+        let held: Vec<Held> = own.iter().map(Held::from).collect();
         let settled = snapshot.files.values().all(|state| matches!(state, FileState::Good(_)));
         let quiet = self.compare(&held, snapshot).await? && snapshot.complete && settled;
+        if snapshot.complete {
+            self.inherit(others).await?;
+        }
         self.applied = quiet.then(|| snapshot.clone());
         Ok(())
     }
@@ -176,9 +200,7 @@ impl Keeper {
         }
         let refused = self.declare_all(declarations).await?;
         let mut quiet = refused.is_empty() && undeclared.is_empty() && problems.is_empty();
-        for key in undeclared {
-            self.undeclare(&key).await?;
-        }
+        self.undeclare(undeclared).await?;
         self.note(problems, refused).await?;
         self.contest(before, snapshot.complete).await?;
         quiet &= self.recorder.end_look(snapshot.complete) && !self.awaits;
@@ -198,16 +220,15 @@ impl Keeper {
         }
     }
 
-    /// One transaction each, in order, and one flush for many: each waits for its own.
+    /// One transaction each, in order.
     async fn declare(&mut self, declarations: Vec<Declaration>) -> Result<Vec<Refused>, StoreError> {
         let (store, now) = (self.store.clone(), self.clock.now());
         let declare = |declaration: Declaration| {
             let (store, Declaration { object, origin, take_over }) = (store.clone(), declaration.clone());
-            async move { (declaration, store.declare(*object, origin, take_over, now).await) }
+            async move { Ok((declaration, store.declare(*object, origin, take_over, now).await)) }
         };
-        let mut declared = stream::iter(declarations.into_iter().map(declare)).buffered(DECLARED_AT_ONCE);
         let mut refused = Vec::new();
-        while let Some((declaration, result)) = declared.next().await {
+        for (declaration, result) in together(declarations.into_iter().map(declare)).await? {
             refused.extend(self.declared(declaration, result)?);
         }
         Ok(refused)
@@ -251,92 +272,5 @@ impl Keeper {
             Err(DeclareError::Store(error)) => return Err(error),
         }
         Ok(None)
-    }
-
-    /// Notes what is wrong. A refused object that exists keeps its last good spec, and says so; of another
-    /// only an event can tell.
-    async fn note(
-        &mut self,
-        problems: Vec<(ObjectKey, Option<Problem>)>,
-        refused: Vec<Refused>,
-    ) -> Result<(), StoreError> {
-        let refused_keys: BTreeSet<ObjectKey> =
-            refused.iter().map(|refused| refused.declaration.object.key()).collect();
-        for (key, problem) in problems {
-            if !refused_keys.contains(&key) {
-                self.problem(&key, problem).await?;
-            }
-        }
-        for Refused { declaration, error } in refused {
-            let key = declaration.object.key();
-            let (origin, reason) = (declaration.origin, error.reason());
-            if self.owns(&key) {
-                let message = format!("{origin}: {error}; the last spec stays");
-                self.problem(&key, Some(Problem { reason: reason.to_owned(), message })).await?;
-            } else {
-                self.recorder.warn(
-                    About::Object(key),
-                    reason,
-                    &format!("{origin}: {error}; it is not created"),
-                );
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the objects of other sources say that this one declares them too, for as long as it does.
-    async fn contest(
-        &mut self,
-        before: BTreeMap<ObjectKey, Problem>,
-        complete: bool,
-    ) -> Result<(), StoreError> {
-        for (key, problem) in &self.contested {
-            self.store.set_rival(key, &self.source, Some(problem.clone())).await?;
-        }
-        for (key, problem) in before {
-            if self.contested.contains_key(&key) {
-                continue;
-            }
-            if !complete {
-                // What could not be read now may declare it as before.
-                self.contested.insert(key, problem);
-            } else if self.store.set_rival(&key, &self.source, None).await? {
-                self.recorder.event((&key).into(), MENDED, "no other source declares it any more");
-            }
-        }
-        Ok(())
-    }
-
-    async fn undeclare(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        if self.store.undeclare(key, &self.source, self.clock.now()).await? {
-            self.recorder.event(key.into(), "Undeclared", "its manifest is gone; it is deleted");
-        }
-        Ok(())
-    }
-
-    fn owns(&self, key: &ObjectKey) -> bool {
-        self.store.record(key).is_some_and(|record| record.origin().source == self.source)
-    }
-
-    async fn problem(&self, key: &ObjectKey, problem: Option<Problem>) -> Result<(), StoreError> {
-        // What is another source's says only that it is declared here too.
-        if !self.owns(key) {
-            return Ok(());
-        }
-        let old = self.store.record(key).and_then(|record| record.own_problem().cloned());
-        if !self.store.set_problem(key, problem.clone()).await? {
-            return Ok(());
-        }
-        match problem {
-            Some(news) if news.is_redeclared() => {
-                self.recorder.event(key.into(), &news.reason, &news.message)
-            }
-            Some(Problem { reason, message }) => {
-                self.recorder.record(key.into(), Severity::Warning, &reason, &message);
-            }
-            None if old.is_some_and(|old| old.is_redeclared()) => {}
-            None => self.recorder.event(key.into(), MENDED, "its manifest is good again"),
-        }
-        Ok(())
     }
 }

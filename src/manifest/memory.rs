@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::diagnostic::Diagnostic;
-use super::scan::{Limits, Sight, Stamp, Visitor, Walked, revisit, walk};
+use super::root::Stamp;
+use super::scan::{Limits, Sight, Visitor, Walked, revisit, walk};
 use super::source::{Broken, FileState, Snapshot};
 use super::stability::{Look, Patience, Settling, Verdict};
 

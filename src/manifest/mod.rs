@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  bytes ──decode──▶ objects, diagnostics                     pure: read, tree, decode, check, shape
-//!  folder ──DirectorySource──▶ Snapshot                       source: scan, stability, watcher, events, memory
+//!  folder ──DirectorySource──▶ Snapshot                       source: scan, root, stability, watcher, events, memory
 //!  Snapshot ──changes──▶ Change ──keep──▶ store, events       pure: desired, mass_delete; keep, recorder
 //!  API types ──shape──▶ reference page, JSON schema, CRD      pure: reference, crd
 //! ```
@@ -25,6 +25,7 @@ mod read;
 mod readiness;
 mod recorder;
 mod reference;
+mod root;
 mod scan;
 mod shape;
 mod source;

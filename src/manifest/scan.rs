@@ -1,23 +1,19 @@
 //! One walk through a manifests folder.
 //!
-//! Guarantees: nothing outside the root is opened, also while somebody rearranges links (the kernel
-//! resolves beneath the root); nothing but regular files is read; depth, number and size of what is read are
-//! bounded; every folder and file is visited once however many links lead to it.
+//! Guarantees: nothing outside of the root is opened, and nothing but regular files is read (`root`); depth,
+//! number and size of what is read are bounded; every folder and file is visited once however many links lead
+//! to it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
-use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::MAX_FILE_SIZE;
+use super::root::{Root, Stamp};
 
 /// How much a walk may take in.
 #[derive(Clone, Copy, Debug)]
@@ -36,42 +32,6 @@ impl Default for Limits {
     fn default() -> Self {
         Limits { files: 50_000, depth: 16, entries: 200_000, bytes: 256 << 20 }
     }
-}
-
-/// What `stat` says of a file: as long as it stays, the content most probably stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    pub device: u64,
-    pub inode: u64,
-    pub size: u64,
-    /// Since the epoch.
-    pub modified: Duration,
-    /// Since the epoch. Programs cannot set it.
-    pub changed: Duration,
-}
-
-impl Stamp {
-    fn new(stat: &Stat) -> Self {
-        let time = |seconds: i64, nanoseconds: u64| {
-            Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0))
-        };
-        Stamp {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            size: u64::try_from(stat.st_size).unwrap_or(0),
-            modified: time(stat.st_mtime, stat.st_mtime_nsec),
-            changed: time(stat.st_ctime, stat.st_ctime_nsec),
-        }
-    }
-
-    /// How long ago the file was modified; nothing if that is in the future.
-    pub(super) fn age(&self) -> Duration {
-        now().saturating_sub(self.modified)
-    }
-}
-
-fn now() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// What a walk finds at a path.
@@ -143,8 +103,7 @@ struct Folder {
 }
 
 struct Walk<'a> {
-    root: OwnedFd,
-    real: PathBuf,
+    root: Root,
     limits: Limits,
     visitor: &'a mut dyn Visitor,
     walked: Walked,
@@ -159,11 +118,8 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(root: &Path, limits: Limits, visitor: &'a mut dyn Visitor) -> io::Result<Self> {
-        let real = std::fs::canonicalize(root)?;
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(Walk {
-            root: fs::open(&real, flags, Mode::empty())?,
-            real,
+            root: Root::open(root)?,
             limits,
             visitor,
             walked: Walked::default(),
@@ -180,8 +136,8 @@ impl<'a> Walk<'a> {
     fn again(&mut self, path: &Path, known: bool) -> bool {
         let manifest = path.file_name().is_some_and(|name| is_manifest(Path::new(name)));
         if !manifest {
-            return match fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+            return match self.root.stat(path) {
+                Ok(stat) => type_of(&stat) == FileType::RegularFile,
                 Err(error) => error == Errno::NOENT,
             };
         }
@@ -209,15 +165,10 @@ impl<'a> Walk<'a> {
 
     fn trouble(&mut self, path: &Path, error: impl std::fmt::Display) {
         if self.walked.trouble.len() < 10 {
-            self.walked.trouble.push(format!("cannot read {}: {error}", self.real.join(path).display()));
+            self.walked
+                .trouble
+                .push(format!("cannot read {}: {error}", self.root.real().join(path).display()));
         }
-    }
-
-    /// Opens a path that has no links in it; one that got links meanwhile is refused by the kernel.
-    fn open(&self, real: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let path = if real.as_os_str().is_empty() { Path::new(".") } else { real };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        fs::openat2(&self.root, path, flags | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
     /// # Errors
@@ -231,8 +182,11 @@ impl<'a> Walk<'a> {
             self.trouble(&folder.real, error);
             return Ok(());
         }
-        let names = match self.names(folder) {
-            Ok(names) => names,
+        let names = match self.root.names(&folder.real, self.limits.entries) {
+            Ok((names, stat)) => {
+                self.remember(&folder.real, &stat);
+                names
+            }
             Err(error) => {
                 self.trouble(&folder.real, error);
                 return Ok(());
@@ -241,36 +195,20 @@ impl<'a> Walk<'a> {
         for name in names {
             self.entries += 1;
             if self.entries > self.limits.entries {
-                return Err(format!("more than {} entries in {}", self.limits.entries, self.real.display()));
+                return Err(format!(
+                    "more than {} entries in {}",
+                    self.limits.entries,
+                    self.root.real().display()
+                ));
             }
             self.entry(folder, &name)?;
         }
         Ok(())
     }
 
-    /// The visible names in a folder, in order.
-    fn names(&mut self, folder: &Folder) -> io::Result<Vec<PathBuf>> {
-        let directory = self.open(&folder.real, OFlags::DIRECTORY)?;
-        let stat = fs::fstat(&directory)?;
-        self.walked.folders.insert(self.real.join(&folder.real), (stat.st_dev, stat.st_ino));
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&directory)? {
-            let name = PathBuf::from(OsStr::from_bytes(entry?.file_name().to_bytes()));
-            if !is_hidden(&name) {
-                names.push(name);
-            }
-            if names.len() > self.limits.entries {
-                break;
-            }
-        }
-        // One component each: their bytes order them as paths, and quicker.
-        names.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
-        Ok(names)
-    }
-
     fn entry(&mut self, folder: &Folder, name: &Path) -> Result<(), String> {
         let (path, real) = (folder.name.join(name), folder.real.join(name));
-        let stat = match fs::statat(&self.root, &real, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match self.root.stat(&real) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => {
                 if is_manifest(name) {
@@ -283,7 +221,7 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
         };
-        match FileType::from_raw_mode(stat.st_mode) {
+        match type_of(&stat) {
             FileType::Directory => {
                 self.folders.push_back(Folder { name: path, real, depth: folder.depth + 1 });
                 Ok(())
@@ -300,14 +238,14 @@ impl<'a> Walk<'a> {
 
     /// Follows a link, if it stays inside the root.
     fn link(&mut self, link: PathBuf, depth: usize) -> Result<(), String> {
-        let target = match std::fs::canonicalize(self.real.join(&link)) {
+        let target = match std::fs::canonicalize(self.root.real().join(&link)) {
             Ok(target) => target,
             Err(error) => {
                 self.visitor.saw(link, Sight::Refused(format!("the link cannot be followed: {error}")));
                 return Ok(());
             }
         };
-        let Ok(real) = target.strip_prefix(&self.real).map(Path::to_owned) else {
+        let Ok(real) = target.strip_prefix(self.root.real()).map(Path::to_owned) else {
             if is_manifest(&link) || target.is_dir() {
                 let message = format!("the link leads out of the manifests folder, to {}", target.display());
                 self.visitor.saw(link, Sight::Refused(message));
@@ -315,11 +253,13 @@ impl<'a> Walk<'a> {
             return Ok(());
         };
         // A link may be replaced without a change in its own folder's other entries, and its target too.
-        if let Some(parent) = real.parent() {
-            self.remember(parent);
+        if let Some(parent) = real.parent()
+            && let Ok(stat) = self.root.stat(parent)
+        {
+            self.remember(parent, &stat);
         }
-        match fs::statat(&self.root, not_empty(&real), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+        match self.root.stat(&real) {
+            Ok(stat) => match type_of(&stat) {
                 FileType::Directory => {
                     self.folders.push_back(Folder { name: link, real, depth: depth + 1 });
                     Ok(())
@@ -334,10 +274,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn remember(&mut self, real: &Path) {
-        if let Ok(stat) = fs::statat(&self.root, not_empty(real), AtFlags::SYMLINK_NOFOLLOW) {
-            self.walked.folders.insert(self.real.join(real), (stat.st_dev, stat.st_ino));
-        }
+    fn remember(&mut self, folder: &Path, stat: &Stat) {
+        self.walked.folders.insert(self.root.real().join(folder), (stat.st_dev, stat.st_ino));
     }
 
     fn manifest(&mut self, path: PathBuf, real: PathBuf, stat: &Stat) -> Result<(), String> {
@@ -346,9 +284,13 @@ impl<'a> Walk<'a> {
         }
         self.files += 1;
         if self.files > self.limits.files {
-            return Err(format!("more than {} manifests in {}", self.limits.files, self.real.display()));
+            return Err(format!(
+                "more than {} manifests in {}",
+                self.limits.files,
+                self.root.real().display()
+            ));
         }
-        let sight = if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        let sight = if type_of(stat) != FileType::RegularFile {
             Sight::Refused("not a regular file".to_owned())
         } else if self.visitor.knows(&path, &Stamp::new(stat)) {
             Sight::Known
@@ -360,7 +302,7 @@ impl<'a> Walk<'a> {
             return Err(format!(
                 "more than {} MiB of manifests in {}",
                 self.limits.bytes >> 20,
-                self.real.display()
+                self.root.real().display()
             ));
         }
         Ok(())
@@ -377,30 +319,14 @@ impl<'a> Walk<'a> {
     }
 
     fn read(&mut self, real: &Path) -> Result<Sight, Errno> {
-        // What is a FIFO or a device by now must not block.
-        let file = self.open(real, OFlags::NONBLOCK | OFlags::NOCTTY)?;
-        let stat = fs::fstat(&file)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Ok(Sight::Vanished);
-        }
-        let mut file = File::from(file);
-        let mut bytes = Vec::new();
-        let read = file.by_ref().take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes);
-        let read = read.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        self.bytes += read as u64;
-        // The stamp after reading: a write in between makes it young.
-        let stamp = Stamp::new(&fs::fstat(&file)?);
+        let Some((stamp, bytes)) = self.root.read(real)? else { return Ok(Sight::Vanished) };
+        self.bytes += bytes.len() as u64;
         Ok(Sight::Content { stamp, digest: Sha256::digest(&bytes).into(), bytes })
     }
 }
 
-fn not_empty(real: &Path) -> &Path {
-    if real.as_os_str().is_empty() { Path::new(".") } else { real }
-}
-
-/// Dotfiles, `.git`, `..data` and its like, and emacs' `#file#`.
-fn is_hidden(name: &Path) -> bool {
-    matches!(name.as_os_str().as_bytes().first(), None | Some(b'.' | b'#'))
+fn type_of(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
 }
 
 /// By its extension. What editors and `sed -i` leave behind has others (`web.yaml~`, `4913`, `x.tmp`).

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::scan::Stamp;
+use super::root::Stamp;
 
 /// How long is still.
 #[derive(Clone, Copy, Debug)]

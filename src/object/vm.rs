@@ -1,15 +1,17 @@
 //! The `VM` kind.
 
-use std::collections::BTreeSet;
+mod check;
+mod status;
+
+pub use self::status::{LastExit, PortStatus, Timings, VmImageStatus, VmStatus};
+
 use std::net::Ipv4Addr;
 
-use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::image::never_observed;
-use super::source::{PullPolicy, check_reference};
-use super::{Condition, Effect, Object, PullProgress, Quantity, Violation, validate_name};
+use super::source::PullPolicy;
+use super::{Effect, Object, Quantity};
 use crate::image::Source;
 
 /// A virtual machine.
@@ -79,9 +81,6 @@ pub struct VmSpec {
     #[schemars(extend("x-edit" = Effect::Live))]
     pub depends_on: Vec<String>,
 }
-
-/// The longest `dependsOn`.
-const MAX_DEPENDENCIES: usize = 64;
 
 fn default_cpus() -> u32 {
     1
@@ -216,248 +215,4 @@ pub enum RunPolicy {
     Once,
     /// It is not run; a running VM is shut down.
     Halted,
-}
-
-impl VmSpec {
-    /// Whether the VM of this name keeps to the rules.
-    pub(super) fn check(&self, own_name: &str, found: &mut Vec<Violation>) {
-        self.check_dependencies(own_name, found);
-        let mut rule = |holds: bool, path: &str, message: &str| {
-            if !holds {
-                found.push(Violation::new(path, message));
-            }
-        };
-        let mib = |quantity: Quantity| quantity.as_bytes() >> 20;
-        rule(
-            self.image.name.is_some() != self.image.oci.is_some(),
-            "spec.image",
-            "set exactly one of `name` (an Image object) and `oci` (an OCI reference)",
-        );
-        rule(
-            self.image.oci.is_some() || self.image.pull_policy.is_default(),
-            "spec.image.pullPolicy",
-            "belongs to the Image object: set it there",
-        );
-        rule((1..=64).contains(&self.cpus), "spec.cpus", "use 1 to 64");
-        rule((64..=1 << 24).contains(&mib(self.memory)), "spec.memory", "use 64Mi to 16Ti");
-        rule(
-            self.memory.as_bytes().is_multiple_of(1 << 20),
-            "spec.memory",
-            "use whole mebibytes, for example 256Mi",
-        );
-        rule((64..=1 << 24).contains(&mib(self.root_disk.size)), "spec.rootDisk.size", "use 64Mi to 16Ti");
-        rule(
-            self.root_disk.size.as_bytes().is_multiple_of(1 << 20),
-            "spec.rootDisk.size",
-            "use whole mebibytes, for example 10Gi",
-        );
-        rule(
-            self.termination_grace_period_seconds <= 3600,
-            "spec.terminationGracePeriodSeconds",
-            "use 0 to 3600",
-        );
-        rule(
-            self.working_dir.as_ref().is_none_or(|dir| dir.starts_with('/')),
-            "spec.workingDir",
-            "use an absolute path",
-        );
-        let words = self.command.iter().chain(&self.args);
-        rule(words.clone().all(|word| !word.contains('\0')), "spec.command", "words cannot hold NUL bytes");
-        rule(
-            words.map(String::len).sum::<usize>() <= 64 << 10,
-            "spec.command",
-            "command and args are at most 64 KiB together",
-        );
-        rule(
-            self.env.iter().map(|var| var.name.len() + var.value.len()).sum::<usize>() <= 64 << 10,
-            "spec.env",
-            "names and values are at most 64 KiB together",
-        );
-        for (index, var) in self.env.iter().enumerate() {
-            rule(
-                !var.name.is_empty() && !var.name.contains(['=', '\0']) && !var.value.contains('\0'),
-                &format!("spec.env[{index}]"),
-                "a name is not empty and has no '='; neither name nor value holds NUL bytes",
-            );
-        }
-        let bridged = self.network.mode.is_none_or(|mode| mode == NetworkMode::Bridge);
-        rule(
-            self.network.address.is_none() || bridged,
-            "spec.network.address",
-            "an address can be chosen only with mode: bridge",
-        );
-        rule(
-            self.network.ports.is_empty() || self.network.mode != Some(NetworkMode::None),
-            "spec.network.ports",
-            "ports need a network: mode is none",
-        );
-        rule(self.network.ports.len() <= 64, "spec.network.ports", "at most 64 ports");
-        let mut hosts = BTreeSet::new();
-        for (index, port) in self.network.ports.iter().enumerate() {
-            let path = format!("spec.network.ports[{index}]");
-            rule(port.host != 0 && port.guest != 0, &path, "ports are 1 to 65535");
-            rule(hosts.insert((port.host, port.protocol)), &path, "this host port is listed twice");
-        }
-        if let Some(name) = &self.image.name
-            && let Err(message) = validate_name(name)
-        {
-            found.push(Violation::new("spec.image.name", message));
-        }
-        if let Some(reference) = &self.image.oci {
-            check_reference("spec.image.oci", reference, found);
-        }
-    }
-}
-
-impl VmSpec {
-    fn check_dependencies(&self, own_name: &str, found: &mut Vec<Violation>) {
-        if self.depends_on.len() > MAX_DEPENDENCIES {
-            let message = format!("at most {MAX_DEPENDENCIES} VMs");
-            return found.push(Violation::new("spec.dependsOn", message));
-        }
-        let mut names = BTreeSet::new();
-        for (index, name) in self.depends_on.iter().enumerate() {
-            let path = format!("spec.dependsOn[{index}]");
-            if name == own_name {
-                found.push(Violation::new(path, "a VM cannot wait for itself"));
-            } else if let Err(message) = validate_name(name) {
-                found.push(Violation::new(path, message));
-            } else if !names.insert(name) {
-                found.push(Violation::new(path, format!("{name} is listed twice")));
-            }
-        }
-    }
-}
-
-/// What is there of a VM.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct VmStatus {
-    /// One word for people: Pending, Waiting, Pulling, Starting, Running, Stopping, Stopped, Backoff, Failed, Terminating.
-    #[serde(default)]
-    pub phase: String,
-    /// `Ready` always; `ImageReady`, `Reserved`, `Booted`, `AgentConnected`; `Reconciling` and `Stalled`
-    /// only when true.
-    #[serde(default)]
-    pub conditions: Vec<Condition>,
-    /// The generation that this status speaks of; -1 before the first look.
-    #[serde(default = "never_observed")]
-    pub observed_generation: i64,
-    /// The VM's addresses.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub addresses: Vec<String>,
-    /// Forwarded ports that are in force.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ports: Vec<PortStatus>,
-    /// What runs the VM: `qemu`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub driver: Option<String>,
-    /// The VMM's process on the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// The image that runs, or is being fetched.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<VmImageStatus>,
-    /// How far the pull of the image is that the VM waits for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pull: Option<PullProgress>,
-    /// How often the VM was started again after its first start.
-    #[serde(default)]
-    pub restarts: u32,
-    /// How the last run ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_exit: Option<LastExit>,
-    /// When a failed step is tried again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub next_retry_time: Option<Timestamp>,
-    /// When the current VMM process was started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub started_at: Option<Timestamp>,
-    /// How long the steps of the last start took.
-    #[serde(default)]
-    pub timings: Timings,
-}
-
-impl Default for VmStatus {
-    fn default() -> Self {
-        VmStatus {
-            phase: String::new(),
-            conditions: Vec::new(),
-            observed_generation: never_observed(),
-            addresses: Vec::new(),
-            ports: Vec::new(),
-            driver: None,
-            pid: None,
-            image: None,
-            pull: None,
-            restarts: 0,
-            last_exit: None,
-            next_retry_time: None,
-            started_at: None,
-            timings: Timings::default(),
-        }
-    }
-}
-
-/// A forwarded port in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PortStatus {
-    /// The port on the host.
-    pub host: u16,
-    /// The port in the VM.
-    pub guest: u16,
-    /// The transport protocol.
-    pub protocol: Protocol,
-}
-
-/// The image of a VM, as resolved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct VmImageStatus {
-    /// Where the image comes from: an OCI reference, a path or a URL.
-    pub reference: String,
-    /// The digest that it stands for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
-}
-
-/// How a run of a VM ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct LastExit {
-    /// The workload's exit code (128 + signal when a signal ended it); absent when the VMM died first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub code: Option<i32>,
-    /// One CamelCase word: Completed, Error, Killed, Shutdown, GuestPanic, VmmFailed, HostReboot.
-    pub reason: String,
-    /// A sentence for people.
-    #[serde(default)]
-    pub message: String,
-    /// When it was noticed.
-    #[schemars(with = "String")]
-    pub finished_at: Timestamp,
-}
-
-/// How long the steps of the last start took, in milliseconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Timings {
-    /// Waiting for the image.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image_ms: Option<u64>,
-    /// Claiming address, disk and memory, the flush included.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reserve_ms: Option<u64>,
-    /// Making the disks and the network device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prepare_ms: Option<u64>,
-    /// From the VMM's start to the guest's first word.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub boot_ms: Option<u64>,
-    /// From the guest's first word to the workload's start.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload_ms: Option<u64>,
 }

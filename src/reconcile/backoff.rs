@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 
 use super::entropy::Entropy;
+use crate::object::Uid;
 
 /// How waits grow.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,15 @@ impl BackoffPolicy {
     }
 }
 
+/// What a row of failures belongs to: another declaration is no part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Declared {
+    pub generation: i64,
+    pub deleted: bool,
+    /// The `Image` that a VM names, and its generation.
+    pub image: Option<(Uid, i64)>,
+}
+
 /// An object's gate: closed for a while after each failure, opened by success or a new spec.
 /// Status noise does not open it.
 #[derive(Debug)]
@@ -32,18 +42,19 @@ pub(super) struct Backoff {
     policy: BackoffPolicy,
     entropy: Entropy,
     failures: u32,
-    /// The declaration that the failures belong to: its generation, and whether it is deleted.
-    declared: (i64, bool),
-    not_before: Option<Timestamp>,
+    /// The declaration that the failures belong to.
+    declared: Declared,
+    /// On the clock that nobody sets.
+    not_before: Option<Instant>,
 }
 
 impl Backoff {
     pub(super) fn new(policy: BackoffPolicy, entropy: Entropy) -> Self {
-        Backoff { policy, entropy, failures: 0, declared: (0, false), not_before: None }
+        Backoff { policy, entropy, failures: 0, declared: Declared::default(), not_before: None }
     }
 
     /// Opens the gate if the declaration is another than that of the last failure, and says so.
-    pub(super) fn observe(&mut self, declared: (i64, bool)) -> bool {
+    pub(super) fn observe(&mut self, declared: Declared) -> bool {
         let new = self.declared != declared;
         if new {
             self.reset();
@@ -52,14 +63,12 @@ impl Backoff {
         new
     }
 
-    /// Closes the gate for the next, longer, wait.
-    pub(super) fn fail(&mut self, now: Timestamp) -> Timestamp {
+    /// Closes the gate for the next, longer, wait, and tells how long that is.
+    pub(super) fn fail(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let delay = self.policy.delay(self.failures, self.entropy.fraction());
-        let until = now.saturating_add(SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX));
-        let until = until.unwrap_or(Timestamp::MAX);
-        self.not_before = Some(until);
-        until
+        self.not_before = Instant::now().checked_add(delay);
+        delay
     }
 
     /// Opens the gate and forgets the failures.
@@ -69,8 +78,8 @@ impl Backoff {
     }
 
     /// When the gate opens, if it is closed now.
-    pub(super) fn closed_until(&self, now: Timestamp) -> Option<Timestamp> {
-        self.not_before.filter(|until| *until > now)
+    pub(super) fn closed_until(&self) -> Option<Instant> {
+        self.not_before.filter(|until| *until > Instant::now())
     }
 
     /// Failures in a row.
@@ -86,10 +95,6 @@ mod tests {
     const POLICY: BackoffPolicy =
         BackoffPolicy { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
     #[test]
     fn waits_double_up_to_the_longest() {
         let seconds: Vec<u64> =
@@ -98,16 +103,19 @@ mod tests {
         assert_eq!(POLICY.delay(1, 1.0), Duration::from_millis(800));
     }
 
-    #[test]
-    fn only_time_success_or_a_new_spec_opens_the_gate() {
+    #[tokio::test(start_paused = true)]
+    async fn only_time_success_or_a_new_spec_opens_the_gate() {
         let mut backoff = Backoff::new(POLICY, Entropy::Host);
-        backoff.observe((1, false));
-        let until = backoff.fail(at(100));
-        assert!(until > at(100) && until <= at(101));
-        backoff.observe((1, false));
-        assert_eq!(backoff.closed_until(at(100)), Some(until));
-        assert_eq!(backoff.closed_until(at(101)), None);
-        backoff.observe((2, false));
-        assert_eq!((backoff.closed_until(at(100)), backoff.failures()), (None, 0));
+        let declared = |generation| Declared { generation, ..Declared::default() };
+        backoff.observe(declared(1));
+        let wait = backoff.fail();
+        assert!(wait > Duration::from_millis(799) && wait <= Duration::from_secs(1));
+        backoff.observe(declared(1));
+        assert_eq!(backoff.closed_until(), Some(Instant::now() + wait));
+        tokio::time::sleep(wait).await;
+        assert_eq!(backoff.closed_until(), None);
+        backoff.fail();
+        backoff.observe(declared(2));
+        assert_eq!((backoff.closed_until(), backoff.failures()), (None, 0));
     }
 }

@@ -12,6 +12,7 @@
 //! - Every step is preceded by a flushed record of what it may leave behind, and can be repeated.
 //! - Dropping the engine leaves every VM as it is; a new engine adopts them by their records.
 
+mod attempts;
 mod backoff;
 mod clock;
 mod collector;
@@ -88,6 +89,11 @@ impl Engine {
     /// The agent of a VM whose guest is connected.
     pub fn agent(&self, uid: Uid) -> Option<Agent> {
         self.world.agent(uid)
+    }
+
+    /// What runs VMs, for people: `qemu, tcg`.
+    pub fn driver(&self) -> String {
+        self.world.driver.title()
     }
 
     /// What overlapped with what.

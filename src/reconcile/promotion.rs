@@ -18,7 +18,6 @@ use uuid::Uuid;
 use vmlet_wire::{Export, GuestConfig};
 
 use super::backoff::{Backoff, BackoffPolicy};
-use super::clock::Clock;
 use super::entropy::Entropy;
 use crate::boot::Kernels;
 use crate::hypervisor::{Driver, DriverError, EXPORT_FILE, ExportDisks, Launch, VmmExit};
@@ -42,7 +41,6 @@ pub(super) struct Promoter {
     /// The folder of the VMs' folders.
     pub(super) vms: PathBuf,
     pub(super) backoff: BackoffPolicy,
-    pub(super) clock: Clock,
     pub(super) entropy: Entropy,
 }
 
@@ -134,9 +132,7 @@ impl Promoter {
         let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
         while let Err(error) = self.remove(vm, id).await {
             tracing::warn!(%vm, error, "what a promotion left was not removed; tried again");
-            let now = self.clock.now();
-            let wait = Duration::try_from(backoff.fail(now).duration_since(now)).unwrap_or_default();
-            tokio::time::sleep(wait).await;
+            tokio::time::sleep(backoff.fail()).await;
         }
     }
 

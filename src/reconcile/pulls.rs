@@ -3,14 +3,15 @@
 //! In: [`Pulls::join`] with a source and its digest. Out: a base disk, installed and published in
 //! the store, and meanwhile a [`PullState`] for everyone's conditions. Guaranteed: pulls of different
 //! digests overlap up to the configured limit; a digest has one pull and one retry, however many
-//! wait; a pull that nobody waits for any more is cancelled and leaves nothing.
+//! wait and by whatever `sources`; a pull that nobody waits for any more is cancelled and leaves nothing.
 
+mod sources;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -20,6 +21,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use self::sources::Sources;
 use super::backoff::{Backoff, BackoffPolicy};
 use super::clock::Clock;
 use super::collector::Bell;
@@ -47,7 +49,8 @@ pub(super) enum PullState {
     Queued,
     /// It runs.
     Running(PullProgress),
-    /// It failed; it is tried again at the time given, if trying can help.
+    /// It failed; it is tried again at the time given, if trying can help. Attempts count from the pull's
+    /// begin: who asks after everybody has gone, and the next daemon, begin anew.
     Failed { reason: &'static str, message: String, attempt: u32, retry: Option<Timestamp> },
     /// The base disk is there.
     Done,
@@ -77,11 +80,33 @@ pub(super) struct Shop {
 }
 
 struct Pull {
+    /// What it was first wanted as.
     source: Source,
-    state: latest::Receiver<PullState>,
-    /// Ends the wait after a failed attempt.
-    hurry: Arc<Notify>,
+    common: Arc<Common>,
     task: AbortHandle,
+}
+
+/// What a pull's task and its shares have in common.
+struct Common {
+    state: latest::Sender<PullState>,
+    /// The guard covers a look at the list, or a change of it.
+    sources: Mutex<Sources>,
+    /// Ends the wait after a failed attempt.
+    hurry: Notify,
+}
+
+impl Common {
+    fn sources(&self) -> MutexGuard<'_, Sources> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next attempt is made as soon as can be.
+    fn hurry(&self) {
+        self.hurry.notify_one();
+        if matches!(*self.state.borrow(), PullState::Failed { .. }) {
+            self.state.send_replace(PullState::Queued);
+        }
+    }
 }
 
 impl Drop for Pull {
@@ -93,8 +118,15 @@ impl Drop for Pull {
 /// A share in a pull. The pull lives as long as one of its shares.
 pub(super) struct Share {
     digest: Digest,
+    source: Source,
     state: latest::Receiver<PullState>,
     pull: Arc<Pull>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.pull.common.sources().leave(&self.source);
+    }
 }
 
 impl Share {
@@ -106,17 +138,18 @@ impl Share {
         self.state.borrow().clone()
     }
 
-    /// Ends the wait for the next attempt, if there is one: somebody asks for it now.
+    /// Ends the wait for the next attempt, if there is one, even if its source refused for good: somebody
+    /// asks for it now.
     pub(super) fn hurry(&self) {
-        self.pull.hurry.notify_one();
+        if matches!(self.state(), PullState::Failed { .. }) {
+            self.pull.common.sources().ask(&self.source);
+            self.pull.common.hurry();
+        }
     }
 
     /// Resolves when the state changed. Cancel-safe.
     pub(super) async fn changed(&mut self) {
-        if self.state.changed().await.is_err() {
-            // The pull's task has ended, and its last state was seen.
-            std::future::pending::<()>().await;
-        }
+        self.state.changed().await.expect("the sender is in the pull");
     }
 }
 
@@ -125,19 +158,24 @@ impl Pulls {
         Pulls { shop: Arc::new(shop), under_way: Guarded::default() }
     }
 
-    /// A share in the digest's pull, which starts if there is none.
+    /// A share in the digest's pull, which starts if there is none. A source that is new to one that failed is
+    /// tried at once.
     pub(super) fn join(&self, source: &Source, digest: &Digest) -> Share {
-        let pull = self.under_way.with(|under_way| {
+        let (pull, fresh) = self.under_way.with(|under_way| {
             under_way.retain(|_, pull| pull.strong_count() > 0);
             let running =
                 under_way.get(digest).and_then(Weak::upgrade).filter(|pull| !pull.task.is_finished());
-            running.unwrap_or_else(|| {
+            running.map(|pull| (pull, false)).unwrap_or_else(|| {
                 let pull = Arc::new(self.shop.clone().start(source.clone(), digest.clone()));
                 under_way.insert(digest.clone(), Arc::downgrade(&pull));
-                pull
+                (pull, true)
             })
         });
-        Share { digest: digest.clone(), state: pull.state.clone(), pull }
+        if !fresh && pull.common.sources().join(source) {
+            pull.common.hurry();
+        }
+        let state = pull.common.state.subscribe();
+        Share { digest: digest.clone(), source: source.clone(), state, pull }
     }
 
     /// The pulls under way, by digest: what each was first wanted as, and how far it is.
@@ -146,7 +184,7 @@ impl Pulls {
             let alive = under_way.iter().filter_map(|(digest, pull)| Some((digest.clone(), pull.upgrade()?)));
             alive.collect()
         });
-        let state = |pull: &Pull| (pull.source.clone(), pull.state.borrow().clone());
+        let state = |pull: &Pull| (pull.source.clone(), pull.common.state.borrow().clone());
         let mut running: Vec<_> = pulls
             .iter()
             .map(|(digest, pull)| (digest.clone(), state(pull)))
@@ -170,24 +208,29 @@ impl Pulls {
 
 impl Shop {
     fn start(self: Arc<Self>, source: Source, digest: Digest) -> Pull {
-        let (sender, state) = latest::channel(PullState::Queued);
-        let hurry = Arc::<Notify>::default();
-        let (wanted, called) = (source.clone(), hurry.clone());
-        let task = tokio::spawn(async move { self.pull(&wanted, &digest, &sender, &called).await });
-        Pull { source, state, hurry, task: task.abort_handle() }
+        let mut sources = Sources::default();
+        sources.join(&source);
+        let state = latest::Sender::new(PullState::Queued);
+        let common = Arc::new(Common { state, sources: Mutex::new(sources), hurry: Notify::new() });
+        let shared = common.clone();
+        let task = tokio::spawn(async move { self.pull(&digest, &shared).await });
+        Pull { source, common, task: task.abort_handle() }
     }
 
-    /// Tries until it is done, or cannot be.
-    async fn pull(
-        &self,
-        source: &Source,
-        digest: &Digest,
-        state: &latest::Sender<PullState>,
-        hurry: &Notify,
-    ) {
+    /// Tries until it is done. When all sources refused for good it waits for another.
+    async fn pull(&self, digest: &Digest, common: &Common) {
+        let Common { state, hurry, .. } = common;
         let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
+        let mut refusal = PullState::Queued;
         loop {
-            let error = match self.attempt(source, digest, state).await {
+            let next = common.sources().next();
+            let Some(source) = next else {
+                state.send_replace(refusal.clone());
+                hurry.notified().await;
+                continue;
+            };
+            state.send_replace(PullState::Queued);
+            let error = match self.attempt(&source, digest, state).await {
                 Ok(()) => {
                     self.meters.pull("done");
                     state.send_replace(PullState::Done);
@@ -195,30 +238,36 @@ impl Shop {
                 }
                 Err(error) => error,
             };
-            self.meters.pull("failed");
-            self.meters.failure("pull", error.reason());
-            if error.reason() == ImageError::NO_SPACE {
-                self.collector.starve();
-            }
-            let now = self.clock.now();
-            let retry = error.transient().then(|| backoff.fail(now));
+            self.count(&error);
             tracing::warn!(image = %source, %digest, %error, "pull failed");
-            state.send_replace(PullState::Failed {
+            common.sources().failed(&source, !error.transient());
+            let wait = error.transient().then(|| backoff.fail());
+            let failed = PullState::Failed {
                 reason: error.reason(),
                 message: error.to_string(),
                 attempt: backoff.failures().max(1),
-                retry,
-            });
-            let Some(retry) = retry else { return };
-            let wait = Duration::try_from(retry.duration_since(now)).unwrap_or_default();
-            let backing_off = self.span(source, digest, Phase::Backoff);
+                retry: wait.map(|wait| self.clock.after(wait)),
+            };
+            let Some(wait) = wait else {
+                refusal = failed;
+                continue;
+            };
+            state.send_replace(failed);
+            let backing_off = self.span(&source, digest, Phase::Backoff);
             tokio::select! {
                 biased;
                 () = hurry.notified() => {}
                 () = tokio::time::sleep(wait) => {}
             }
             backing_off.end(Outcome::Done);
-            state.send_replace(PullState::Queued);
+        }
+    }
+
+    fn count(&self, error: &PullError) {
+        self.meters.pull("failed");
+        self.meters.failure("pull", error.reason());
+        if error.reason() == ImageError::NO_SPACE {
+            self.collector.starve();
         }
     }
 

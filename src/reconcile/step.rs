@@ -2,11 +2,12 @@
 
 use std::mem::Discriminant;
 
-use jiff::Timestamp;
+use tokio::time::Instant;
 
+use super::pulls::PullState;
 use crate::boot::KernelError;
 use crate::hypervisor::DriverError;
-use crate::image::ImageError;
+use crate::image::{ImageError, Source};
 use crate::network::NetworkError;
 use crate::store::{PublishError, ReleaseError, RemoveError, RemoveImageError, ReserveError, StoreError};
 
@@ -25,7 +26,10 @@ pub(super) struct Plan<Step> {
 /// The steps of a kind, of which one is to wait.
 pub(super) trait Steps {
     /// Nothing before a wake-up or this time.
-    fn wait(until: Option<Timestamp>) -> Self;
+    fn wait(until: Option<Instant>) -> Self;
+
+    /// The step's name in metrics.
+    fn name(&self) -> &'static str;
 }
 
 impl<Step: Steps> Plan<Step> {
@@ -33,7 +37,7 @@ impl<Step: Steps> Plan<Step> {
         Plan { step, phase: "", reason: String::new(), message: String::new() }
     }
 
-    pub(super) fn wait(until: Option<Timestamp>) -> Self {
+    pub(super) fn wait(until: Option<Instant>) -> Self {
         Plan::new(Step::wait(until))
     }
 
@@ -42,9 +46,23 @@ impl<Step: Steps> Plan<Step> {
         Plan { step: self.step, phase, reason: reason.to_owned(), message: message.to_owned() }
     }
 
-    /// With phase, reason and message, unless they are set.
-    pub(super) fn named(self, phase: &'static str, reason: &str, message: &str) -> Self {
-        if self.reason.is_empty() { self.told(phase, reason, message) } else { Plan { phase, ..self } }
+    /// The wait for a pull that is under way, or was refused.
+    pub(super) fn pulling(source: &Source, pull: &PullState) -> Self {
+        match pull {
+            PullState::Queued | PullState::Done => {
+                let message = format!("{source} waits for other pulls: as many as allowed are under way");
+                Plan::wait(None).told("Pulling", "WaitingForPull", &message)
+            }
+            PullState::Running(progress) => {
+                let message = format!("{source} is being pulled ({progress})");
+                Plan::wait(None).told("Pulling", "Pulling", &message)
+            }
+            PullState::Failed { reason, message, attempt, retry } => {
+                let message = format!("{message} (attempt {attempt} of this pull)");
+                let phase = if retry.is_some() { "Backoff" } else { "Failed" };
+                Plan::wait(None).told(phase, reason, &message)
+            }
+        }
     }
 }
 
@@ -67,7 +85,7 @@ impl<Step: Steps> Failure<Step> {
     }
 
     /// The wait that it asks for: until the backoff's gate opens, or for a change of the spec.
-    pub(super) fn wait(&self, closed_until: Option<Timestamp>) -> Option<Plan<Step>> {
+    pub(super) fn wait(&self, closed_until: Option<Instant>) -> Option<Plan<Step>> {
         let Failure { reason, message, transient, .. } = self;
         match (transient, closed_until) {
             (false, _) => Some(Plan::wait(None).told("Failed", reason, message)),

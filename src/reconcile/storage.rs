@@ -258,13 +258,8 @@ impl Request {
         }
         let share = world.pulls.join(&self.source, &digest);
         // Of one that waits after a failure the next attempt is made now, which helps all who wait for it.
-        let state = share.state();
-        let waits = matches!(state, PullState::Failed { retry: Some(_), .. });
-        if waits {
-            share.hurry();
-        }
-        let told = waits.then_some(state);
-        self.stage = Stage::Sharing { share, told };
+        share.hurry();
+        self.stage = Stage::Sharing { share, told: None };
         PullUpdate::Queued { digest }
     }
 

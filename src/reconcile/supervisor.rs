@@ -148,12 +148,11 @@ impl Supervisor {
     fn start(&mut self, key: ObjectKey, uid: Uid, seen: Declaration) {
         let (sender, receiver) = watch::channel(0);
         let world = self.world.clone();
-        let clock = world.clock;
         let reconciler: Box<dyn Reconciler> = match key.kind {
             Kind::Vm => Box::new(VmTask::new(world, key.clone(), uid)),
             Kind::Image => Box::new(ImageTask::new(world, key.clone(), uid)),
         };
-        let handle = self.tasks.spawn(task::run(reconciler, Wake::new(receiver), clock));
+        let handle = self.tasks.spawn(task::run(reconciler, Wake::new(receiver)));
         self.names.insert(handle.id(), key.clone());
         self.running.insert(key, Running { uid, wake: sender, seen });
     }

@@ -13,10 +13,8 @@ use std::panic::AssertUnwindSafe;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use jiff::Timestamp;
 use tokio::sync::watch;
-
-use super::clock::Clock;
+use tokio::time::Instant;
 
 /// One kind's way to bring an object nearer to its spec.
 #[async_trait]
@@ -39,7 +37,7 @@ pub(super) enum Outcome {
     /// There may be another step to take.
     Again,
     /// Nothing to do before a wake-up, or this time if one is given.
-    Wait(Option<Timestamp>),
+    Wait(Option<Instant>),
     /// The object's record is gone.
     Gone,
 }
@@ -73,7 +71,7 @@ impl Wake {
 }
 
 /// Runs an object's loop until its record is gone.
-pub(super) async fn run(mut reconciler: Box<dyn Reconciler>, mut wake: Wake, clock: Clock) {
+pub(super) async fn run(mut reconciler: Box<dyn Reconciler>, mut wake: Wake) {
     loop {
         wake.0.mark_unchanged();
         // Sound, here and below: what a panic left half done is forgotten by `panicked`.
@@ -87,7 +85,7 @@ pub(super) async fn run(mut reconciler: Box<dyn Reconciler>, mut wake: Wake, clo
                 biased;
                 () = wake.woken() => Ok(()),
                 changed = AssertUnwindSafe(reconciler.changed()).catch_unwind() => changed,
-                () = sleep_until(until, clock) => Ok(()),
+                () = sleep_until(until) => Ok(()),
             };
             outcome = match changed {
                 Ok(()) => break,
@@ -109,14 +107,9 @@ pub(super) fn message_of(panic: &(dyn Any + Send)) -> String {
 }
 
 /// Until this time has come; for ever if there is none.
-pub(super) async fn sleep_until(until: Option<Timestamp>, clock: Clock) {
+pub(super) async fn sleep_until(until: Option<Instant>) {
     match until {
         None => std::future::pending().await,
-        Some(until) => {
-            let left = until.duration_since(clock.now());
-            // A millisecond more, so that the time has come when the sleep ends.
-            let left = std::time::Duration::try_from(left).unwrap_or_default();
-            tokio::time::sleep(left + std::time::Duration::from_millis(1)).await;
-        }
+        Some(until) => tokio::time::sleep_until(until).await,
     }
 }

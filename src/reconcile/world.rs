@@ -98,7 +98,7 @@ impl World {
     pub(super) fn new(store: Store, parts: Parts, settings: Settings) -> Self {
         let Parts { images, kernels, driver, network, clock, entropy, room } = parts;
         let collector = Arc::<Bell>::default();
-        let (recorder, meters) = (Recorder::new(clock), Arc::new(Meters::default()));
+        let (recorder, meters) = (Recorder::new(clock.clone()), Arc::new(Meters::default()));
         World {
             pulls: Pulls::new(Shop {
                 images: images.clone(),
@@ -108,13 +108,12 @@ impl World {
                     driver: driver.clone(),
                     vms: settings.vms.clone(),
                     backoff: settings.backoff,
-                    clock,
                     entropy: entropy.clone(),
                 },
                 store: store.clone(),
                 permits: Semaphore::new(settings.max_pulls.max(1)),
                 backoff: settings.backoff,
-                clock,
+                clock: clock.clone(),
                 entropy: entropy.clone(),
                 collector: collector.clone(),
                 recorder: recorder.clone(),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::Store;
+use super::declaration::{Origin, Problem};
 use super::error::{DeclareError, StoreError};
-use super::record::{ImageRecord, Origin, Problem, Record, VmRecord};
+use super::record::{ImageRecord, Record, VmRecord};
 use super::request::Declared;
 use super::state::State;
 use crate::object::{
@@ -22,7 +23,8 @@ impl Store {
     /// says so. A new name gets a uid; a changed spec gets the next generation; a noted problem is
     /// over. Whatever else the object's metadata and status hold is ignored.
     ///
-    /// `take_over` says that the object's former place no longer declares it.
+    /// `take_over` says that the object's former place no longer declares it. Of a source that is not
+    /// [at work](Store::attend) nobody can say so: whoever declares an object of its takes that over.
     ///
     /// # Errors
     /// [`DeclareError::Conflict`] if another place declares the object and is not taken over from;
@@ -36,6 +38,18 @@ impl Store {
         now: Timestamp,
     ) -> Result<Declared, DeclareError> {
         self.engine().commit(|state| state.declare(object, origin, take_over, now)).await
+    }
+
+    /// From now on, and for this daemon's life, a source is at work: what it declared is its own until it takes
+    /// that back. So is one that declares something. To be called before any other source declares.
+    pub fn attend(&self, source: &str) {
+        // A store that failed takes no declarations either.
+        let _ = self.engine().transact(|state| state.sources.insert(source.to_owned()));
+    }
+
+    /// Whether a source is at work. If not, nobody looks after what it declared in an earlier daemon's life.
+    pub fn attends(&self, source: &str) -> bool {
+        self.engine().read(|state| state.sources.contains(source))
     }
 
     /// Asks for an object's deletion: its reconcile task does the rest. One-way. False if there is
@@ -80,6 +94,9 @@ impl State {
         now: Timestamp,
     ) -> Result<Declared, DeclareError> {
         normalize(&mut object);
+        if !self.sources.contains(&origin.source) {
+            self.sources.insert(origin.source.clone());
+        }
         self.check_dependencies(&object)?;
         let Some(old) = self.objects.get(&object.key()).cloned() else {
             return Ok(self.create(object, origin, now));
@@ -89,7 +106,8 @@ impl State {
         }
         let incumbent = old.origin();
         let moved = incumbent.source != origin.source || incumbent.path != origin.path;
-        if moved && !take_over {
+        let stranded = !self.sources.contains(&incumbent.source);
+        if moved && !take_over && !stranded {
             return Err(DeclareError::Conflict { incumbent: incumbent.clone() });
         }
         Ok(self.update(old, object, origin, moved))
@@ -155,7 +173,7 @@ impl State {
         metadata.annotations.clone_from(&object.metadata().annotations);
         metadata.generation += i64::from(!changes.is_empty());
         let generation = metadata.generation;
-        let declaration_changed = moved || old.problem().is_some();
+        let declaration_changed = moved || old.own_problem().is_some();
         let metadata_changed = old.metadata() != new.metadata();
         new.set_problem(None);
         new.set_origin(origin);
@@ -187,7 +205,7 @@ impl State {
 
     pub(super) fn set_problem(&mut self, key: &ObjectKey, problem: Option<Problem>) -> bool {
         let Some(record) = self.objects.get(key) else { return false };
-        if record.problem() == problem.as_ref() {
+        if record.own_problem() == problem.as_ref() {
             return false;
         }
         let mut record = record.clone();

@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 
 use super::backend::Backend;
 use super::error::StoreError;
-use super::record::Event;
+use super::events::Event;
 use super::request::Now;
 use super::state::State;
 use crate::latest;

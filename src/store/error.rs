@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
 use super::admission::{Resource, Standing};
-use super::record::Origin;
+use super::declaration::Origin;
 use crate::image::Digest;
 use crate::object::{DependencyError, ObjectKey, Protocol};
 

@@ -1,21 +1,94 @@
 //! Events: what happened to objects and manifests, coalesced and bounded. Recording one never waits.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::Store;
-use super::record::{Event, Severity, Subject};
 use super::request::StoreSettings;
 use super::row::{Row, RowKey};
 use super::state::State;
-use crate::object::Uid;
+use crate::object::{ObjectKey, Uid};
 
 /// The longest reason, in bytes.
 const MAX_REASON: usize = 128;
 /// The longest message, in bytes (as in Kubernetes: core/v1 Event, `message`).
 const MAX_MESSAGE: usize = 1024;
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Subject {
+    /// An object.
+    Object(ObjectKey),
+    /// A manifest, or a folder of them, which need not declare any object that exists.
+    Manifest {
+        /// The whole path.
+        path: PathBuf,
+    },
+}
+
+impl Subject {
+    /// The object, if it is one.
+    pub fn object(&self) -> Option<&ObjectKey> {
+        match self {
+            Subject::Object(key) => Some(key),
+            Subject::Manifest { .. } => None,
+        }
+    }
+}
+
+impl From<&ObjectKey> for Subject {
+    fn from(key: &ObjectKey) -> Self {
+        Subject::Object(key.clone())
+    }
+}
+
+/// `vm/web`, `/etc/vmlet/manifests/web.yaml`
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Subject::Object(key) => key.fmt(f),
+            Subject::Manifest { path } => path.display().fmt(f),
+        }
+    }
+}
+
+/// Something that happened to an object or a manifest (core/v1 Event).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// What it happened to.
+    #[serde(rename = "object")]
+    pub subject: Subject,
+    /// The object's uid.
+    pub uid: Option<Uuid>,
+    /// Whether it is trouble.
+    pub severity: Severity,
+    /// One CamelCase word.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+    /// When it first happened.
+    pub first_seen: Timestamp,
+    /// When it last happened.
+    pub last_seen: Timestamp,
+    /// How often.
+    pub count: u32,
+}
+
+/// The two types of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Severity {
+    /// All is well.
+    Normal,
+    /// Somebody should look.
+    Warning,
+}
 
 /// The events, in the order in which they last happened.
 pub(super) struct EventLog {

@@ -23,6 +23,7 @@
 
 mod admission;
 mod backend;
+mod declaration;
 mod declare;
 mod disks;
 mod engine;
@@ -52,17 +53,19 @@ mod watch;
 
 pub use crate::metrics::HistogramSnapshot;
 pub use admission::{Resource, Standing};
+pub use declaration::{Origin, Problem, Rivals};
 pub use error::{
     DeclareError, Expired, OpenError, PromoteError, PublishError, ReleaseError, RemoveDiskError, RemoveError,
     RemoveImageError, ReserveError, StoreError,
 };
+pub use events::{Event, Severity, Subject};
 pub use export::{Counts, Export};
 pub use memory::{DurableView, Fault, Judge, MemoryBackend, Moment, Verdict};
 pub use offline::{ClosedStore, ClosedStoreError, import};
 pub use promote::Promotable;
 pub use record::{
-    DiskRecord, DiskState, Event, ImageRecord, Origin, PinnedImage, PinnedKernel, Problem, Record,
-    Reservation, Rivals, Run, Severity, Stopping, Subject, Unused, VmRecord,
+    DiskRecord, DiskState, ImageRecord, PinnedImage, PinnedKernel, Record, Reservation, Run, Stopping,
+    Unused, VmRecord,
 };
 pub use request::{
     Capacity, Change, ChangeKind, Declared, DiskClaim, ImageUpdate, Minter, NetworkClaim, Now, StoreSettings,

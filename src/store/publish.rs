@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::Store;
+use super::declaration::Problem;
 use super::error::{PublishError, RemoveError, RemoveImageError};
-use super::record::{Problem, Record, Reservation, Run};
+use super::record::{Record, Reservation, Run};
 use super::request::{ImageUpdate, VmUpdate};
 use super::state::State;
 use crate::object::{Kind, ObjectKey, Shared, Uid};
@@ -137,7 +138,7 @@ impl State {
         }
         // One that is declared again makes way even if VMs name it: they name its successor, too, and
         // what they run on is kept by their pins.
-        let follows = image.problem.iter().chain(image.rivals.values()).any(Problem::is_redeclared);
+        let follows = image.problems().any(Problem::is_redeclared);
         let by = self.users_of(key);
         if !by.is_empty() && !follows {
             return Err(RemoveImageError::InUse { by });

@@ -1,6 +1,5 @@
 //! What the store holds: one record an object, one a base disk.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::declaration::{Origin, Problem, Rivals};
 use crate::boot::{Boot, KernelChoice};
 use crate::hypervisor::ProcessIdentity;
 use crate::image::{Digest, ImageConfig, Source};
@@ -173,10 +173,6 @@ pub struct ImageRecord {
     pub image: Option<PinnedImage>,
 }
 
-/// By source, what there is about its declaration, which is not in force. Not kept: each source says it anew
-/// when it starts, and one that is no more says nothing.
-pub type Rivals = BTreeMap<String, Problem>;
-
 impl VmRecord {
     /// A VM that was declared, and of which nothing has come yet.
     pub fn new(object: Vm, origin: Origin) -> Self {
@@ -194,9 +190,9 @@ impl VmRecord {
         }
     }
 
-    /// What is wrong with the declaration: by its own source, else by others.
-    pub fn problem(&self) -> Option<&Problem> {
-        self.problem.as_ref().or_else(|| self.rivals.values().next())
+    /// All that is wrong with the declaration; what its own source says comes first.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problem.iter().chain(self.rivals.values())
     }
 }
 
@@ -206,9 +202,9 @@ impl ImageRecord {
         ImageRecord { object, origin, problem: None, rivals: Rivals::new(), image: None }
     }
 
-    /// What is wrong with the declaration: by its own source, else by others.
-    pub fn problem(&self) -> Option<&Problem> {
-        self.problem.as_ref().or_else(|| self.rivals.values().next())
+    /// All that is wrong with the declaration; what its own source says comes first.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problem.iter().chain(self.rivals.values())
     }
 
     /// The pin, if it is what the spec asks for by now.
@@ -218,58 +214,6 @@ impl ImageRecord {
         let pin = self.image.as_ref().filter(|pin| Some(&pin.source) == source.as_ref())?;
         let choice = pin.kernel.as_ref().map(|kernel| &kernel.choice);
         (choice == spec.kernel().as_ref()).then_some(pin)
-    }
-}
-
-/// Where an object is declared: its one owner.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// The source: `directory:/etc/vmlet/manifests`.
-    pub source: String,
-    /// The file, below the source's folder.
-    pub path: PathBuf,
-    /// The line at which the object's document starts, from 1.
-    pub line: u32,
-}
-
-impl Origin {
-    /// The file's full path: a folder's manifests are recorded below it.
-    pub fn file(&self) -> PathBuf {
-        self.source
-            .strip_prefix("directory:")
-            .map_or_else(|| self.path.clone(), |root| Path::new(root).join(&self.path))
-    }
-}
-
-/// `/etc/vmlet/manifests/web.yaml:3`
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.file().display(), self.line)
-    }
-}
-
-/// Trouble with a declaration, which leaves the last good spec in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// One CamelCase word: InvalidManifest, Conflict, SourceUnavailable.
-    pub reason: String,
-    /// What is wrong, with file and line.
-    pub message: String,
-}
-
-impl Problem {
-    /// Declared again while the former object of the name is being deleted: no trouble, it waits.
-    pub const REDECLARED: &'static str = "Redeclared";
-
-    /// Of an object that is being deleted: its name is declared at `place`.
-    pub(crate) fn redeclared(place: &str) -> Problem {
-        let message = format!("declared again at {place}; created anew when the old one is gone");
-        Problem { reason: Problem::REDECLARED.to_owned(), message }
-    }
-
-    /// Whether another object of the name is to follow this one.
-    pub fn is_redeclared(&self) -> bool {
-        self.reason == Problem::REDECLARED
     }
 }
 
@@ -435,75 +379,4 @@ pub enum DiskState {
     },
     /// Nobody refers to it; its files are being removed.
     Removing,
-}
-
-/// What an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Subject {
-    /// An object.
-    Object(ObjectKey),
-    /// A manifest, or a folder of them, which need not declare any object that exists.
-    Manifest {
-        /// The whole path.
-        path: PathBuf,
-    },
-}
-
-impl Subject {
-    /// The object, if it is one.
-    pub fn object(&self) -> Option<&ObjectKey> {
-        match self {
-            Subject::Object(key) => Some(key),
-            Subject::Manifest { .. } => None,
-        }
-    }
-}
-
-impl From<&ObjectKey> for Subject {
-    fn from(key: &ObjectKey) -> Self {
-        Subject::Object(key.clone())
-    }
-}
-
-/// `vm/web`, `/etc/vmlet/manifests/web.yaml`
-impl std::fmt::Display for Subject {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Subject::Object(key) => key.fmt(f),
-            Subject::Manifest { path } => path.display().fmt(f),
-        }
-    }
-}
-
-/// Something that happened to an object or a manifest (core/v1 Event).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Event {
-    /// What it happened to.
-    #[serde(rename = "object")]
-    pub subject: Subject,
-    /// The object's uid.
-    pub uid: Option<Uuid>,
-    /// Whether it is trouble.
-    pub severity: Severity,
-    /// One CamelCase word.
-    pub reason: String,
-    /// A sentence.
-    pub message: String,
-    /// When it first happened.
-    pub first_seen: Timestamp,
-    /// When it last happened.
-    pub last_seen: Timestamp,
-    /// How often.
-    pub count: u32,
-}
-
-/// The two types of events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Severity {
-    /// All is well.
-    Normal,
-    /// Somebody should look.
-    Warning,
 }

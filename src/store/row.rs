@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
 
-use super::record::{DiskRecord, Event, Record};
+use super::events::Event;
+use super::record::{DiskRecord, Record};
 use crate::image::Digest;
 use crate::object::{Kind, ObjectKey};
 

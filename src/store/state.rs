@@ -5,7 +5,7 @@
 //! only places where anything changes. They keep the derived indices right, give the change its
 //! version, and note the rows for the next flush ([`State::take_pending`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::Arc;
 
@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) line: Line,
     pub(super) history: History,
     pub(super) minter: Minter,
+    /// The sources that are at work in this daemon's life.
+    pub(super) sources: BTreeSet<String>,
     /// The present transaction's time.
     pub(super) now: Timestamp,
     version: u64,
@@ -55,6 +57,7 @@ impl State {
             line: Line::default(),
             history: History::new(settings.history),
             minter: settings.minter.clone(),
+            sources: BTreeSet::new(),
             now: (settings.now)(),
             version: 0,
             writes: 0,

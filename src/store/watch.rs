@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 use super::Store;
 use super::engine::{Engine, Progress};
 use super::error::Expired;
-use super::record::Event;
+use super::events::Event;
 use super::request::Change;
 use crate::latest;
 

@@ -89,8 +89,10 @@ impl Life {
         let began = (now, Instant::now());
         world.begin(Some(backend.durable()), options.settings.retention);
         judge(world, &backend);
-        let clock = Clock::Tokio { start: calendar(now), at: began.1 };
-        let engine = Engine::new(store.clone(), world.parts(clock, entropy), options.settings.clone());
+        let told = world.clone();
+        let clock = Clock::Told(Arc::new(move || told.lock().wall()));
+        let engine =
+            Engine::new(store.clone(), world.parts(clock.clone(), entropy), options.settings.clone());
         let engine = runtime.spawn(async move { engine.run(CancellationToken::new()).await });
         drop(inside);
         Life {
@@ -114,11 +116,17 @@ impl Life {
         let source = shown.entry(folder.to_owned()).or_insert_with(|| {
             // The first value is not a look at the folder.
             let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
-            let (store, guard, clock, root) = (store.clone(), *mass_delete, *clock, folder.to_owned());
-            runtime.spawn(async move {
-                let (readiness, _) = watch::channel(Readiness::default());
-                keep(store, &root, receiver, guard, readiness, clock, CancellationToken::new()).await;
-            });
+            let (readiness, _) = watch::channel(Readiness::default());
+            let until = CancellationToken::new();
+            runtime.spawn(keep(
+                store.clone(),
+                folder,
+                receiver,
+                *mass_delete,
+                readiness,
+                clock.clone(),
+                until,
+            ));
             sender
         });
         source.send_replace(snapshot);

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use super::life::calendar;
 use super::timeline::Teller;
@@ -26,8 +25,9 @@ pub(crate) struct Rig {
 impl Rig {
     pub(crate) fn new() -> Rig {
         let host = Host::new();
-        let clock = Clock::Tokio { start: calendar(std::time::Duration::ZERO), at: Instant::now() };
-        let timed = StoreSettings { now: Arc::new(move || clock.now()), ..StoreSettings::default() };
+        let clock = Clock::simulated(calendar(std::time::Duration::ZERO));
+        let told = clock.clone();
+        let timed = StoreSettings { now: Arc::new(move || told.now()), ..StoreSettings::default() };
         let (store, backend) = Store::in_memory_with(timed);
         let settings = Options::default().settings;
         host.begin(Some(backend.durable()), settings.retention);
@@ -36,7 +36,7 @@ impl Rig {
     }
 
     pub(crate) fn parts(&self) -> Parts {
-        self.host.parts(self.clock, Entropy::seeded(1))
+        self.host.parts(self.clock.clone(), Entropy::seeded(1))
     }
 
     pub(crate) fn now(&self) -> Timestamp {

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use rand::Rng;
 
 use super::images::{ImageScript, canonical};
-use super::life::{Life, Paused, Remains, calendar};
+use super::life::{Life, Paused, Remains};
 use super::options::{Options, Unflushed};
 use super::oracle;
 use super::timeline::{Entry, Teller};
@@ -75,7 +76,7 @@ impl Simulation {
         let settings = StoreSettings {
             history: options.history,
             minter: Arc::new(move || uids.uuid()),
-            now: Arc::new(move || calendar(timed.lock().now())),
+            now: Arc::new(move || timed.lock().wall()),
             ..StoreSettings::default()
         };
         let (store, backend) = Store::in_memory_with(settings);
@@ -109,6 +110,11 @@ impl Simulation {
     /// Sets how the starts of a VM go from now on.
     pub fn script_vm(&mut self, key: ObjectKey, script: VmScript) {
         self.world.lock().vm_scripts.insert(key, script);
+    }
+
+    /// Sets the host's wall clock, forwards or back. Nothing that is waited for may depend on that.
+    pub fn set_clock(&mut self, by: SignedDuration) {
+        self.world.lock().set_wall(by);
     }
 
     /// Sets the room on the state folder's file system from now on: its size, and what things other than

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{Outcome, Phase, Span, Subject, Timeline};
 use crate::metrics::{Guarded, Histogram, Page, Report};
@@ -45,7 +46,8 @@ pub struct OpenSpan {
     recorder: Recorder,
     id: u64,
     phase: Phase,
-    start: Timestamp,
+    /// On the clock that nobody sets.
+    began: Instant,
     ended: bool,
 }
 
@@ -66,7 +68,7 @@ impl Recorder {
             spans.open.insert(spans.next, span);
             spans.next
         });
-        OpenSpan { recorder: self.clone(), id, phase, start, ended: false }
+        OpenSpan { recorder: self.clone(), id, phase, began: Instant::now(), ended: false }
     }
 
     /// Everything that is remembered.
@@ -117,8 +119,7 @@ impl OpenSpan {
     fn finish(mut self, outcome: Outcome, detail: Option<&str>) -> Duration {
         let shared = &self.recorder.shared;
         let end = shared.clock.now();
-        // The host's clock may have been set back meanwhile.
-        let took = Duration::try_from(end.duration_since(self.start)).unwrap_or_default();
+        let took = self.began.elapsed();
         if outcome == Outcome::Done {
             shared.took[self.phase as usize].record(took);
         }

@@ -79,6 +79,10 @@ impl Guests for NoGuests {
         uid.to_string().into()
     }
 
+    fn driver(&self) -> String {
+        "qemu, tcg".to_owned()
+    }
+
     async fn console(&self, _: Uid) -> Result<vmlet::hypervisor::GuestStream, String> {
         Err("no guest runs".to_owned())
     }

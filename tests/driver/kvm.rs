@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmlet::hypervisor::qemu::{Accelerator, AcceleratorSetting, choose_accelerator};
 
@@ -12,9 +12,9 @@ use crate::support::{HELPER, run};
 
 #[tokio::test]
 async fn a_choice_is_made_in_time_and_with_a_reason() {
-    let started = Instant::now();
-    let choice = choose_accelerator(AcceleratorSetting::Auto, Path::new(HELPER)).await;
-    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    // It takes 1.5 s at most, and a test guest that nobody ends takes for ever.
+    let choice = choose_accelerator(AcceleratorSetting::Auto, Path::new(HELPER));
+    let choice = tokio::time::timeout(Duration::from_secs(120), choice).await.expect("it is made");
     if let Accelerator::Tcg { why } = &choice {
         assert!(why.contains("/dev/kvm") && why.len() < 300, "{why}");
         assert!(choice.to_string().starts_with("tcg: guests are emulated, because "));
@@ -40,7 +40,7 @@ fn kvm_that_works_is_recognised() {
     );
     let made = Command::new("sh").args(["-ec", &script]).current_dir(&root).status();
     assert!(made.expect("sh").success(), "install cpio and linux-image-cloud-amd64");
-    let script = "exec timeout 120 qemu-system-x86_64 -M q35 -accel tcg -cpu max,+svm,+npt -m 512 -nodefaults \
+    let script = "exec timeout 600 qemu-system-x86_64 -M q35 -accel tcg -cpu max,+svm,+npt -m 512 -nodefaults \
                   -no-user-config -display none -no-reboot -serial stdio -initrd initramfs \
                   -kernel $(ls /boot/vmlinuz-*-cloud-amd64 | tail -n 1) -append 'console=ttyS0 quiet panic=-1'";
     let output = Command::new("sh").args(["-c", script]).current_dir(dir.path()).output().expect("sh");

@@ -18,7 +18,7 @@ const PASSWORD: &str = "correct horse";
 fn with_auth(folder: &TempDir, content: &str) -> Settings {
     let path = folder.path().join("auth.json");
     std::fs::write(&path, content).unwrap();
-    Settings { auth_files: vec![path], ..impatient() }
+    Settings { auth_files: vec![path], ..quick() }
 }
 
 fn password_for(host: impl std::fmt::Display) -> String {
@@ -131,7 +131,7 @@ async fn tokens_that_expire_in_the_middle_are_renewed() {
         _ => Reply::Serve,
     })
     .await;
-    let setup = Setup::with(&image, impatient(), registry);
+    let setup = Setup::with(&image, quick(), registry);
     drop(setup.stage().await.unwrap());
     assert!(setup.registry.asked("/token").len() >= 3);
 }
@@ -153,7 +153,7 @@ async fn what_is_no_token_is_refused() {
             "/token" => Some(Response::new(body())),
             _ => ask_for(&format!(r#"Bearer realm="http://{address}/token""#)),
         };
-        let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, gate).await);
+        let setup = Setup::with(&image, quick(), ScriptedRegistry::start_gated(&image, gate).await);
         let error = setup.resolve().await.unwrap_err();
         assert_eq!((error.reason, error.transient), ("Unauthorized", true), "{error}");
         assert_eq!(setup.registry.asked("/token").len(), 1);
@@ -161,10 +161,97 @@ async fn what_is_no_token_is_refused() {
 }
 
 #[tokio::test]
+async fn passwords_are_kept_from_who_asks_for_something_else() {
+    let (image, _) = image();
+    let gate = |_: &Asked, _| ask_for("Negotiate, Digest realm=x");
+    let registry = ScriptedRegistry::start_gated(&image, gate).await;
+    let folder = tempfile::tempdir().unwrap();
+    let setup = Setup::with(&image, with_auth(&folder, &password_for(registry.address())), registry);
+    assert_eq!(setup.resolve().await.unwrap_err().reason, "Unauthorized");
+    assert!(setup.registry.asked("").iter().all(|asked| asked.authorization.is_none()));
+}
+
+#[tokio::test]
+async fn token_services_may_be_busy_and_may_refuse() {
+    let (image, _) = image();
+    let with_service = async |folder: &TempDir, file: bool, service: fn(usize) -> Response| {
+        let times = AtomicUsize::new(0);
+        let gate = move |asked: &Asked, address: SocketAddr| match asked.path.as_str() {
+            "/token" => Some(service(times.fetch_add(1, Ordering::SeqCst))),
+            _ if asked.authorization.as_deref() == Some("Bearer t") => None,
+            _ => ask_for(&format!(r#"Bearer realm="http://{address}/token""#)),
+        };
+        let registry = ScriptedRegistry::start_gated(&image, gate).await;
+        let content = if file { password_for(registry.address()) } else { "{}".to_owned() };
+        Setup::with(&image, with_auth(folder, &content), registry)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let busy = |nth| match nth {
+        0 => bare(503, &[]),
+        1 => bare(429, &[("retry-after", "3600")]),
+        _ => Response::new(r#"{"token": "t"}"#.into()),
+    };
+    let setup = with_service(&folder, false, busy).await;
+    assert_eq!(setup.resolve().await.unwrap(), setup.digest);
+    assert_eq!(setup.registry.asked("/token").len(), 3);
+    for (file, words) in [(false, "no anonymous access"), (true, "the auth file's credentials are refused")] {
+        // What comes with a refusal is no token.
+        let refuses = |_| {
+            let answer = Response::builder().status(403);
+            answer.body(r#"{"token": "t"}"#.into()).unwrap()
+        };
+        let setup = with_service(&folder, file, refuses).await;
+        let error = setup.resolve().await.unwrap_err();
+        assert!(error.reason == "Unauthorized" && error.message.contains(words), "{error}");
+        assert_eq!(setup.registry.asked("/token").len(), 1, "asking again changes nothing");
+    }
+    // A life of no time is none that was told.
+    let setup =
+        with_service(&folder, false, |_| Response::new(r#"{"token": "t", "expires_in": 0}"#.into())).await;
+    drop(setup.stage().await.unwrap());
+    assert_eq!(setup.registry.asked("/token").len(), 1);
+}
+
+#[tokio::test]
+async fn tokens_that_are_never_good_enough_are_not_asked_for_without_end() {
+    let (image, _) = image();
+    let gate = |asked: &Asked, address: SocketAddr| match asked.path.as_str() {
+        "/token" => token(r#"{"token": "t"}"#),
+        _ => ask_for(&format!(r#"Bearer realm="http://{address}/token""#)),
+    };
+    let setup = Setup::with(&image, quick(), ScriptedRegistry::start_gated(&image, gate).await);
+    let error = setup.resolve().await.unwrap_err();
+    assert_eq!(error.reason, "Unauthorized", "{error}");
+    assert_eq!(setup.registry.asked("/token").len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_refused_is_asked_for_anew_the_next_time() {
+    let (image, _) = image();
+    let valid = Arc::new(AtomicUsize::new(1));
+    let now = valid.clone();
+    let gate = move |asked: &Asked, address: SocketAddr| {
+        let right = format!("t{}", now.load(Ordering::SeqCst));
+        match (asked.path.as_str(), asked.authorization.as_deref()) {
+            ("/token", _) => token(format!(r#"{{"token": "{right}", "expires_in": 3600}}"#)),
+            (_, None) => ask_for(&format!(r#"Bearer realm="http://{address}/token""#)),
+            (_, Some(given)) if given == format!("Bearer {right}") => None,
+            // Some say so rather than that the token is none.
+            _ => Some(bare(403, &[])),
+        }
+    };
+    let setup = Setup::with(&image, quick(), ScriptedRegistry::start_gated(&image, gate).await);
+    assert_eq!(setup.resolve().await.unwrap(), setup.digest);
+    valid.store(2, Ordering::SeqCst);
+    assert_eq!(setup.resolve().await.unwrap_err().reason, "Unauthorized");
+    assert_eq!(setup.resolve().await.unwrap(), setup.digest);
+}
+
+#[tokio::test]
 async fn tokens_are_not_sent_for_over_plain_http() {
     let (image, _) = image();
     let gate = |_: &Asked, _| ask_for(r#"Bearer realm="http://registry.example/token""#);
-    let setup = Setup::with(&image, impatient(), ScriptedRegistry::start_gated(&image, gate).await);
+    let setup = Setup::with(&image, quick(), ScriptedRegistry::start_gated(&image, gate).await);
     let error = setup.resolve().await.unwrap_err();
     assert!(error.message.contains("http://registry.example/token is not https"), "{error}");
 }
@@ -229,7 +316,7 @@ async fn pulled_elsewhere() {
         auth_files: named("AUTH").map(PathBuf::from).into_iter().collect(),
         registries: registries.unwrap_or_default(),
         attempts: 1,
-        ..impatient()
+        ..quick()
     };
     let state = tempfile::tempdir().unwrap();
     let store = ImageStore::open(state.path(), settings).unwrap();

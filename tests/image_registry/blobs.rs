@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use super::*;
 
 fn no_cache() -> Settings {
-    Settings { blob_cache: 0, ..impatient() }
+    Settings { blob_cache: 0, ..quick() }
 }
 
 fn files(state: &Path) -> Vec<PathBuf> {
@@ -97,6 +97,41 @@ async fn pulls_share_a_download() {
     assert_eq!(seen.bytes_done, seen.bytes, "both see the progress");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_registry_fails_at_fails_all_who_wait() {
+    let (one, two, blob) = two_images();
+    let wanted = blob.clone();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let script = move |path: &str, nth: usize| {
+        if path != wanted {
+            return Reply::Serve;
+        }
+        if nth == 0 {
+            tokio::task::block_in_place(|| wait.lock().unwrap().recv().unwrap());
+        }
+        Reply::Break(10)
+    };
+    let registry = ScriptedRegistry::start_images(&[&one, &two], None, |_, _| None, script).await;
+    let setup = Setup::with(&one, Settings { attempts: 3, ..no_cache() }, registry);
+    let source = Source::Oci(format!("{}/app:2", setup.registry.address()));
+    let digest = two.digest().parse().unwrap();
+    let (progress, mut seen) = watch::channel(Progress::default());
+    let other = async {
+        let release = async {
+            // Its own layer is there, so the other one is waited for.
+            seen.wait_for(|progress| progress.bytes_done > 0).await.unwrap();
+            go.send(()).unwrap();
+        };
+        tokio::join!(setup.store.stage(&source, &digest, &progress), release).0
+    };
+    let (first, second) = limited(async { tokio::join!(setup.stage(), other) }).await;
+    for end in [first.map(drop), second.map(drop)] {
+        assert_eq!(end.unwrap_err().reason, "RegistryUnavailable");
+    }
+    assert_eq!(setup.registry.asked(&blob).len(), 3, "one asked for both");
+}
+
 #[tokio::test]
 async fn who_waits_goes_on_when_who_downloads_is_dropped() {
     let (one, two, blob) = two_images();
@@ -141,7 +176,7 @@ async fn kept_layers_are_not_fetched_again() {
     let (one, two, blob) = two_images();
     let registry =
         ScriptedRegistry::start_images(&[&one, &two], None, |_, _| None, |_, _| Reply::Serve).await;
-    let setup = Setup::with(&one, impatient(), registry);
+    let setup = Setup::with(&one, quick(), registry);
     drop(setup.stage().await.unwrap());
     let (source, digest) =
         (Source::Oci(format!("{}/app:2", setup.registry.address())), two.digest().parse().unwrap());
@@ -163,13 +198,17 @@ async fn damaged_layers_are_fetched_anew() {
     let image = Image::new(vec![layer]);
     let length = image.blobs[&blob].len();
     let whole = image.blobs[&blob].clone();
-    for damage in [20, length / 2, length - 1] {
-        let setup = Setup::new(&image, impatient(), |_, _| Reply::Serve).await;
+    let changed = [20, length / 2, length - 1].map(|damage| {
         let mut wrong = whole.clone();
         wrong[damage] ^= 0x55;
+        wrong
+    });
+    let of_other_lengths = [whole[..length - 1].to_vec(), [&whole[..], &[0]].concat(), Vec::new()];
+    for (case, wrong) in changed.into_iter().chain(of_other_lengths).enumerate() {
+        let setup = Setup::new(&image, quick(), |_, _| Reply::Serve).await;
         fs::write(kept(setup.state.path(), &blob), &wrong).unwrap();
         drop(setup.stage().await.unwrap());
-        assert_eq!(setup.registry.asked(&blob).len(), 1, "byte {damage}");
+        assert_eq!(setup.registry.asked(&blob).len(), 1, "case {case}");
         assert_eq!(fs::read(kept(setup.state.path(), &blob)).unwrap(), whole);
     }
 }
@@ -184,12 +223,18 @@ async fn interrupted_downloads_go_on_after_a_restart() {
     })
     .await;
     interrupted(&setup, 100_000).await;
-    partial(setup.state.path(), 100_000).await;
-    setup.store = ImageStore::open(setup.state.path(), impatient()).unwrap();
+    let file = partial(setup.state.path(), 100_000).await;
+    setup.store = ImageStore::open(setup.state.path(), quick()).unwrap();
     assert!(setup.store.blobs().await.unwrap()[0].partial);
     drop(setup.stage().await.unwrap());
     assert_eq!(setup.registry.asked(&blob)[1].range.as_deref(), Some("bytes=100000-"));
     assert_eq!(files(setup.state.path()), [kept(setup.state.path(), &blob)]);
+    // Interrupted between its last byte and its name.
+    fs::rename(kept(setup.state.path(), &blob), file).unwrap();
+    let (progress, seen) = watch::channel(Progress::default());
+    drop(limited(setup.store.stage(&setup.source(), &setup.digest, &progress)).await.unwrap());
+    assert_eq!(setup.registry.asked(&blob).len(), 2, "all of it is there");
+    assert_eq!(seen.borrow().bytes_done, seen.borrow().bytes);
 }
 
 #[tokio::test]
@@ -204,11 +249,18 @@ async fn what_a_crash_spoilt_is_fetched_anew() {
     interrupted(&setup, 100_000).await;
     let file = partial(setup.state.path(), 100_000).await;
     // As after a power loss: long enough, and not what was written.
-    fs::write(file, vec![0; 200_000]).unwrap();
-    setup.store = ImageStore::open(setup.state.path(), impatient()).unwrap();
+    fs::write(&file, vec![0; 200_000]).unwrap();
+    setup.store = ImageStore::open(setup.state.path(), quick()).unwrap();
     drop(setup.stage().await.unwrap());
-    let ranges: Vec<_> = setup.registry.asked(&blob).into_iter().map(|asked| asked.range).collect();
-    assert_eq!(ranges, [None, Some("bytes=200000-".to_owned()), None]);
+    let ranges = || setup.registry.asked(&blob).into_iter().map(|asked| asked.range).collect::<Vec<_>>();
+    assert_eq!(ranges(), [None, Some("bytes=200000-".to_owned()), None]);
+    // What is longer than the layer is no part of it.
+    let kept = kept(setup.state.path(), &blob);
+    fs::remove_file(&kept).unwrap();
+    fs::write(&file, vec![0; 1_000_000]).unwrap();
+    drop(setup.stage().await.unwrap());
+    assert_eq!(ranges()[3..], [None]);
+    assert!(fs::read(&kept).unwrap() == image.blobs[&blob]);
 }
 
 #[tokio::test]
@@ -217,7 +269,7 @@ async fn what_is_kept_is_bounded() {
     let images = [image(1), image(2), image(3)];
     let registry =
         ScriptedRegistry::start_images(&images.each_ref(), None, |_, _| None, |_, _| Reply::Serve).await;
-    let settings = Settings { blob_cache: 700_000, ..impatient() };
+    let settings = Settings { blob_cache: 700_000, ..quick() };
     let setup = Setup::with(&images[0], settings, registry);
     let stage = async |number: usize| {
         let source = Source::Oci(format!("{}/app:{}", setup.registry.address(), number + 1));
@@ -251,7 +303,7 @@ async fn what_is_kept_is_bounded() {
 #[tokio::test]
 async fn stale_downloads_go_at_the_start() {
     let (image, blob) = image();
-    let setup = Setup::new(&image, impatient(), |_, _| Reply::Serve).await;
+    let setup = Setup::new(&image, quick(), |_, _| Reply::Serve).await;
     let at = |name: &str, days: u64| {
         let path = setup.state.path().join("blobs").join(name);
         fs::write(&path, "part").unwrap();
@@ -263,7 +315,7 @@ async fn stale_downloads_go_at_the_start() {
     let stale = at(&format!("{name}.0123456789abcdef.partial"), 2);
     let fresh = at(&format!("{name}.fedcba9876543210.partial"), 0);
     let old = at(&name, 2);
-    drop(ImageStore::open(setup.state.path(), impatient()).unwrap());
+    drop(ImageStore::open(setup.state.path(), quick()).unwrap());
     assert!(!stale.exists() && fresh.exists() && old.exists());
     drop(ImageStore::open(setup.state.path(), no_cache()).unwrap());
     assert!(is_empty(&setup.state.path().join("blobs")));

@@ -8,7 +8,7 @@ use super::*;
 pub(crate) fn mirrored(registry: SocketAddr, mirrors: &[String]) -> Settings {
     let text = format!("registries:\n  {registry}:\n    mirrors: [{}]\n", mirrors.join(", "));
     let registries = Registries::parse(Path::new("registries.yaml"), text.as_bytes());
-    Settings { registries: registries.unwrap(), ..impatient() }
+    Settings { registries: registries.unwrap(), ..quick() }
 }
 
 fn url(mirror: &ScriptedRegistry) -> String {
@@ -63,8 +63,8 @@ async fn a_dead_mirror_is_asked_once_in_a_while() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let dead = format!("http://{}", listener.local_addr().unwrap());
     let registry = ScriptedRegistry::start(&image, |_, _| Reply::Serve).await;
-    let settings =
-        Settings { connect_timeout: Duration::from_secs(1), ..mirrored(registry.address(), &[dead]) };
+    let (connect_timeout, idle_timeout) = (Duration::from_secs(1), Duration::from_millis(300));
+    let settings = Settings { connect_timeout, idle_timeout, ..mirrored(registry.address(), &[dead]) };
     let setup = Setup::with(&image, settings, registry);
     // It listens and says nothing, so each attempt would take its time.
     drop(setup.stage().await.unwrap());

@@ -20,7 +20,7 @@ async fn serving(image: &Image, documents: Vec<Value>) -> Setup {
         let found = served.iter().find(|(name, _)| asked.path.ends_with(name));
         found.map(|(_, bytes)| Response::new(bytes.clone().into()))
     };
-    Setup::with(image, impatient(), ScriptedRegistry::start_gated(image, gate).await)
+    Setup::with(image, quick(), ScriptedRegistry::start_gated(image, gate).await)
 }
 
 fn index(entries: &[Value]) -> Value {
@@ -70,15 +70,15 @@ async fn images_of_odd_layers_are_made() {
     let blob = digest(&one().blob);
     let docker = Layer { media_type: "application/vnd.docker.image.rootfs.diff.tar.zstd", ..one() };
     let twice = Image::new(vec![one(), docker, one()]);
-    let setup = Setup::new(&twice, impatient(), |_, _| Reply::Serve).await;
+    let setup = Setup::new(&twice, quick(), |_, _| Reply::Serve).await;
     drop(setup.stage().await.unwrap());
     assert_eq!(setup.registry.asked(&blob).len(), 1, "one layer in three places is one download");
 
     let none = Image::new(Vec::new());
-    let setup = Setup::new(&none, impatient(), |_, _| Reply::Serve).await;
+    let setup = Setup::new(&none, quick(), |_, _| Reply::Serve).await;
     drop(setup.stage().await.unwrap());
     let text = String::from_utf8(none.manifest.clone()).unwrap().replace("\"layers\":[]", "\"layers\":null");
     let null = Image { manifest: text.into_bytes(), ..none };
-    let setup = Setup::new(&null, impatient(), |_, _| Reply::Serve).await;
+    let setup = Setup::new(&null, quick(), |_, _| Reply::Serve).await;
     drop(setup.stage().await.unwrap());
 }

@@ -13,7 +13,7 @@ fn registries(host: &str, settings: &[String]) -> String {
 fn settings(host: &str, entries: &[String]) -> Settings {
     let text = registries(host, entries);
     let registries = Registries::parse(Path::new("registries.yaml"), text.as_bytes()).unwrap();
-    Settings { registries, ..impatient() }
+    Settings { registries, ..quick() }
 }
 
 /// Another name of this machine, which is spoken to over plain http; so the registry is asked as a mirror.

@@ -11,7 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use vmlet::manifest::{DirectorySource, FileState, Limits, Patience, Settings, Snapshot};
 
 /// For an event that is expected within a second.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A source that runs, and what it says. The timed rescan is out of the tests' reach: notifications do it all.
 struct Running {

@@ -18,7 +18,7 @@ use vmlet::network::{Link, Nic, macs_for, taps_for};
 use vmlet::object::Port;
 
 /// How long anything that must happen may take.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a connection that must not come about is tried.
 const REFUSAL: Duration = Duration::from_millis(700);

@@ -56,9 +56,9 @@ impl Rig {
             retention,
             log_limit: None,
         };
-        let clock =
-            Clock::Tokio { start: Timestamp::from_second(1_800_000_000).unwrap(), at: Instant::now() };
-        let timed = StoreSettings { now: Arc::new(move || clock.now()), ..StoreSettings::default() };
+        let clock = Clock::simulated(Timestamp::from_second(1_800_000_000).unwrap());
+        let told = clock.clone();
+        let timed = StoreSettings { now: Arc::new(move || told.now()), ..StoreSettings::default() };
         let (store, backend) = Store::in_memory_with(timed);
         let mut rig = Rig { store, host: Host::new(), settings, backend, clock, running: None };
         rig.start();
@@ -68,7 +68,7 @@ impl Rig {
     /// Starts an engine, as a daemon does.
     pub(crate) fn start(&mut self) {
         self.host.begin(Some(self.backend.durable()), self.settings.retention);
-        let parts = self.host.parts(self.clock, Entropy::seeded(1));
+        let parts = self.host.parts(self.clock.clone(), Entropy::seeded(1));
         let engine = Engine::new(self.store.clone(), parts, self.settings.clone());
         let runs = engine.clone();
         let task = tokio::spawn(async move { runs.run(CancellationToken::new()).await.unwrap() });
@@ -168,7 +168,7 @@ impl Rig {
     }
 
     pub(crate) fn clock(&self) -> Clock {
-        self.clock
+        self.clock.clone()
     }
 
     /// The events of a VM.

@@ -9,12 +9,14 @@
 
 mod calm;
 mod chance;
+mod clock;
 mod crash_points;
 mod foretold;
 mod kernels;
 mod model;
 mod policies;
 mod promotion;
+mod pulls;
 mod retention;
 mod rules;
 mod schedule;

@@ -29,11 +29,40 @@ fn with(set: impl FnOnce(&mut Options)) -> Simulation {
     sim
 }
 
+/// The same, with an effect that takes its time.
+fn with_slow(effect: &str) -> Simulation {
+    let mut sim = told();
+    slow(effect, &mut sim);
+    sim
+}
+
+/// The same, in which `web` runs.
+fn running() -> Simulation {
+    let mut sim = told();
+    sim.write("web.yaml", &web(""));
+    settled(&mut sim);
+    sim
+}
+
+/// The same, in which `web` runs on the `Image` object `base`.
+fn running_of_an_image() -> Simulation {
+    let mut sim = told();
+    sim.write("base.yaml", &image("base", "r/a:1"));
+    sim.write("web.yaml", &named("web", "base"));
+    settled(&mut sim);
+    sim
+}
+
 fn slow(effect: &str, sim: &mut Simulation) {
     sim.script_effect(effect, EffectScript { takes: secs(10), ..EffectScript::default() });
 }
 
-/// `web`, or another, of a reference.
+/// `web` of the usual reference.
+fn web(more: &str) -> String {
+    of("web", "r/a:1", more)
+}
+
+/// A VM of a reference.
 fn of(name: &str, reference: &str, more: &str) -> String {
     vm(name, "x", &format!("{{image: {{oci: '{reference}'}}{more}}}"))
 }
@@ -95,7 +124,7 @@ fn what_is_not_durable_yet_is_not_acted_upon() {
         let mut sim = Simulation::new(seed, Options { trouble, ..Options::default() });
         sim.script_image("r/slow:1", ImageScript::new('b', secs(100_000)));
         sim.write("db.yaml", &of("db", "r/a:1", ""));
-        sim.write("web.yaml", &of("web", "r/a:1", ", dependsOn: [db]"));
+        sim.write("web.yaml", &web(", dependsOn: [db]"));
         settle(&mut sim)?;
         // It holds a folder and a disk, waits for an image, and looks whenever the other one changes.
         sim.write("web.yaml", &of("web", "r/slow:1", ", dependsOn: [db]"));
@@ -111,36 +140,32 @@ fn what_is_not_durable_yet_is_not_acted_upon() {
 
 #[test]
 fn an_edit_while_devices_are_made_starts_no_process() {
-    let mut sim = told();
-    slow("prepare", &mut sim);
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    let mut sim = with_slow("prepare");
+    sim.write("web.yaml", &web(""));
     sim.run_for(secs(7));
-    sim.write("web.yaml", &of("web", "r/a:1", ", memory: 512Mi"));
+    sim.write("web.yaml", &web(", memory: 512Mi"));
     settled(&mut sim);
     assert_eq!((effects(&sim, "spawn"), starts(&sim, "web")), (1, 1));
 }
 
 #[test]
 fn an_edit_that_is_taken_back_in_time_costs_no_disk() {
-    let mut sim = told();
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
-    settled(&mut sim);
-    sim.write("web.yaml", &of("web", "r/a:1", ", rootDisk: {size: 3Gi}"));
+    let mut sim = running();
+    sim.write("web.yaml", &web(", rootDisk: {size: 3Gi}"));
     sim.run_for(Duration::from_millis(1));
     slow("detach", &mut sim);
     sim.run_for(secs(15));
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.write("web.yaml", &web(""));
     settled(&mut sim);
     assert_eq!((effects(&sim, "remove disk"), starts(&sim, "web")), (0, 2));
 }
 
 #[test]
 fn an_edit_while_the_process_is_at_its_gate_ends_it_there() {
-    let mut sim = told();
-    slow("spawn", &mut sim);
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    let mut sim = with_slow("spawn");
+    sim.write("web.yaml", &web(""));
     sim.run_for(secs(7));
-    sim.write("web.yaml", &of("web", "r/a:1", ", memory: 512Mi"));
+    sim.write("web.yaml", &web(", memory: 512Mi"));
     settled(&mut sim);
     assert_eq!((effects(&sim, "spawn"), effects(&sim, "release"), starts(&sim, "web")), (2, 1, 1));
 }
@@ -169,8 +194,7 @@ fn a_vm_says_why_its_image_cannot_be_had() {
 
 #[test]
 fn a_disk_that_is_being_installed_is_not_there_yet() {
-    let mut sim = told();
-    slow("install", &mut sim);
+    let mut sim = with_slow("install");
     sim.write("base.yaml", &image("base", "r/a:1"));
     sim.write("web.yaml", &named("web", "base"));
     sim.run_for(secs(7));
@@ -195,9 +219,7 @@ fn a_vm_of_an_edited_image_waits_for_the_new_one() {
 
 #[test]
 fn an_edited_reference_is_resolved_anew() {
-    let mut sim = told();
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
-    settled(&mut sim);
+    let mut sim = running();
     sim.write("web.yaml", &of("web", "r/b:1", ""));
     settled(&mut sim);
     assert_eq!(starts(&sim, "web"), 2);
@@ -209,7 +231,7 @@ fn an_edit_to_another_image_does_not_wait_for_the_first() {
     sim.script_image("r/slow:1", ImageScript::new('c', secs(100_000)));
     sim.write("web.yaml", &of("web", "r/slow:1", ""));
     sim.run_for(secs(10));
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.write("web.yaml", &web(""));
     sim.run_for(secs(30));
     assert_eq!(starts(&sim, "web"), 1);
     settled(&mut sim);
@@ -243,9 +265,7 @@ fn a_live_edit_does_not_cost_the_place_in_line_for_a_boot_permit() {
 
 #[test]
 fn a_free_boot_permit_is_taken_without_a_word_of_waiting() {
-    let mut sim = told();
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
-    settled(&mut sim);
+    let sim = running();
     assert_eq!(count(&sim, Teller::Status, "generation 1: Pending, WaitingForBoot"), 0);
 }
 
@@ -261,7 +281,7 @@ fn a_pull_that_is_refused_for_good_waits_for_an_edit() {
     let (reason, message) = condition(&sim, &base, "Stalled").expect("it is stalled");
     assert_eq!(
         (reason.as_str(), message.as_str()),
-        ("Scripted", "pull fails for good, as scripted (attempt 1)")
+        ("Scripted", "pull fails for good, as scripted (attempt 1 of this pull)")
     );
     assert_eq!(condition(&sim, &key("web"), "Ready").expect("it says why").0, "ImageFailed");
     sim.write("base.yaml", &image("base", "r/b:1"));
@@ -274,7 +294,7 @@ fn an_install_that_fails_is_given_up_and_tried_again() {
     for done in [false, true] {
         let mut sim = told();
         sim.script_effect("install", EffectScript { failures: 2, done, ..EffectScript::default() });
-        sim.write("web.yaml", &of("web", "r/a:1", ""));
+        sim.write("web.yaml", &web(""));
         sim.run_for(secs(60));
         assert_eq!(starts(&sim, "web"), 1);
         settled(&mut sim);
@@ -284,9 +304,7 @@ fn an_install_that_fails_is_given_up_and_tried_again() {
 #[test]
 fn a_removal_that_fails_is_tried_again() {
     for done in [false, true] {
-        let mut sim = told();
-        sim.write("web.yaml", &of("web", "r/a:1", ""));
-        settled(&mut sim);
+        let mut sim = running();
         sim.script_effect("remove a disk", EffectScript { failures: 3, done, ..EffectScript::default() });
         sim.remove("web.yaml");
         settled(&mut sim);
@@ -297,9 +315,7 @@ fn a_removal_that_fails_is_tried_again() {
 #[test]
 fn a_tear_down_that_fails_is_tried_again() {
     for effect in ["detach", "cleanup of vm/web", "remove disk of vm/web"] {
-        let mut sim = told();
-        sim.write("web.yaml", &of("web", "r/a:1", ""));
-        settled(&mut sim);
+        let mut sim = running();
         sim.script_effect(effect, EffectScript { failures: 3, ..EffectScript::default() });
         sim.write("web.yaml", &of("web", "r/b:1", ""));
         sim.run_for(secs(60));
@@ -310,22 +326,19 @@ fn a_tear_down_that_fails_is_tried_again() {
 
 #[test]
 fn an_image_that_is_wanted_again_while_it_is_removed_is_pulled_after_that() {
-    let mut sim = told();
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
-    settled(&mut sim);
+    let mut sim = running();
     slow("remove a disk", &mut sim);
     sim.remove("web.yaml");
     sim.run_for(secs(5));
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.write("web.yaml", &web(""));
     settled(&mut sim);
     assert_eq!(effects(&sim, "remove a disk"), 1);
 }
 
 #[test]
 fn a_disk_that_is_installed_for_nobody_goes() {
-    let mut sim = told();
-    slow("install", &mut sim);
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    let mut sim = with_slow("install");
+    sim.write("web.yaml", &web(""));
     sim.run_for(secs(7));
     sim.remove("web.yaml");
     settled(&mut sim);
@@ -337,7 +350,7 @@ fn a_disk_goes_when_the_vm_that_pinned_it_pins_another() {
     let mut sim = told();
     sim.write("other.yaml", &of("other", "r/b:1", ""));
     // It never reserves anything.
-    sim.write("web.yaml", &of("web", "r/a:1", ", dependsOn: [ghost]"));
+    sim.write("web.yaml", &web(", dependsOn: [ghost]"));
     settled(&mut sim);
     assert_eq!(effects(&sim, "install"), 2);
     sim.write("web.yaml", &of("web", "r/b:1", ", dependsOn: [ghost]"));
@@ -370,10 +383,7 @@ fn a_deleted_image_in_use_pulls_no_more() {
 
 #[test]
 fn a_deleted_image_in_use_says_so_once() {
-    let mut sim = told();
-    sim.write("base.yaml", &image("base", "r/a:1"));
-    sim.write("web.yaml", &named("web", "base"));
-    settled(&mut sim);
+    let mut sim = running_of_an_image();
     sim.remove("base.yaml");
     settled(&mut sim);
     sim.write("web.yaml", &vm("web", "x", "{image: {name: base}, terminationGracePeriodSeconds: 3}"));
@@ -387,7 +397,7 @@ fn a_step_that_panics_is_a_failed_attempt() {
     sim.script_effect("spawn", EffectScript { panics: 3, ..EffectScript::default() });
     sim.script_effect("resolve", EffectScript { panics: 2, ..EffectScript::default() });
     sim.script_effect("install", EffectScript { panics: 2, ..EffectScript::default() });
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.write("web.yaml", &web(""));
     settled(&mut sim);
     assert_eq!(count(&sim, Teller::Event, "Warning InternalError"), 5);
     // Doubled each time: 1 + 2 seconds, and for the last step 1 + 2 + 4, less a fifth at most.
@@ -398,7 +408,7 @@ fn a_step_that_panics_is_a_failed_attempt() {
 fn while_a_new_image_cannot_be_had_the_vm_runs_and_says_why() {
     let mut sim = told();
     sim.script_image("r/missing:1", ImageScript { digest: None, ..ImageScript::new('d', secs(1)) });
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.write("web.yaml", &web(""));
     settled(&mut sim);
     sim.write("web.yaml", &of("web", "r/missing:1", ""));
     sim.run_for(secs(60));
@@ -410,11 +420,10 @@ fn while_a_new_image_cannot_be_had_the_vm_runs_and_says_why() {
 
 #[test]
 fn a_halt_while_devices_are_made_leaves_no_tap() {
-    let mut sim = told();
-    slow("attach", &mut sim);
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    let mut sim = with_slow("attach");
+    sim.write("web.yaml", &web(""));
     sim.run_for(secs(8));
-    sim.write("web.yaml", &of("web", "r/a:1", ", runPolicy: Halted"));
+    sim.write("web.yaml", &web(", runPolicy: Halted"));
     settled(&mut sim);
     assert_eq!((effects(&sim, "attach"), effects(&sim, "spawn")), (1, 0));
     assert!(effects(&sim, "detach") > 0, "{:#?}", sim.timeline());
@@ -422,10 +431,7 @@ fn a_halt_while_devices_are_made_leaves_no_tap() {
 
 #[test]
 fn a_deleted_image_goes_when_an_edit_takes_its_last_vm_away() {
-    let mut sim = told();
-    sim.write("base.yaml", &image("base", "r/a:1"));
-    sim.write("web.yaml", &named("web", "base"));
-    settled(&mut sim);
+    let mut sim = running_of_an_image();
     sim.remove("base.yaml");
     settled(&mut sim);
     assert_eq!(sim.objects().len(), 2, "it is in use");
@@ -441,7 +447,7 @@ fn a_vm_whose_image_cannot_be_had_keeps_no_memory_from_others() {
         let mut sim = with(|options| options.settings.capacity.memory = Quantity::mebibytes(300));
         sim.script_image("r/missing:1", missing());
         slow("prepare", &mut sim);
-        sim.write("web.yaml", &of("web", "r/a:1", ", memory: 256Mi"));
+        sim.write("web.yaml", &web(", memory: 256Mi"));
         sim.run_for(secs(8));
         // It holds its memory, and does not run yet.
         sim.write("web.yaml", &vm("web", "x", &format!("{{image: {{{image}}}, memory: 256Mi}}")));
@@ -490,8 +496,7 @@ fn slow_steps_of_different_vms_overlap() {
 
 #[test]
 fn slow_answers_of_registries_are_waited_for_side_by_side() {
-    let mut sim = told();
-    slow("resolve", &mut sim);
+    let mut sim = with_slow("resolve");
     for name in ["a", "b", "c"] {
         sim.write(&format!("{name}.yaml"), &image(name, "r/a:1"));
     }
@@ -505,7 +510,7 @@ fn a_deletion_does_not_wait_for_a_registrys_answer() {
     let mut sim = told();
     sim.script_effect("resolve", EffectScript { takes: secs(100_000), ..EffectScript::default() });
     sim.write("base.yaml", &image("base", "r/a:1"));
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.write("web.yaml", &web(""));
     sim.run_for(secs(5));
     sim.remove("base.yaml");
     sim.remove("web.yaml");
@@ -530,7 +535,7 @@ fn a_workload_that_ends_again_and_again_is_started_less_and_less_often() {
     let mut sim = told();
     let exit = vmlet::testing::WorkloadExit { after: secs(2), code: 1, times: None };
     sim.script_vm(key("web"), VmScript { exit: Some(exit), ..VmScript::default() });
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.write("web.yaml", &web(""));
     sim.run_for(secs(600));
     assert!((5..15).contains(&starts(&sim, "web")), "{} starts", starts(&sim, "web"));
 }
@@ -539,18 +544,16 @@ fn a_workload_that_ends_again_and_again_is_started_less_and_less_often() {
 fn a_start_that_succeeds_after_a_failure_leaves_no_word_of_it() {
     let mut sim = told();
     sim.script_effect("spawn", EffectScript { failures: 1, ..EffectScript::default() });
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    sim.write("web.yaml", &web(""));
     settled(&mut sim);
     assert_eq!(condition(&sim, &key("web"), "Reconciling"), None);
 }
 
 #[test]
 fn every_edit_is_a_shutdown_and_no_kill() {
-    let mut sim = told();
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
-    settled(&mut sim);
+    let mut sim = running();
     for memory in ["512Mi", "768Mi", "1Gi"] {
-        sim.write("web.yaml", &of("web", "r/a:1", &format!(", memory: {memory}")));
+        sim.write("web.yaml", &web(&format!(", memory: {memory}")));
         settled(&mut sim);
     }
     assert_eq!((starts(&sim, "web"), effects(&sim, "kill")), (4, 0));
@@ -558,21 +561,17 @@ fn every_edit_is_a_shutdown_and_no_kill() {
 
 #[test]
 fn what_changed_meanwhile_is_no_failure() {
-    let mut sim = told();
-    slow("prepare", &mut sim);
-    sim.write("web.yaml", &of("web", "r/a:1", ""));
+    let mut sim = with_slow("prepare");
+    sim.write("web.yaml", &web(""));
     sim.run_for(secs(7));
-    sim.write("web.yaml", &of("web", "r/a:1", ", memory: 512Mi"));
+    sim.write("web.yaml", &web(", memory: 512Mi"));
     settled(&mut sim);
     assert_eq!(count(&sim, Teller::Event, "Warning"), 0);
 }
 
 #[test]
 fn an_image_is_announced_once() {
-    let mut sim = told();
-    sim.write("base.yaml", &image("base", "r/a:1"));
-    sim.write("web.yaml", &named("web", "base"));
-    settled(&mut sim);
+    let mut sim = running_of_an_image();
     sim.run_for(secs(60));
     let of_base = |entry: &&vmlet::testing::Entry| {
         entry.teller == Teller::Event && entry.object.as_ref().is_some_and(|object| object.name == "base")

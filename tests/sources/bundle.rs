@@ -30,6 +30,7 @@ pub(crate) fn whole(root: &Path) -> Vec<u8> {
         Item::file("./initrd", "initrd"),
         Item::dir("./modules/"),
         Item::dir("./modules/kernel"),
+        Item::dir("./modules/empty"),
         Item::file("./modules/kernel/fs/overlay.ko", "module").mode(0o600).owner(7, 7),
         Item::file("./modules/modules.dep", ""),
         Item::file("./config.json", json!({"config": {"Cmd": ["/bin/app"], "Env": null}}).to_string()),
@@ -59,6 +60,7 @@ async fn a_bundle_brings_a_disk_and_its_kernel() {
         assert_eq!(disk.kernel, Some(kernel));
         assert_eq!(fs::read(beside("kernel")).unwrap(), noise(1, 5000));
         assert_eq!(fs::read(beside("modules/kernel/fs/overlay.ko")).unwrap(), b"module");
+        assert!(beside("modules/empty").is_dir());
         let mounted = Mounted::new(&disk.path);
         assert_eq!(fs::read(mounted.path().join("etc/hostname")).unwrap(), b"bundled\n");
     }
@@ -111,6 +113,7 @@ async fn bundles_that_lie_cost_an_error() {
     let root = || Item::file("rootfs.ext4", &ext4);
     let kernel = || Item::file("kernel", "k");
     let deep = format!("modules/{}x.ko", "d/".repeat(20));
+    let far = format!("modules/{}x.ko", format!("{}/", "d".repeat(250)).repeat(9));
     let cases: Vec<(&str, Vec<Item>, &str)> = vec![
         ("no root", vec![kernel()], "has no root"),
         ("two roots", vec![root(), Item::file("rootfs.tar", "")], "more than one root"),
@@ -141,6 +144,8 @@ async fn bundles_that_lie_cost_an_error() {
             vec![root(), kernel(), Item::dir("modules/a/b"), Item::file("modules/a/b", "")],
             "\"modules/a/b\" is a file and a folder",
         ),
+        ("orphaned initrd", vec![root(), Item::file("initrd", "")], "no kernel that they are for"),
+        ("long path", vec![root(), kernel(), Item::file(&far, "")], "too long"),
         ("long", vec![root(), kernel(), Item::file(format!("modules/{}", "x".repeat(256)), "")], "too long"),
         ("deep", vec![root(), kernel(), Item::file(&deep, "")], "too deep"),
         ("no ext4", vec![Item::file("rootfs.ext4", noise(1, 100_000))], "no ext4 file system"),
@@ -154,6 +159,40 @@ async fn bundles_that_lie_cost_an_error() {
     }
     let error = setup.refused(&bundle(setup.write("text", "no tar"))).await;
     assert!(error.starts_with("InvalidImage"), "{error}");
+    run("mkfifo", "coreutils", &[setup.path("fifo").to_str().unwrap()]);
+    for path in [setup.path("fifo"), setup.host.path().to_owned(), "/dev/zero".into()] {
+        let error = setup.refused(&bundle(path)).await;
+        assert!(error.contains("not a plain file"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn little_may_not_become_much() {
+    let setup = Setup::new();
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    let block = vec![0; 1 << 20];
+    (0..1030).for_each(|_| std::io::Write::write_all(&mut encoder, &block).unwrap());
+    let error = setup.refused(&bundle(setup.write("bomb.tar.zst", encoder.finish().unwrap()))).await;
+    assert!(error.starts_with("LimitExceeded") && error.contains("inflate_ratio"), "{error}");
+}
+
+#[tokio::test]
+async fn archives_have_so_many_members_and_no_more() {
+    let setup = Setup::new();
+    let header = &tar(&[Item::file("x", "")])[..512];
+    let named = tar(&[Item::file("n".repeat(1_000_000), "")]);
+    let named = &named[..named.len() - 1024];
+    for (bytes, fits) in [
+        (header.repeat(100_000), true),
+        (header.repeat(100_001), false),
+        (named.repeat(16), true),
+        (named.repeat(17), false),
+    ] {
+        let error = setup.refused(&bundle(setup.write("a.tar", bytes))).await;
+        assert_eq!(error.contains("more than 100000 files, or 16 MiB of names"), !fits, "{error}");
+    }
+    let error = setup.refused(&bundle(setup.write("empty.tar", [0; 1024]))).await;
+    assert!(error.contains("no tar, or an empty one"), "{error}");
 }
 
 #[tokio::test]

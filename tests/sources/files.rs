@@ -113,6 +113,25 @@ async fn files_that_cannot_be_used_are_refused() {
     let root = setup.ext4("root.ext4", "^has_journal");
     let with_kernel = HostFiles { kernel: Some(setup.path("absent")), ..files(root) };
     assert!(setup.refused(&of(&with_kernel)).await.contains("does not exist"));
+    // A folder of modules that is none.
+    let modules = setup.path("modules");
+    let of_modules = HostFiles {
+        kernel: Some(setup.write("vmlinuz", "k")),
+        modules: Some(modules.clone()),
+        ..files(setup.path("root.ext4"))
+    };
+    setup.write(&format!("modules/{}file", "d/".repeat(16)), "");
+    let deep = setup.digest(&of(&of_modules)).await;
+    // Links in it are not followed, and say nothing.
+    std::os::unix::fs::symlink("/", modules.join("build")).unwrap();
+    assert_eq!(setup.digest(&of(&of_modules)).await, deep);
+    setup.write(&format!("modules/{}file", "d/".repeat(17)), "");
+    assert!(setup.refused(&of(&of_modules)).await.contains("more than 16 deep"));
+    fs::remove_dir_all(&modules).unwrap();
+    (0..20_000).for_each(|number| drop(setup.write(&format!("modules/{number}"), "")));
+    setup.digest(&of(&of_modules)).await;
+    setup.write("modules/more", "");
+    assert!(setup.refused(&of(&of_modules)).await.contains("more than 20000 files"));
     // Links of the host's owner are followed, once: the disk is the file behind them.
     let link = setup.path("link");
     std::os::unix::fs::symlink("root.ext4", &link).unwrap();

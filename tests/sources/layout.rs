@@ -11,7 +11,7 @@ use super::common::oci::{Image, Item, Layer, Sparse, digest, gzip, noise, tar};
 use super::common::tree::{assert_same, read_disk, run};
 use super::{Setup, copy_tree, image};
 
-fn layout(path: PathBuf) -> Source {
+pub(crate) fn layout(path: PathBuf) -> Source {
     Source::OciLayout(Box::new(LayoutAt { path, reference: None }))
 }
 

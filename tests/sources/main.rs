@@ -5,8 +5,11 @@ mod common;
 
 mod bundle;
 mod download;
+mod durable;
 mod files;
 mod layout;
+mod room;
+mod root;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -71,7 +71,7 @@ fn why(records: BTreeMap<ObjectKey, Record>, events: &[Event], name: &str) -> Wh
     let of = |key: &ObjectKey| {
         events.iter().filter(|event| event.subject.object() == Some(key)).cloned().collect()
     };
-    explain(&Facts { records, events: &of }, &key(Kind::Vm, name)).unwrap()
+    explain(&Facts { records, events: &of, driver: "qemu, tcg" }, &key(Kind::Vm, name)).unwrap()
 }
 
 fn event(key: &ObjectKey, severity: Severity, reason: &str, message: &str, second: i64) -> Event {
@@ -126,7 +126,7 @@ fn a_vm_that_waits_for_its_image_names_the_whole_chain() {
     );
     assert_eq!(why.blocked_by[0].next_try, Some(at(60)));
     assert_eq!(why.blocked_by[0].last_error.as_ref().unwrap().message, "connection reset by peer");
-    assert_eq!(why.then, ["reserve", "boot", "workload", "ready"]);
+    assert_eq!(why.then, ["reserve", "boot (qemu, tcg)", "workload", "ready"]);
 }
 
 #[test]

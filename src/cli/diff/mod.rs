@@ -22,6 +22,7 @@ use crate::manifest::{
     Broken, Diagnostic, DirectorySource, FileState, Held, MassDeleteSettings, Settings, Snapshot, decode,
 };
 use crate::object::{API_VERSION, AnyObject, Kind};
+use crate::store::Origin;
 
 /// Show what manifests would change against what runs, before it happens
 ///
@@ -133,7 +134,7 @@ struct Looks {
 impl Looks {
     fn new(running: &[Running]) -> Self {
         let roots = running.iter().filter_map(|running| {
-            let root = Path::new(running.source.strip_prefix("directory:")?);
+            let root = Origin::folder_of(&running.source)?;
             Some((running.source.clone(), real(root)))
         });
         let elsewhere = Snapshot { complete: true, ..Snapshot::default() };

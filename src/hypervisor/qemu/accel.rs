@@ -30,12 +30,22 @@ pub enum Accelerator {
     },
 }
 
+impl Accelerator {
+    /// `kvm` or `tcg`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg { .. } => "tcg",
+        }
+    }
+}
+
 /// A line for `vmlet doctor` and the log.
 impl std::fmt::Display for Accelerator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Accelerator::Kvm => f.write_str("kvm: guests run on the processor"),
-            Accelerator::Tcg { why } => write!(f, "tcg: guests are emulated, because {why}"),
+            Accelerator::Kvm => write!(f, "{}: guests run on the processor", self.name()),
+            Accelerator::Tcg { why } => write!(f, "{}: guests are emulated, because {why}", self.name()),
         }
     }
 }

@@ -150,6 +150,10 @@ impl Driver for QemuDriver {
         "qemu"
     }
 
+    fn title(&self) -> String {
+        format!("{}, {}", self.name(), self.host.accelerator.name())
+    }
+
     async fn prepare(&self, launch: &Launch) -> Result<(), DriverError> {
         let launch = launch.clone();
         blocking(move || folder::prepare(&launch)).await

@@ -52,9 +52,50 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use std::sync::mpsc::{Receiver, channel};
+    use std::thread;
     use std::time::Instant;
 
     use super::*;
+
+    /// A reader, and the time for which the download paused.
+    type Reader = fn(&Pace, &AtomicU64, &Receiver<Duration>) -> Duration;
+
+    #[test]
+    fn a_reader_that_gets_on_or_waits_wakes_downloads() {
+        let gets_on: Reader = |pace, read, paused| {
+            read.store(1, Relaxed);
+            pace.read_on();
+            paused.recv().unwrap()
+        };
+        let waits: Reader = |pace, _, paused| pace.hungry(|| paused.recv().unwrap());
+        for reader in [gets_on, waits] {
+            let wakes = || {
+                let (pace, read) = (Pace::default(), AtomicU64::new(0));
+                let ((begin, begun), (end, paused)) = (channel(), channel());
+                let (pace, read) = (&pace, &read);
+                thread::scope(|scope| {
+                    scope.spawn(move || {
+                        let since = Instant::now();
+                        let look = || {
+                            let seen = read.load(Relaxed);
+                            let _ = begin.send(());
+                            // Has looked, and does not wait yet: who wakes it now must not be too early.
+                            thread::sleep(Duration::from_millis(20));
+                            seen
+                        };
+                        pace.pause(AHEAD + 1, look, || false);
+                        end.send(since.elapsed()).unwrap();
+                    });
+                    begun.recv().unwrap();
+                    reader(pace, read, &paused) < PAUSE
+                })
+            };
+            // On a busy machine a thread that was woken may run late; one that was not, always does.
+            assert!((0..10).any(|_| wakes()));
+        }
+    }
 
     #[test]
     fn only_downloads_that_nobody_waits_for_pause() {

@@ -133,3 +133,105 @@ fn get16(bytes: &[u8], at: usize) -> u16 {
 fn get32(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Builder, Limits, Meta};
+    use super::*;
+
+    /// A disk at rest, with a long value of an attribute if so wanted.
+    fn disk(long_value: bool) -> File {
+        let file = tempfile::tempfile().unwrap();
+        let limits = Limits { max_bytes: 64 << 20, max_inodes: 100 };
+        let mut builder = Builder::new(file.try_clone().unwrap(), [1; 16], limits).unwrap();
+        let xattrs = if long_value { vec![(b"user.long".to_vec(), vec![1; 20_000])] } else { Vec::new() };
+        builder.mkdir(builder.root(), b"d", Meta { mode: 0o755, xattrs, ..Meta::default() }).unwrap();
+        builder.finish().unwrap();
+        file
+    }
+
+    /// What is said of the disk once its superblock is changed, with a right checksum.
+    fn changed(change: impl FnOnce(&mut [u8])) -> String {
+        let file = disk(false);
+        let mut sb = [0; SUPERBLOCK];
+        file.read_exact_at(&mut sb, SUPERBLOCK as u64).unwrap();
+        change(&mut sb);
+        let checksum = crc(!0, &sb[..0x3fc]);
+        put32(&mut sb, 0x3fc, checksum);
+        file.write_all_at(&sb, SUPERBLOCK as u64).unwrap();
+        let length = file.metadata().unwrap().len();
+        inspect(&file, length).map_or_else(|error| error.message, |()| "fine".to_owned())
+    }
+
+    fn or32(sb: &mut [u8], at: usize, bits: u32) {
+        let value = get32(sb, at) | bits;
+        put32(sb, at, value);
+    }
+
+    #[test]
+    fn only_disks_at_rest_are_good() {
+        assert_eq!(changed(|_| {}), "fine");
+        assert!(changed(|sb| or32(sb, 0x60, INCOMPAT_JOURNAL_DEV)).contains("external journal"));
+        let unclean: [fn(&mut [u8]); 4] = [
+            |sb| or32(sb, 0x60, INCOMPAT_RECOVER),
+            |sb| or32(sb, 0x64, RO_COMPAT_ORPHAN_PRESENT),
+            // The first of the inodes that were open when they lost their names.
+            |sb| or32(sb, 0xe8, 12),
+            |sb| sb[0x3a] = 0,
+        ];
+        for change in unclean {
+            let said = changed(change);
+            assert!(said.contains("not unmounted cleanly"), "{said}");
+        }
+        assert!(changed(|sb| sb[0x3a] |= 2).contains("having errors"));
+        assert!(changed(|sb| or32(sb, 0x60, 0x2_0000)).contains("features (0x20000)"));
+    }
+
+    #[test]
+    fn lengths_are_as_wide_as_their_feature_says() {
+        assert!(changed(|sb| put32(sb, 0x4, 0)).contains("cut off"), "no blocks are no file system");
+        assert!(changed(|sb| or32(sb, 0x60, 0x80)).contains("fine"), "64bit, and no high half");
+        let high = |sb: &mut [u8]| put32(sb, 0x150, 1);
+        let wide = changed(|sb| {
+            or32(sb, 0x60, 0x80);
+            high(sb);
+        });
+        assert!(wide.contains("cut off"), "{wide}");
+        let narrow = changed(|sb| {
+            let incompat = get32(sb, 0x60) & !0x80;
+            put32(sb, 0x60, incompat);
+            high(sb);
+        });
+        assert_eq!(narrow, "fine", "without 64bit the field is somebody else's");
+    }
+
+    #[test]
+    fn short_files_are_no_disks() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 * SUPERBLOCK as u64 - 1).unwrap();
+        assert!(inspect(&file, 2047).unwrap_err().message.contains("too short"));
+        file.set_len(2 * SUPERBLOCK as u64).unwrap();
+        assert!(inspect(&file, 2048).unwrap_err().message.contains("no ext4"));
+    }
+
+    #[test]
+    fn long_values_can_be_kept_from_a_reader() {
+        let (long, short) = (disk(true), disk(false));
+        assert!(has_long_values(&long).unwrap() && !has_long_values(&short).unwrap());
+        let sb = |disk: &File| {
+            let mut sb = [0; SUPERBLOCK];
+            disk.read_exact_at(&mut sb, SUPERBLOCK as u64).unwrap();
+            sb
+        };
+        assert_eq!(superblock_without_long_values(&short).unwrap(), sb(&short));
+        let without = superblock_without_long_values(&long).unwrap();
+        assert_eq!(get32(&without, 0x60), get32(&sb(&long), 0x60) & !INCOMPAT_EA_INODE);
+        assert_eq!(crc(!0, &without[..0x3fc]), get32(&without, 0x3fc), "its checksum is right again");
+        // One that was wrong stays wrong: this mends nothing.
+        let mut wrong = sb(&long);
+        wrong[0x3fc] ^= 1;
+        long.write_all_at(&wrong, SUPERBLOCK as u64).unwrap();
+        let without = superblock_without_long_values(&long).unwrap();
+        assert_eq!(get32(&without, 0x3fc), get32(&wrong, 0x3fc));
+    }
+}

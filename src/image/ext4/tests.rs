@@ -367,6 +367,17 @@ fn limits_hold() {
     put(&mut builder, b"leaves no room for inodes", &noise(15 << 20, 1));
     assert!(matches!(builder.finish(), Err(Error::Full { .. })));
 
+    // Names of one inode are bounded like inodes.
+    let limits = Limits { max_inodes: 3, ..LIMITS };
+    let mut builder = Builder::new(disk.create(), UUID, limits).unwrap();
+    put(&mut builder, b"1", b"");
+    let (root, (inode, _)) = (builder.root(), builder.lookup(builder.root(), b"1").unwrap());
+    builder.link(root, b"2", inode).unwrap();
+    builder.link(root, b"3", inode).unwrap();
+    assert!(matches!(builder.link(root, b"4", inode), Err(Error::TooManyInodes { max_inodes: 3 })));
+    builder.remove(root, b"1").unwrap();
+    builder.link(root, b"4", inode).unwrap();
+
     let limits = Limits { max_inodes: 10_000, ..LIMITS };
     let mut builder = Builder::new(disk.create(), UUID, limits).unwrap();
     let big = Meta { xattrs: vec![(b"user.x".to_vec(), vec![1; 4000])], ..Meta::default() };
@@ -393,8 +404,16 @@ fn what_ext4_does_not_hold_is_refused() {
     for target in [&b""[..], b"a\0b", &[b'x'; 4096]] {
         assert!(matches!(builder.symlink(root, b"x", target, meta(0)), Err(Error::Target { .. })));
     }
-    let device = Special::Char { major: 4096, minor: 0 };
-    assert!(matches!(builder.special(root, b"x", device, meta(0)), Err(Error::Device { .. })));
+    for device in [
+        Special::Char { major: 4096, minor: 0 },
+        Special::Char { major: 0, minor: 1 << 20 },
+        Special::Block { major: 4096, minor: 0 },
+        Special::Block { major: 0, minor: 1 << 20 },
+    ] {
+        assert!(matches!(builder.special(root, b"x", device, meta(0)), Err(Error::Device { .. })));
+    }
+    let last = Special::Block { major: 4095, minor: (1 << 20) - 1 };
+    builder.special(root, b"last", last, meta(0)).unwrap();
     let mut huge = builder.create(root, b"huge", meta(0)).unwrap();
     assert!(matches!(huge.seek_hole(1 << 44), Err(Error::FileTooBig)));
     assert!(matches!(huge.seek_hole(u64::MAX), Err(Error::FileTooBig)));
@@ -415,8 +434,10 @@ fn what_ext4_does_not_hold_is_refused() {
 fn attributes_that_ext4_does_not_hold_are_refused() {
     let disk = TestDisk::new();
     let mut builder = disk.builder();
-    let wrong: [(&[u8], Vec<u8>); 9] = [
+    let long = [&b"user."[..], &[b'n'; 251]].concat();
+    let wrong: [(&[u8], Vec<u8>); 10] = [
         (b"user.", vec![]),
+        (&long, vec![]),
         (b"nonsense", vec![]),
         (b"system.nfs4_acl", vec![1]),
         (b"user.a\0b", vec![]),
@@ -431,7 +452,13 @@ fn attributes_that_ext4_does_not_hold_are_refused() {
         let error = builder.mkdir(builder.root(), b"x", meta).unwrap_err();
         assert!(matches!(error, Error::Xattr { .. }), "{error}");
     }
-    let both = vec![(b"user.a".to_vec(), b"old".to_vec()), (b"user.a".to_vec(), b"new".to_vec())];
+    let both = vec![
+        (b"user.a".to_vec(), b"old".to_vec()),
+        (b"user.a".to_vec(), b"new".to_vec()),
+        (long[..255].to_vec(), b"as long as can be".to_vec()),
+        // Without an entry it says nothing, and Linux would not read it.
+        (b"system.posix_acl_access".to_vec(), acl(&[])),
+    ];
     builder.mkdir(builder.root(), b"x", Meta { xattrs: both, ..Meta::default() }).unwrap();
     builder.finish().unwrap();
     disk.check();
@@ -439,6 +466,10 @@ fn attributes_that_ext4_does_not_hold_are_refused() {
     let mut value = [0; 8];
     let length = rustix::fs::getxattr(mounted.path().join("x"), "user.a", &mut value[..]).unwrap();
     assert_eq!(&value[..length], b"new");
+    let mut names = [0; 1024];
+    let length = rustix::fs::listxattr(mounted.path().join("x"), &mut names[..]).unwrap();
+    let names: Vec<_> = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    assert_eq!(names, [b"user.a", &long[..255]]);
 }
 
 #[test]

@@ -199,6 +199,10 @@ mod tests {
         target.write(odd, (2 * DIRECT) as u64).unwrap();
         let mut written = vec![0; 4 * DIRECT];
         file.read_exact_at(&mut written, 0).unwrap();
+        // From where no block begins the device is not even asked.
+        let mut asked = Target { file: tempfile::tempfile().unwrap(), direct: false, may_be_direct: true };
+        asked.write(&buffer.filled()[..2 * DIRECT], 7).unwrap();
+        assert!(asked.may_be_direct && !asked.direct);
         assert!(written[..2 * DIRECT] == *odd && written[2 * DIRECT..] == *odd);
         assert!(!fcntl_getfl(&file).unwrap().contains(OFlags::DIRECT));
     }

@@ -33,10 +33,9 @@ pub(crate) struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    /// A tree of nothing but the root, which is as a missing directory would be made.
-    pub(crate) fn new(mut builder: Builder, limits: &'a Limits) -> Result<Self, ImageError> {
-        builder.set_meta(builder.root(), implied()).map_err(on_disk)?;
-        Ok(Tree { builder, limits, entries: 0 })
+    /// A tree of nothing but the root, which the builder makes as a missing directory would be made.
+    pub(crate) fn new(builder: Builder, limits: &'a Limits) -> Self {
+        Tree { builder, limits, entries: 0 }
     }
 
     /// The writer, to be finished.
@@ -82,7 +81,7 @@ pub(super) struct Layer<'t, 'a> {
     /// Made or, for directories, described by this layer. An inode that is freed may come back
     /// for another file: that one is this layer's too.
     pub(super) made: HashSet<Inode>,
-    /// Names that this layer linked to files of lower layers.
+    /// Names that this layer linked to files of lower layers. What takes the place of one is this layer's, too.
     pub(super) linked: HashSet<(Inode, Vec<u8>)>,
     /// Directories without anything of lower layers in or below them.
     pub(super) pruned: HashSet<Inode>,
@@ -281,7 +280,6 @@ impl Layer<'_, '_> {
     pub(super) fn clear(&mut self, parent: Inode, name: &[u8]) -> Result<(), ImageError> {
         if self.tree.builder.lookup(parent, name).is_some() {
             self.tree.builder.remove(parent, name).map_err(on_disk)?;
-            self.linked.remove(&(parent, name.to_vec()));
         }
         Ok(())
     }

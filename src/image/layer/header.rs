@@ -128,7 +128,7 @@ impl Header {
 
     /// The header, if it may hold a sparse map of the old GNU kind.
     pub(super) fn gnu(&self) -> Option<&tar::GnuHeader> {
-        (self.format() == Format::Gnu).then(|| tar::Header::from_byte_slice(&self.0).as_gnu())?
+        tar::Header::from_byte_slice(&self.0).as_gnu()
     }
 
     fn format(&self) -> Format {

@@ -47,15 +47,7 @@ impl<'a> Budget<'a> {
             self.used,
             self.limits.unpacked_bytes,
         )?;
-        let ratio = self.limits.inflate_ratio;
-        if layer > Limits::INFLATE_FREE_BYTES && layer / ratio.max(1) > compressed {
-            return Err(ImageError::limit(
-                "the layer's size over its compressed size",
-                "inflate_ratio",
-                ratio,
-            ));
-        }
-        Ok(())
+        self.limits.check_ratio("the layer's size over its compressed size", layer, compressed)
     }
 }
 

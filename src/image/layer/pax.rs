@@ -254,6 +254,37 @@ mod tests {
     }
 
     #[test]
+    fn a_later_record_replaces_an_earlier_one_of_its_name_alone() {
+        let records: Vec<u8> = [("a", "1"), ("b", "2"), ("a", "3")]
+            .iter()
+            .flat_map(|(name, value)| {
+                encode(format!("SCHILY.xattr.user.{name}").as_bytes(), value.as_bytes())
+            })
+            .collect();
+        let pax = Pax::parse(&records, &Limits::default()).unwrap();
+        let expected: [(&[u8], &[u8]); 2] = [(b"user.b", b"2"), (b"user.a", b"3")];
+        assert_eq!(pax.xattrs, expected.map(|(name, value)| (name.to_vec(), value.to_vec())));
+    }
+
+    #[test]
+    fn maps_are_pairs() {
+        let map = |value: &[u8]| Pax::parse(&encode(b"GNU.sparse.map", value), &Limits::default());
+        assert_eq!(map(b"0,3,5,1").unwrap().sparse.segments.len(), 2);
+        for wrong in [&b"0,3,5"[..], b"0", b"0,x", b"0,,", b"\xff"] {
+            assert!(map(wrong).unwrap_err().message.contains("GNU.sparse.map"), "{wrong:?}");
+        }
+        let limits = Limits { sparse_segments: 1, ..Limits::default() };
+        let error = Pax::parse(&encode(b"GNU.sparse.map", b"0,3,5,1"), &limits).unwrap_err();
+        assert!(error.message.contains("sparse_segments"), "{error}");
+        for wrong in [&b"5 =x\n"[..], b"6 path\n", b"7 path=a\n", b"xx path=a\n"] {
+            assert!(
+                Pax::parse(wrong, &limits).unwrap_err().message.contains("malformed PAX record"),
+                "{wrong:?}"
+            );
+        }
+    }
+
+    #[test]
     fn xattrs_are_bounded() {
         let limits = Limits { xattr_bytes: 10, ..Limits::default() };
         let error = Pax::parse(&encode(b"SCHILY.xattr.user.long", b"value"), &limits).unwrap_err();

@@ -59,14 +59,13 @@ pub(super) fn fit(xattrs: Vec<Xattr>, bearer: Bearer, mode: u16) -> Result<Vec<X
 /// With the permissions of `mode`, as chmod(2) would put them in. `None` if they say it all.
 fn access_acl(mut value: Vec<u8>, mode: u16) -> Result<Option<Vec<u8>>, ImageError> {
     let Some(acl) = Acl::parse(&value)? else { return Ok(None) };
-    if !acl.extended {
+    if !acl.masked {
         return Ok(None);
     }
     for entry in value[4..].as_chunks_mut::<8>().0 {
         let bits = match u16::from_le_bytes([entry[0], entry[1]]) {
             USER_OBJ => mode >> 6,
             MASK => mode >> 3,
-            GROUP_OBJ if !acl.masked => mode >> 3,
             OTHER => mode,
             _ => continue,
         };
@@ -125,8 +124,7 @@ pub(super) fn mode_of_acl(value: &[u8], mode: u16) -> Result<u16, ImageError> {
 
 /// What a checked ACL is like.
 struct Acl {
-    /// It says more than nine permission bits can.
-    extended: bool,
+    /// It has a mask, as all have that say more than nine permission bits can.
     masked: bool,
 }
 
@@ -164,7 +162,7 @@ impl Acl {
         if previous != OTHER || (named && !masked) {
             return Err(bad());
         }
-        Ok(Some(Acl { extended: named || masked, masked }))
+        Ok(Some(Acl { masked }))
     }
 }
 
@@ -249,7 +247,7 @@ mod tests {
 
     #[test]
     fn acls_have_words() {
-        let text = b"user::rw-,group::r--,other::---,user:lisa:rwx:502,mask::r-x,user:0:--x";
+        let text = b"user::rw-,,group::r--\nother::---,user:lisa:rwx:502,mask::r-x,user:0:--x,";
         let value = acl_of_text(text).unwrap();
         let expected = [(1, 6, ANY), (2, 1, 0), (2, 7, 502), (4, 4, ANY), (16, 5, ANY), (32, 0, ANY)];
         assert_eq!(value, acl(&expected));
@@ -285,6 +283,11 @@ mod tests {
         assert!(has(b"user.a", Bearer::File) && has(b"user.a", Bearer::Directory));
         assert!(!has(b"user.a", Bearer::Symlink) && !has(b"user.a", Bearer::Special));
         assert!(has(b"trusted.a", Bearer::Symlink) && has(b"security.a", Bearer::Special));
+    }
+
+    #[test]
+    fn names_have_no_nul() {
+        assert!(is_kept(b"user.a") && !is_kept(b"user.a\0b") && !is_kept(b"user."));
     }
 
     #[test]

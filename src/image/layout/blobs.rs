@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -139,6 +139,11 @@ impl Section {
         Ok(bytes)
     }
 
+    /// Bytes that a copy of it takes at most: holes of the file take none.
+    pub(crate) fn allocated(&self) -> io::Result<u64> {
+        Ok(self.size.min(self.file.metadata()?.blocks() * 512))
+    }
+
     pub(crate) fn reader(&self) -> SectionReader {
         SectionReader { section: self.clone(), position: 0 }
     }
@@ -172,6 +177,7 @@ pub(crate) fn plain(mut file: File, job: &Job) -> Result<File, ImageError> {
     }
     file.seek(SeekFrom::Start(0)).map_err(|error| ImageError::host("reading", &error))?;
     let compressed = file.metadata().map_err(|error| ImageError::host("reading", &error))?.len();
+    let _room = job.promise(compressed)?;
     let inflated = job.unnamed()?;
     let source =
         decoder(file).map_err(|error| ImageError::from_read("the archive cannot be decompressed", error))?;
@@ -189,7 +195,6 @@ pub(crate) fn copy(
 ) -> Result<u64, ImageError> {
     let failed = |error: io::Error| ImageError::host("writing", &error);
     let (limits, mut buffer, mut length) = (job.limits(), vec![0; CHUNK], 0u64);
-    let ratio = limits.inflate_ratio;
     loop {
         job.go_on()?;
         let count = read(&mut from, &mut buffer)?;
@@ -202,9 +207,8 @@ pub(crate) fn copy(
         }
         length += count as u64;
         check("the size of the archive", "unpacked_bytes", length, limits.unpacked_bytes)?;
-        let many = |compressed| length > Limits::INFLATE_FREE_BYTES && length / ratio.max(1) > compressed;
-        if compressed.is_some_and(many) {
-            return Err(ImageError::limit("its size over its compressed size", "inflate_ratio", ratio));
+        if let Some(compressed) = compressed {
+            limits.check_ratio("its size over its compressed size", length, compressed)?;
         }
     }
     to.set_len(length).map_err(failed)?;

@@ -101,3 +101,62 @@ fn list(names: &[String]) -> String {
     let more = if names.len() > SHOWN { ", …" } else { "" };
     format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: char = '1';
+    const SECOND: char = '2';
+
+    /// An entry of a digest, a name and a platform, if it has them.
+    fn entry(digit: char, name: Option<&str>, variant: Option<&str>) -> String {
+        let digest = digit.to_string().repeat(64);
+        let annotations = name.map(|name| format!(r#", "annotations": {{"{}": "{name}"}}"#, NAMES[0]));
+        let platform = variant.map(|variant| {
+            format!(r#", "platform": {{"os": "linux", "architecture": "amd64", "variant": "{variant}"}}"#)
+        });
+        let (annotations, platform) = (annotations.unwrap_or_default(), platform.unwrap_or_default());
+        format!(r#"{{"digest": "sha256:{digest}"{annotations}{platform}}}"#)
+    }
+
+    /// The first digit of the digest that is found, or why there is none.
+    fn chosen(entries: &[String], reference: Option<&str>) -> Result<char, String> {
+        let index = format!(r#"{{"manifests": [{}]}}"#, entries.join(","));
+        match choose(index.as_bytes(), reference) {
+            Ok(Choice::Found(digest)) => Ok(digest.hex().chars().next().unwrap()),
+            Ok(Choice::Missing(names)) => Err(not_there(reference.unwrap(), &names).message),
+            Err(error) => Err(error.message),
+        }
+    }
+
+    #[test]
+    fn variants_of_one_image_are_one_image() {
+        let of = |first: (Option<&str>, Option<&str>), second: (Option<&str>, Option<&str>)| {
+            chosen(&[entry(FIRST, first.0, first.1), entry(SECOND, second.0, second.1)], None)
+        };
+        let refused = |end: Result<char, String>| assert!(end.unwrap_err().contains("several images"));
+        let name = Some("app");
+        assert_eq!(of((name, Some("v2")), (name, Some("v1"))), Ok(SECOND), "which asks the least");
+        assert_eq!(of((None, Some("v1")), (None, Some("v2"))), Ok(FIRST));
+        refused(of((name, Some("v1")), (Some("other"), Some("v2"))));
+        // Whether these are variants nobody says.
+        refused(of((name, None), (name, Some("v1"))));
+        refused(of((None, None), (None, None)));
+        let twice = [entry(FIRST, name, None), entry(FIRST, Some("other"), None)];
+        assert_eq!(chosen(&twice, None), Ok(FIRST), "one image has two names");
+    }
+
+    #[test]
+    fn names_are_looked_for_and_listed() {
+        let entries = [entry(FIRST, Some("app:1"), None), entry(SECOND, Some("app:2"), None)];
+        assert_eq!(chosen(&entries, Some("app:2")), Ok(SECOND));
+        assert_eq!(chosen(&entries, Some("docker.io/library/app:1")), Ok(FIRST), "as docker shortens it");
+        let error = chosen(&entries, Some("app:3")).unwrap_err();
+        assert!(error.ends_with("no image \"app:3\", only [app:1, app:2]"), "{error}");
+        let many = |count: usize| (0..count).map(|_| entry(FIRST, Some("a"), None)).collect::<Vec<_>>();
+        assert!(!chosen(&many(SHOWN), Some("b")).unwrap_err().contains('…'));
+        assert!(chosen(&many(SHOWN + 1), Some("b")).unwrap_err().ends_with(", …]"));
+        assert!(chosen(&[], None).unwrap_err().contains("names no image"));
+    }
+}

@@ -221,3 +221,50 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
     value.set_sensitive(true);
     Some(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::image::Settings;
+
+    fn endpoint(registry: &Registry, repository: &str) -> Endpoint {
+        let reference = format!("a.lan/{repository}:1").parse().unwrap();
+        registry.endpoints(&reference).unwrap().pop().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn authorizations_end() {
+        let registry = Registry::new(Arc::new(Settings::default())).unwrap();
+        let (short, long) = (endpoint(&registry, "short"), endpoint(&registry, "long"));
+        let (sessions, value) = (Sessions::default(), sensitive("Bearer t").unwrap());
+        sessions.put(&short, value.clone(), Duration::from_secs(10));
+        sessions.put(&long, value.clone(), Duration::MAX);
+        assert_eq!(sessions.get(&endpoint(&registry, "other")), None, "each repository has its own");
+        tokio::time::advance(Duration::from_secs(9)).await;
+        assert_eq!((sessions.get(&short), sessions.get(&long)), (Some(value.clone()), Some(value.clone())));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!((sessions.get(&short), sessions.get(&long)), (None, Some(value.clone())));
+        tokio::time::advance(LONGEST_LIFE).await;
+        assert_eq!(sessions.get(&long), None, "whatever the registry says");
+    }
+
+    #[tokio::test]
+    async fn authorizations_are_bounded() {
+        let registry = Registry::new(Arc::new(Settings::default())).unwrap();
+        let (sessions, value) = (Sessions::default(), sensitive("Bearer t").unwrap());
+        for number in 0..2 * SESSIONS + 1 {
+            sessions.put(&endpoint(&registry, &number.to_string()), value.clone(), TOKEN_LIFE);
+        }
+        assert!(sessions.0.with(|sessions| sessions.len()) <= SESSIONS);
+        assert_eq!(sessions.get(&endpoint(&registry, &(2 * SESSIONS).to_string())), Some(value));
+    }
+
+    #[test]
+    fn authorizations_are_not_shown() {
+        assert!(!format!("{:?}", basic("u", &Secret::new("hunter2"))).contains("Basic"));
+        assert!(!format!("{:?}", sensitive("Bearer hunter2")).contains("hunter2"));
+        assert_eq!(sensitive("Bearer a\nb"), None);
+    }
+}

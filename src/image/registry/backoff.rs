@@ -74,6 +74,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn pauses_double_up_to_a_bound() {
+        let second = Duration::from_secs(1);
+        let settings = Settings { backoff: second, backoff_max: 8 * second, ..Settings::default() };
+        let mut backoff = Backoff::new(&settings, 100);
+        for pause in [1, 2, 4, 8, 8, 8] {
+            let began = tokio::time::Instant::now();
+            assert!(backoff.after(Failure::broken("broken".to_owned()), false).await.is_ok());
+            let (least, most) = (pause * second / 2, (pause * second * 3 / 2).min(8 * second));
+            // The clock ticks in milliseconds.
+            let waited = began.elapsed();
+            assert!(waited >= least && waited <= most + Duration::from_millis(1), "{pause}: {waited:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn progress_starts_the_count_anew() {
         let settings = Settings { attempts: 2, ..Settings::default() };
         let mut backoff = Backoff::new(&settings, 2);

@@ -118,6 +118,14 @@ mod tests {
     }
 
     #[test]
+    fn a_backslash_protects_what_is_quoted() {
+        assert_eq!(parse(r#"Bearer realm="a\",b",service=c"#), [bearer("a\",b", Some("c"))]);
+        assert_eq!(parse(r#"Bearer realm="a\\",service="b,c""#), [bearer("a\\", Some("b,c"))]);
+        // Elsewhere it is a letter like any other.
+        assert_eq!(parse(r#"Basic realm=a\"b,Bearer realm=x""#), [Challenge::Basic]);
+    }
+
+    #[test]
     fn nonsense_is_no_challenge() {
         for nonsense in [
             "",

@@ -312,6 +312,11 @@ mod tests {
             assert!(!error.contains("hunter2") && error.starts_with("line 1"), "{error}");
         }
         assert_eq!(look_up(r#"{"auths": {"a.lan": {"auth": "%%%"}}}"#, "a.lan", "x"), LookUp::None);
+        let empty =
+            r#"{"auths": {"a.lan": {"identitytoken": "", "auth": "", "username": "", "password": "p"}}}"#;
+        assert_eq!(look_up(empty, "a.lan", "x"), LookUp::None);
+        let half = r#"{"auths": {"a.lan": {"username": "u", "password": ""}}}"#;
+        assert_eq!(look_up(half, "a.lan", "x"), LookUp::None);
     }
 
     #[tokio::test]
@@ -330,6 +335,12 @@ mod tests {
                 panic!("no password")
             };
             assert_eq!(username, user);
+        }
+        // JSON may end in any number of blanks.
+        for (length, fits) in [(MAX_FILE_SIZE, true), (MAX_FILE_SIZE + 1, false)] {
+            std::fs::write(&path, format!("{{}}{}", " ".repeat(length as usize - 2))).unwrap();
+            let trouble = credentials.find("a.lan", "x").await.trouble;
+            assert_eq!(trouble.is_some_and(|trouble| trouble.contains("larger than 1 MiB")), !fits);
         }
         std::fs::write(&path, "{").unwrap();
         let trouble = credentials.find("a.lan", "x").await.trouble.unwrap();

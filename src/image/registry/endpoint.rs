@@ -95,3 +95,34 @@ pub(super) fn authority(url: &Url) -> String {
         None => host.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::image::Registries;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mirror_that_failed_rests_for_a_while() {
+        let text = b"registries: {a.lan: {mirrors: ['https://one.lan/x', 'https://two.lan']}}";
+        let registries = Registries::parse(Path::new("registries.yaml"), text).unwrap();
+        let registry = Registry::new(Arc::new(Settings { registries, ..Settings::default() })).unwrap();
+        let reference: Reference = "a.lan/app:1".parse().unwrap();
+        let endpoints = || registry.endpoints(&reference).unwrap();
+        let hosts = || endpoints().into_iter().map(|endpoint| endpoint.host).collect::<Vec<_>>();
+        let all = endpoints();
+        assert_eq!(hosts(), ["one.lan", "two.lan", "a.lan"]);
+        for endpoint in &all {
+            registry.failed(endpoint, &ImageError::not_found("it"));
+            registry.failed(endpoint, &ImageError::unauthorized("it"));
+        }
+        assert_eq!(hosts(), ["one.lan", "two.lan", "a.lan"], "it may have other images");
+        all.iter().skip(1).for_each(|endpoint| registry.failed(endpoint, &ImageError::unavailable("it")));
+        assert_eq!(hosts(), ["one.lan", "a.lan"], "the registry itself never rests");
+        tokio::time::advance(REST).await;
+        assert_eq!(hosts(), ["one.lan", "two.lan", "a.lan"]);
+        assert_eq!((all[0].repository.as_str(), all[0].url("x").unwrap().path()), ("x/app", "/v2/x/app/x"));
+    }
+}

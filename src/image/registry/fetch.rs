@@ -8,6 +8,8 @@ use tokio::io::AsyncWriteExt;
 use super::endpoint::authority;
 use super::transport::{Body, is_loopback};
 use super::*;
+use crate::image::local::Job;
+use crate::image::pull::blocking;
 
 /// Why a URL cannot be used, if it cannot.
 pub(crate) fn check_url(text: &str) -> Result<(), String> {
@@ -20,7 +22,7 @@ pub(crate) fn check_url(text: &str) -> Result<(), String> {
         return Err("a URL cannot hold a user or a password: manifests are no place for them".to_owned());
     }
     match url.scheme() {
-        "https" if url.has_host() => Ok(()),
+        "https" => Ok(()),
         "http" if is_loopback(&url) => Ok(()),
         _ => Err("use an https URL; http is for loopback addresses only".to_owned()),
     }
@@ -28,12 +30,13 @@ pub(crate) fn check_url(text: &str) -> Result<(), String> {
 
 impl Registry {
     /// Downloads a URL, anew after each broken connection, into an empty file that has no other user.
-    /// Returns the digest. `begin` is told the length, if the server says one, of each attempt.
+    /// Returns the digest. `begin` is told the length, if the server says one, of each attempt, and there must be
+    /// room for that.
     pub(crate) async fn fetch(
         &self,
         url: &str,
         file: &File,
-        bound: u64,
+        job: &Job,
         begin: impl Fn(u64) + Send,
         arrived: impl Fn(u64) + Send,
     ) -> Result<Digest, ImageError> {
@@ -41,7 +44,7 @@ impl Registry {
         let url: Url = url.parse().map_err(|error| ImageError::invalid(format!("{url}: {error}")))?;
         let mut backoff = Backoff::new(&self.settings, self.settings.attempts);
         loop {
-            match self.fetch_once(&url, file, bound, &begin, &arrived).await {
+            match self.fetch_once(&url, file, job, &begin, &arrived).await {
                 Ok(digest) => return Ok(digest),
                 Err(failure) => backoff.after(failure, false).await?,
             }
@@ -52,7 +55,7 @@ impl Registry {
         &self,
         url: &Url,
         file: &File,
-        bound: u64,
+        job: &Job,
         begin: &(impl Fn(u64) + Send),
         arrived: &(impl Fn(u64) + Send),
     ) -> Result<Digest, Failure> {
@@ -62,15 +65,18 @@ impl Registry {
         let mut file = tokio::fs::File::from_std(file);
         let response = self.transport.get(&authority(url), url, &HeaderMap::new(), None).await?;
         let response = served(response, url)?;
-        let length = response.content_length();
-        check("the bundle", "compressed_bytes", length.unwrap_or(0), bound)?;
-        begin(length.unwrap_or(0));
+        let (length, bound) = (response.content_length().unwrap_or(0), job.limits().compressed_bytes);
+        check("the bundle", "compressed_bytes", length, bound)?;
+        begin(length);
+        let room = job.clone();
+        let promise = blocking("looking for room", move || room.promise(length)).await?;
         let (mut body, mut hash, mut received) = (Body::new(response, &self.settings), Sha256::new(), 0u64);
         while let Some(chunk) = body.next().await? {
             received += chunk.len() as u64;
             check("the bundle", "compressed_bytes", received, bound)?;
             hash.update(&chunk);
             file.write_all(&chunk).await.map_err(local)?;
+            promise.used(chunk.len() as u64);
             arrived(chunk.len() as u64);
         }
         file.flush().await.map_err(local)?;
@@ -105,6 +111,8 @@ mod tests {
             "http://images.example/a",
             "http://127.0.0.1.evil.example/a",
             "https://user:secret@images.example/a",
+            "https://user@images.example/a",
+            "https://:secret@images.example/a",
             "ftp://images.example/a",
             "file:///etc/passwd",
             "https://",
@@ -112,5 +120,8 @@ mod tests {
         ] {
             assert!(check_url(bad).is_err(), "{bad}");
         }
+        let long = |length: usize| format!("https://images.example/{}", "a".repeat(length - 23));
+        assert_eq!(check_url(&long(2048)), Ok(()));
+        assert!(check_url(&long(2049)).is_err());
     }
 }

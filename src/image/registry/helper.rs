@@ -104,6 +104,22 @@ mod tests {
         assert!(absent.starts_with("docker-credential-vmlet-test-absent: "), "{absent}");
     }
 
+    #[tokio::test]
+    async fn answers_are_bounded() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let helper = folder.path().join("helper");
+        for (bytes, fits) in [(ANSWER_BYTES, true), (ANSWER_BYTES + 1, false)] {
+            let script = format!("#!/bin/sh\ncat > /dev/null\nhead -c {bytes} /dev/zero\n");
+            std::fs::write(&helper, script).unwrap();
+            std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+            match run(helper.to_str().unwrap(), "a.lan").await {
+                Ok((succeeded, answer)) => assert!(fits && succeeded && answer.len() as u64 == bytes),
+                Err(error) => assert!(!fits && error.to_string().contains("more than"), "{error}"),
+            }
+        }
+    }
+
     #[test]
     fn answers() {
         let decoded = decode(true, br#"{"ServerURL": "a", "Username": "u", "Secret": "p"}"#).unwrap();
@@ -113,6 +129,8 @@ mod tests {
         assert_eq!(decoded, Some(Credential::Identity(Secret::new("t"))));
         assert_eq!(decode(false, b"credentials not found in native keychain\n"), Ok(None));
         assert_eq!(decode(true, br#"{"Username": "", "Secret": ""}"#), Ok(None));
+        let unnamed = Credential::Password { username: String::new(), password: Secret::new("p") };
+        assert_eq!(decode(true, br#"{"Username": "", "Secret": "p"}"#), Ok(Some(unnamed)));
         assert!(decode(false, b"locked\n").unwrap_err().contains("locked"));
         assert!(!decode(true, br#"{"Username": "u", "Secret": 12345"#).unwrap_err().contains("12345"));
     }

@@ -116,8 +116,8 @@ type Violation = (String, bool, &'static str, &'static str);
 fn violations(name: &str, host: &Host) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut refuse = |field: String, name: bool, message, hint| found.push((field, name, message, hint));
-    let is_host = |url: &Url| authority(url) == name && url.path() == "/" && url.username().is_empty();
-    if !format!("https://{name}/").parse().is_ok_and(|url| is_host(&url)) {
+    // With a path or a user in it, it is more than the authority.
+    if !format!("https://{name}/").parse().is_ok_and(|url| authority(&url) == name) {
         refuse(String::new(), true, "is not a registry", "write a host, or host:port, in lower case");
     }
     for (index, mirror) in host.mirrors.iter().enumerate() {
@@ -176,8 +176,14 @@ mod tests {
         for (text, words) in [
             ("registries: {'https://a.lan': {}}", "is not a registry"),
             ("registries: {A.lan: {}}", "is not a registry"),
+            ("registries: {a.lan/x: {}}", "is not a registry"),
+            ("registries: {u@a.lan: {}}", "is not a registry"),
             ("registries: {a.lan: {mirrors: [mirror.lan]}}", "mirrors[0] is not a mirror's URL"),
             ("registries: {a.lan: {mirrors: ['https://u:p@mirror.lan']}}", "holds credentials"),
+            ("registries: {a.lan: {mirrors: ['https://:p@mirror.lan']}}", "holds credentials"),
+            ("registries: {a.lan: {mirrors: ['ftp://mirror.lan']}}", "is not a mirror's URL"),
+            ("registries: {a.lan: {mirrors: ['https://mirror.lan/?a']}}", "is not a mirror's URL"),
+            ("registries: {a.lan: {mirrors: ['https://mirror.lan/#a']}}", "is not a mirror's URL"),
             ("registries: {a.lan: {caFile: ca.pem}}", "caFile is not an absolute path"),
             ("registries: {a.lan: {clientCertificate: {certFile: /c}}}", "keyFile is missing"),
             ("registries: {a.lan: {insecure: true}}", "not a field"),

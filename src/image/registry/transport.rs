@@ -267,13 +267,17 @@ mod tests {
     #[test]
     fn plain_http_is_for_this_machine_and_where_configured() {
         let plain_http = vec!["registry.lan:5000".to_owned(), "10.0.0.9".to_owned()];
-        let transport = Transport::new(Arc::new(Settings { plain_http, ..Settings::default() })).unwrap();
+        let text = b"registries: {plain.lan: {plainHTTP: true}, a.lan: {mirrors: ['http://mirror.lan']}}";
+        let registries = super::super::Registries::parse("registries.yaml".as_ref(), text).unwrap();
+        let settings = Settings { plain_http, registries, ..Settings::default() };
+        let transport = Transport::new(Arc::new(settings)).unwrap();
         let plain = |url: &str| transport.is_plain(&url.parse().unwrap());
         for url in
             ["http://localhost:5000/", "http://127.9.9.9/", "http://[::1]:5000/", "http://registry.lan:5000/"]
         {
             assert!(plain(url), "{url}");
         }
+        assert!(plain("http://plain.lan/") && plain("http://mirror.lan/") && !plain("http://a.lan/"));
         assert!(plain("http://10.0.0.9:5000/"), "without a port, any port is meant");
         let may = |from: &str, to: &str| transport.may_send(&from.parse().unwrap(), &to.parse().unwrap());
         let (lan, here) = ("http://registry.lan:5000/", "http://localhost:5000/");

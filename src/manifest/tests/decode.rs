@@ -289,6 +289,21 @@ fn bombs_are_cheap() {
 }
 
 #[test]
+fn texts_are_as_deep_and_as_long_as_they_may_be() {
+    use super::super::tree::{MAX_DEPTH, read};
+    let end = |text: String| read(&text).end.map(|trouble| trouble.message);
+    let nested = |lists: usize| format!("{}{}", "[".repeat(lists), "]".repeat(lists));
+    // The outermost is at no depth.
+    assert_eq!(end(nested(MAX_DEPTH + 1)), None);
+    assert_eq!(end(nested(MAX_DEPTH + 2)).unwrap(), "nested more than 64 levels deep");
+    assert_eq!(end("--- a\n".repeat(1000)), None);
+    assert_eq!(end("--- a\n".repeat(1001)).unwrap(), "more than 1000 documents in one file");
+    let values = |count: usize| format!("[{}]", "1,".repeat(count - 1));
+    assert_eq!(end(values(200_000)), None);
+    assert_eq!(end(values(200_001)).unwrap(), "more than 200000 values");
+}
+
+#[test]
 fn what_passes_the_shape_has_a_type() {
     // Every leaf of every shape, with a value at its limits.
     let value = json!({

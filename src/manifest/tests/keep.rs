@@ -68,17 +68,20 @@ async fn errors_of_a_file_without_objects_are_events_of_the_file() {
 }
 
 /// The folder `/m`, kept: what is shown is applied to the store.
-struct Kept {
-    store: Store,
-    backend: MemoryBackend,
-    shown: watch::Sender<Arc<Snapshot>>,
+pub(super) struct Kept {
+    pub(super) store: Store,
+    pub(super) backend: MemoryBackend,
+    pub(super) shown: watch::Sender<Arc<Snapshot>>,
     events: EventWatch,
     _cancel: DropGuard,
 }
 
 impl Kept {
-    fn new() -> Kept {
-        let (store, backend) = Store::in_memory();
+    pub(super) fn new() -> Kept {
+        Kept::over(Store::in_memory())
+    }
+
+    pub(super) fn over((store, backend): (Store, MemoryBackend)) -> Kept {
         let (shown, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let events = store.watch_events();
         let cancel = CancellationToken::new();
@@ -91,7 +94,7 @@ impl Kept {
     }
 
     /// Shows a folder of these files, and lets all that comes of it at once happen.
-    async fn show(&self, files: &[(&str, &str)]) {
+    pub(super) async fn show(&self, files: &[(&str, &str)]) {
         let state = |text: &str| FileState::of(Path::new(ROOT), text.as_bytes());
         let files = files.iter().map(|(path, text)| (PathBuf::from(path), state(text))).collect();
         self.shown.send_replace(Arc::new(Snapshot { complete: true, files, trouble: Vec::new() }));
@@ -99,7 +102,7 @@ impl Kept {
     }
 
     /// The reasons of all events since the last call.
-    async fn reasons(&mut self) -> Vec<String> {
+    pub(super) async fn reasons(&mut self) -> Vec<String> {
         let mut reasons = Vec::new();
         while let Ok(Ok(event)) = timeout(Duration::from_millis(1), self.events.next()).await {
             reasons.push(event.reason.clone());
@@ -107,20 +110,20 @@ impl Kept {
         reasons
     }
 
-    fn problem(&self, name: &str) -> Option<String> {
+    pub(super) fn problem(&self, name: &str) -> Option<String> {
         self.store.record(&key(name))?.problem().map(|problem| problem.reason.clone())
     }
 
-    fn uid(&self, name: &str) -> Option<Uid> {
+    pub(super) fn uid(&self, name: &str) -> Option<Uid> {
         self.store.vm(&key(name))?.object.metadata.uid
     }
 }
 
-fn key(name: &str) -> ObjectKey {
+pub(super) fn key(name: &str) -> ObjectKey {
     ObjectKey::new(Kind::Vm, "default", name)
 }
 
-fn vm(name: &str, depends_on: &str) -> String {
+pub(super) fn vm(name: &str, depends_on: &str) -> String {
     format!(
         "---\napiVersion: vmlet.dev/v1alpha1\nkind: VM\nmetadata: {{name: {name}}}\nspec: {{image: {{name: base}}, dependsOn: [{depends_on}]}}\n"
     )
@@ -246,7 +249,7 @@ async fn what_another_source_declares_is_not_this_ones_business() {
 }
 
 /// What the folder `/old` declares: `web`.
-fn of_old(web: &str) -> (AnyObject, Origin) {
+pub(super) fn of_old(web: &str) -> (AnyObject, Origin) {
     let FileState::Good(objects) = FileState::of(Path::new(ROOT), web.as_bytes()) else { panic!() };
     let origin = Origin { source: "directory:/old".to_owned(), path: "a.yaml".into(), line: 1 };
     (objects[0].object.clone(), origin)

@@ -8,7 +8,8 @@ use notify::event::{CreateKind, Flag, ModifyKind, RenameMode};
 use notify::{Event, EventKind};
 
 use super::super::memory::{Memory, Seen};
-use super::super::scan::{Limits, Stamp};
+use super::super::root::Stamp;
+use super::super::scan::Limits;
 use super::super::source::FileState;
 use super::super::stability::{Look, Patience, Settling, Verdict};
 use super::super::watcher::{News, Scope};

@@ -1,6 +1,7 @@
 mod decode;
 mod desired;
 mod glance;
+mod inherit;
 mod keep;
 mod looks;
 mod passes;

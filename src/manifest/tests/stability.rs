@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use super::super::scan::Stamp;
+use super::super::root::Stamp;
 use super::super::stability::{Look, Patience, Settling, Verdict};
 
 const MS: Duration = Duration::from_millis(1);

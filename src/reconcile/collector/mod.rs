@@ -15,7 +15,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use tokio::time::Instant;
 
 pub(super) use self::bell::Bell;
 pub use self::plan::Retention;
@@ -41,7 +41,7 @@ pub(super) async fn run(world: Arc<World>) {
         tokio::select! {
             biased;
             () = world.collector.rung() => {}
-            () = sleep_until(pause.until, world.clock) => {}
+            () = sleep_until(pause.until) => {}
             () = tokio::time::sleep(LOOK), if pause.watch => {}
         }
     }
@@ -56,7 +56,7 @@ struct Collector {
 
 /// How long there is nothing to do.
 struct Pause {
-    until: Option<Timestamp>,
+    until: Option<Instant>,
     watch: bool,
 }
 
@@ -73,7 +73,8 @@ impl Collector {
             }
             Err(error) => {
                 tracing::error!(error, "unused base disks were not removed; tried again");
-                Pause { until: Some(self.backoff.fail(self.world.clock.now())), watch: false }
+                self.backoff.fail();
+                Pause { until: self.backoff.closed_until(), watch: false }
             }
         }
     }
@@ -98,7 +99,8 @@ impl Collector {
                 continue;
             }
             if plan.remove.is_empty() {
-                return Ok(Pause { until: plan.next, watch: plan.watch });
+                let until = plan.next.map(|next| self.world.clock.instant_of(next));
+                return Ok(Pause { until, watch: plan.watch });
             }
             starved = false;
             let unused: Vec<_> =

@@ -3,9 +3,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::plan::{Failure, Observed, Plan, Step, plan, status};
-use super::{ImageTask, digest_of, promotable};
+use super::ImageTask;
+use super::observe::{Observed, digest_of, promotable};
+use super::plan::plan;
+use super::status::status;
+use super::step::{Failure, Plan, Step};
 use crate::boot::{Boot, KernelChoice, KernelId, KernelSource};
 use crate::image::Source;
 use crate::object::{DiskStatus, PullPolicy, PullProgress, Quantity};
@@ -39,7 +43,16 @@ fn record(image: Option<PinnedImage>) -> ImageRecord {
 
 fn seen(pull: Option<PullState>) -> Observed {
     let (kernel_disk, kernel) = (false, None);
-    Observed { disk: None, kernel_disk, kernel, vm: None, pull, failure: None, closed_until: None }
+    Observed {
+        disk: None,
+        kernel_disk,
+        kernel,
+        vm: None,
+        pull,
+        failure: None,
+        closed_until: None,
+        next_try: None,
+    }
 }
 
 #[test]
@@ -88,7 +101,7 @@ fn a_failed_pull_says_why_and_when_it_is_tried_again() {
     assert_eq!((status.phase.as_str(), status.next_retry_time), ("Backoff", Some(at(9))));
     assert_eq!(
         (ready.reason.as_str(), ready.message.as_str()),
-        ("RegistryUnavailable", "connection refused (attempt 2)")
+        ("RegistryUnavailable", "connection refused (attempt 2 of this pull)")
     );
     assert_eq!((ready.observed_generation, status.observed_generation), (2, 2));
     assert_eq!(plan(&pinned, &seen(Some(failed(None)))).phase, "Failed");
@@ -131,11 +144,12 @@ fn a_deletion_is_not_held_up_by_a_pull() {
         transient: true,
         step: std::mem::discriminant(&Step::Remove),
     };
-    let failed = Observed { failure: Some(failure), closed_until: Some(at(9)), ..seen(None) };
-    assert_eq!(plan(&gone, &failed).step, Step::Wait(Some(at(9))));
+    let until = Some(Instant::now());
+    let failed = Observed { failure: Some(failure), closed_until: until, ..seen(None) };
+    assert_eq!(plan(&gone, &failed).step, Step::Wait(until));
     let hopeless = failed.failure.clone().map(|failure| Failure { transient: false, ..failure });
     let hopeless = Observed { failure: hopeless, ..failed };
-    assert_eq!(plan(&gone, &hopeless).step, Step::Wait(Some(at(9))), "it is tried again all the same");
+    assert_eq!(plan(&gone, &hopeless).step, Step::Wait(until), "it is tried again all the same");
     assert_eq!(plan(&gone, &Observed { closed_until: None, ..hopeless }).step, Step::Remove);
 }
 
@@ -302,11 +316,11 @@ async fn a_pin_ends_the_row_of_failures_and_an_edit_what_was_refused_for_good() 
     rig.script("resolve", script(2, false));
     while rig.store.image(&key).unwrap().image.is_none() {
         if let Outcome::Wait(Some(until)) = task.reconcile(&mut wake).await {
-            assert!(until > rig.now(), "a failed step is not taken again at once");
+            assert!(until > Instant::now(), "a failed step is not taken again at once");
             tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         }
     }
-    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true));
+    assert_eq!((task.attempts.failures(), task.attempts.failure().is_none()), (0, true));
     rig.script("resolve", script(1, true));
     rig.declare(&manifest("r/b:1")).await;
     while task.reconcile(&mut wake).await != Outcome::Wait(None) {}
@@ -325,7 +339,7 @@ async fn after_a_panic_nothing_but_the_failures_is_known() {
     task.share = Some(task.world.pulls.join(&source, &digest));
     assert!(matches!(task.panicked("once").await, Outcome::Wait(Some(_))), "the look may panic again");
     assert!(task.share.is_none());
-    assert_eq!(task.backoff.failures(), 1);
+    assert_eq!(task.attempts.failures(), 1);
 }
 
 #[tokio::test(start_paused = true)]

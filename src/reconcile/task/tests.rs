@@ -42,7 +42,7 @@ async fn looks(slow: bool, during: fn(&watch::Sender<u64>)) -> u32 {
     let (waker, receiver) = watch::channel(0);
     let looks = Arc::new(AtomicU32::new(0));
     let scripted = Scripted { looks: looks.clone(), during, waker: waker.clone(), slow };
-    let task = tokio::spawn(run(Box::new(scripted), Wake::new(receiver), Clock::Host));
+    let task = tokio::spawn(run(Box::new(scripted), Wake::new(receiver)));
     // The clock stands still until nothing else is to be done.
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     task.abort();

@@ -1,7 +1,7 @@
 //! Which phase a VM is in: a pure function of the record, what is seen, and the plan.
 
-use super::plan::{Plan, Step};
 use super::state::{Guest, ImageView, Observed};
+use super::step::{Plan, Step};
 use crate::object::Timings;
 use crate::reconcile::track::{Activity, Left};
 use crate::store::{Run, VmRecord};
@@ -62,27 +62,6 @@ fn running(seen: &Observed) -> Option<Phase> {
         Guest::Connected { state: vmlet_wire::GuestState::Ready, .. } => Some(Phase::Ready),
         Guest::Connected { .. } => Some(Phase::Workload),
         Guest::Silent { .. } => None,
-    }
-}
-
-/// The step's name in metrics.
-pub(in crate::reconcile) fn name(step: &Step) -> &'static str {
-    match step {
-        Step::Wait(_) => "wait",
-        Step::Resolve(_) => "resolve",
-        Step::Find(_) => "find",
-        Step::Pin(_) => "pin",
-        Step::Pull(_) => "pull",
-        Step::Reserve { .. } => "reserve",
-        Step::Queue => "queue",
-        Step::Relinquish => "relinquish",
-        Step::Boot => "boot",
-        Step::Stop { .. } => "stop",
-        Step::Ask => "ask",
-        Step::Kill { .. } => "kill",
-        Step::RecordExit { .. } => "record_exit",
-        Step::TearDown => "tear_down",
-        Step::Remove => "remove",
     }
 }
 

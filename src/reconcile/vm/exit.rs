@@ -1,9 +1,8 @@
-//! How a run ended, for people: a pure function of what was seen.
+//! How a run ended, and what to tell people: a pure function of what was seen.
 
 use jiff::Timestamp;
 use vmlet_wire::GuestState;
 
-use super::plan::workload_code;
 use super::state::Observed;
 use crate::hypervisor::VmmExit;
 use crate::object::LastExit;
@@ -11,6 +10,14 @@ use crate::store::Stopping;
 
 /// The exit code of a workload that the guest killed after its grace period: 128 + SIGKILL.
 const WORKLOAD_KILLED: i32 = 137;
+
+/// The workload's exit code, from the link or else from the guest's last console line.
+pub(super) fn workload_code(seen: &Observed) -> Option<i32> {
+    match &seen.last {
+        Some(GuestState::Exited { code }) => Some(*code),
+        _ => seen.exit.as_ref().and_then(|exit| exit.workload),
+    }
+}
 
 /// `grace` is how long the workload had to end by itself, in seconds.
 pub(super) fn last_exit(

@@ -2,16 +2,41 @@
 //!
 //! In: the spec, the store's images and disks, the task's share in a pull. Out: an [`ImageView`].
 
+use std::sync::Arc;
+
 use super::VmTask;
 use super::state::ImageView;
 use crate::image::Source;
-use crate::object::{ImageRef, Kind, ObjectKey, PullPolicy};
+use crate::object::{ImageRef, Kind, ObjectKey, PullPolicy, RunPolicy};
 use crate::reconcile::pulls::Share;
-use crate::store::{DiskState, PinnedImage, PinnedKernel, VmRecord};
+use crate::store::{DiskState, ImageRecord, PinnedImage, PinnedKernel, VmRecord};
 
 impl VmTask {
-    /// The image that the spec asks for. A share in a pull that is not its own is let go.
+    /// The image that the spec asks for. A share in a pull that is not waited for is let go.
     pub(super) fn image(&mut self, record: &VmRecord) -> ImageView {
+        let mut view = self.wanted(record);
+        let halted = record.object.spec.run_policy == RunPolicy::Halted;
+        let leaves = halted || record.object.metadata.deletion_timestamp.is_some();
+        let awaits = |share: &Share| match &view {
+            _ if leaves => false,
+            ImageView::Known { pin, policy, disk: None, .. } => {
+                *policy != PullPolicy::Never && *share.digest() == pin.digest
+            }
+            // The answer may be the same digest.
+            ImageView::Unresolved { .. } => self.attempts.failure().is_none(),
+            ImageView::Known { .. } | ImageView::Waiting { .. } => false,
+        };
+        if !self.share.as_ref().is_some_and(awaits) {
+            self.share = None;
+        }
+        if let ImageView::Known { pull, .. } = &mut view {
+            *pull = self.share.as_ref().map(Share::state);
+        }
+        view
+    }
+
+    /// The image that the spec asks for, and whether its disk is there.
+    fn wanted(&self, record: &VmRecord) -> ImageView {
         let spec = &record.object.spec.image;
         let own = spec.direct().map(|source| (source, spec.pull_policy, None));
         let (pin, policy, direct) = match (own.or_else(|| self.always(spec)), &spec.name) {
@@ -35,11 +60,7 @@ impl VmTask {
             Some(DiskState::Ready { config, .. }) => Some(config),
             _ => None,
         };
-        if disk.is_some() || self.share.as_ref().is_some_and(|share| *share.digest() != pin.digest) {
-            self.share = None;
-        }
-        let pull = self.share.as_ref().map(Share::state);
-        ImageView::Known { disk, pull, pin, policy, asked: self.registry_asked, direct }
+        ImageView::Known { disk, pull: None, pin, policy, asked: self.registry_asked, direct }
     }
 
     /// The source of a named image that is asked for again before each start: the VM does so itself, with
@@ -102,10 +123,14 @@ impl VmTask {
         }
     }
 
+    /// The `Image` that the VM names, if there is one of that name.
+    pub(super) fn named(&self, record: &VmRecord) -> Option<Arc<ImageRecord>> {
+        let name = record.object.spec.image.name.as_ref()?;
+        self.world.store.image(&ObjectKey::new(Kind::Image, &self.key.namespace, name))
+    }
+
     /// The digest that a named image is pulled by, if it is known.
     pub(super) fn awaited_digest(&self, record: &VmRecord) -> Option<String> {
-        let name = record.object.spec.image.name.as_ref()?;
-        let image = self.world.store.image(&ObjectKey::new(Kind::Image, &self.key.namespace, name))?;
-        Some(image.image.as_ref()?.digest.to_string())
+        Some(self.named(record)?.image.as_ref()?.digest.to_string())
     }
 }

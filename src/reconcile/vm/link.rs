@@ -7,14 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
 use crate::agent::{Agent, LogSink};
 use crate::hypervisor::Driver;
-use crate::reconcile::clock::Clock;
 
 /// The wait between two attempts to connect: the VMM makes its socket within this order of time.
 const RETRY: Duration = Duration::from_millis(20);
@@ -24,8 +23,8 @@ const RETRY_LONGEST: Duration = Duration::from_secs(1);
 /// The link as it is now.
 #[derive(Clone, Default)]
 pub(super) struct LinkState {
-    /// The connection and the guest's last reported state.
-    pub up: Option<(Agent, GuestState, Timestamp)>,
+    /// The connection, the guest's last reported state, and since when.
+    pub up: Option<(Agent, GuestState, Instant)>,
     /// The last reported state, link or not.
     pub last: Option<GuestState>,
 }
@@ -44,7 +43,7 @@ impl Drop for Link {
 
 impl Link {
     /// Starts connecting.
-    pub(super) fn start(driver: Arc<dyn Driver>, dir: PathBuf, logs: LogSink, clock: Clock) -> Self {
+    pub(super) fn start(driver: Arc<dyn Driver>, dir: PathBuf, logs: LogSink) -> Self {
         let (sender, state) = watch::channel(LinkState::default());
         let task = tokio::spawn(async move {
             let mut wait = RETRY;
@@ -52,7 +51,7 @@ impl Link {
                 match connect(driver.as_ref(), &dir, logs.clone()).await {
                     Ok(agent) => {
                         wait = RETRY;
-                        follow(&agent, &sender, clock).await;
+                        follow(&agent, &sender).await;
                         sender.send_modify(|state| state.up = None);
                     }
                     Err(message) => tracing::debug!(dir = %dir.display(), message, "guest link not up yet"),
@@ -83,11 +82,11 @@ async fn connect(driver: &dyn Driver, dir: &std::path::Path, logs: LogSink) -> R
 }
 
 /// Forwards the guest's state until the link is gone.
-async fn follow(agent: &Agent, sender: &watch::Sender<LinkState>, clock: Clock) {
+async fn follow(agent: &Agent, sender: &watch::Sender<LinkState>) {
     let mut guest = agent.guest();
     loop {
         let state = guest.borrow_and_update().clone();
-        let up = Some((agent.clone(), state.clone(), clock.now()));
+        let up = Some((agent.clone(), state.clone(), Instant::now()));
         sender.send_replace(LinkState { up, last: Some(state) });
         tokio::select! {
             biased;

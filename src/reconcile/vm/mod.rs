@@ -21,6 +21,7 @@ mod process;
 mod rules;
 mod state;
 mod status;
+mod step;
 
 #[cfg(test)]
 mod tests;
@@ -29,18 +30,22 @@ pub use self::rules::{due_stop, reruns, restarting};
 
 use std::mem::{self, Discriminant, discriminant};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
 
 use self::activity::{Stopwatch, activity};
-use self::plan::{Rules, Step};
+use self::plan::Rules;
 use self::process::Process;
-use self::state::{Failure, Observed};
-use super::backoff::Backoff;
+use self::state::Observed;
+use self::step::{Failure, Plan, Step};
+use super::attempts::Attempts;
 use super::pulls::Share;
+use super::step::Steps;
 use super::task::{Outcome, Reconciler, Wake};
 use super::track::{Activity, Track};
 use super::world::World;
@@ -48,8 +53,8 @@ use crate::object::{Condition, Kind, ObjectKey, ObjectMeta, Uid, VmStatus, set_c
 use crate::store::{Run, Severity, Standing, VmRecord, VmUpdate};
 use crate::timeline::Phase;
 
-/// How long the gate must have stayed unused before a run counts as a success.
-const STEADY_SECONDS: i64 = 600;
+/// How long a run must have lasted before it counts as a success.
+const STEADY: Duration = Duration::from_secs(600);
 
 /// What a VM's task remembers between looks. All of it can be lost: a new task finds its way by
 /// the record alone.
@@ -57,8 +62,7 @@ pub(super) struct VmTask {
     world: Arc<World>,
     key: ObjectKey,
     uid: Uid,
-    backoff: Backoff,
-    failure: Option<Failure>,
+    attempts: Attempts<Step>,
     share: Option<Share>,
     permit: Option<OwnedSemaphorePermit>,
     queue: Option<BoxFuture<'static, OwnedSemaphorePermit>>,
@@ -82,7 +86,7 @@ pub(super) struct VmTask {
 enum InLine {
     Waits {
         standing: watch::Receiver<Option<Standing>>,
-        since: Timestamp,
+        since: Instant,
         impatient: bool,
     },
     /// The line is left, perhaps with a reservation: to be claimed once more.
@@ -93,12 +97,11 @@ impl VmTask {
     pub(super) fn new(world: Arc<World>, key: ObjectKey, uid: Uid) -> Self {
         let status = world.store.vm(&key).map(|record| record.object.status.clone()).unwrap_or_default();
         VmTask {
-            backoff: Backoff::new(world.settings.backoff, world.entropy.clone()),
+            attempts: Attempts::new(&world),
             track: Track::new(world.recorder.clone(), key.clone()),
             world,
             key,
             uid,
-            failure: None,
             share: None,
             permit: None,
             queue: None,
@@ -114,16 +117,8 @@ impl VmTask {
         }
     }
 
-    /// A new generation opens the backoff's gate, and so does a deletion.
-    fn observe_declaration(&mut self, record: &VmRecord) {
-        let deleted = record.object.metadata.deletion_timestamp.is_some();
-        if self.backoff.observe((record.object.metadata.generation, deleted)) {
-            self.failure = None;
-        }
-    }
-
     /// Takes down what the VM does now, and how long it took to get there.
-    fn record_activity(&mut self, record: &VmRecord, seen: &Observed, plan: &plan::Plan) {
+    fn record_activity(&mut self, record: &VmRecord, seen: &Observed, plan: &Plan) {
         let mut now = activity(record, seen, plan);
         if now.phase == Some(Phase::ImageWait) && now.awaits.is_none() {
             now.awaits = self.awaited_digest(record);
@@ -159,20 +154,17 @@ impl VmTask {
     }
 
     fn fail(&mut self, failure: Failure) {
-        let now = self.world.clock.now();
-        self.backoff.fail(now);
-        self.world.meters.failure(Kind::Vm.singular(), &failure.reason);
-        self.world.event(&self.key, self.uid, Severity::Warning, &failure.reason, &failure.message);
-        tracing::warn!(vm = %self.key, reason = failure.reason, "{}", failure.message);
-        self.failure = Some(failure);
+        self.attempts.fail(&self.world, &self.key, self.uid, failure);
     }
 
     /// Says what failed over the last status, where no new one can be had.
     async fn publish_failure(&mut self) {
-        let (Some(record), Some(failure)) = (self.world.store.vm(&self.key), &self.failure) else { return };
+        let (Some(record), Some(failure)) = (self.world.store.vm(&self.key), self.attempts.failure()) else {
+            return;
+        };
         let now = self.world.clock.now();
         let mut status = VmStatus::clone(&record.object.status);
-        status.next_retry_time = self.backoff.closed_until(now);
+        status.next_retry_time = self.attempts.next_try(&self.world.clock);
         set_condition(&mut status.conditions, failure_condition(failure, &record.object.metadata, now));
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
         if let Err(error) = self.world.store.publish_vm(&self.key, self.uid, update).await {
@@ -180,22 +172,10 @@ impl VmTask {
         }
     }
 
-    fn succeed(&mut self) {
-        self.failure = None;
-    }
-
-    /// A success that also ends the row of failures: the step is not part of a crash loop.
-    fn advance(&mut self) {
-        self.failure = None;
-        self.backoff.reset();
-    }
-
     /// A run that lasted forgets the failures before it.
-    fn steady(&mut self, record: &VmRecord, now: Timestamp) {
-        if let Run::Up { since, .. } = record.run
-            && now.duration_since(since).as_secs() >= STEADY_SECONDS
-        {
-            self.backoff.reset();
+    fn steady(&mut self) {
+        if self.process.as_ref().is_some_and(|process| process.age() >= STEADY) {
+            self.attempts.end_row();
         }
     }
 }
@@ -211,13 +191,18 @@ impl Reconciler for VmTask {
             self.track.finish();
             return Outcome::Gone;
         };
-        let now = world.clock.now();
-        self.observe_declaration(&record);
-        if let Some(until) = self.backoff.closed_until(now).filter(|_| self.held_off) {
+        let image = self.named(&record);
+        if self.attempts.observe(&record.object.metadata, image.as_ref().map(|image| &image.object.metadata))
+            && let Some(share) = &self.share
+        {
+            share.hurry();
+        }
+        if let Some(until) = self.attempts.closed_until().filter(|_| self.held_off) {
             return Outcome::Wait(Some(until));
         }
         self.held_off = false;
-        self.steady(&record, now);
+        self.steady();
+        let now = Instant::now();
         let mut seen = self.observe(&record, now);
         let rules = Rules { boot_timeout: world.settings.boot_timeout, patience: world.settings.patience };
         let mut plan = plan::plan(&record, &seen, rules, now);
@@ -226,8 +211,12 @@ impl Reconciler for VmTask {
             plan = plan::plan(&record, &seen, rules, now);
         }
         self.record_activity(&record, &seen, &plan);
-        let extras = status::Extras { driver: world.driver.name(), timings: &self.stopwatch.timings };
-        let status = status::status(&record, &seen, &plan, &extras, now);
+        let told = status::Extras {
+            driver: world.driver.name(),
+            timings: &self.stopwatch.timings,
+            now: world.clock.now(),
+        };
+        let status = status::status(&record, &seen, &plan, &told, now);
         self.release_permit(&record, &plan.step);
         self.announce(status::was_ready(&status));
         let update = VmUpdate { status: Some(status), ..VmUpdate::default() };
@@ -237,7 +226,7 @@ impl Reconciler for VmTask {
         match plan.step {
             Step::Wait(until) => Outcome::Wait(until),
             step => {
-                world.meters.step(Kind::Vm, activity::name(&step));
+                world.meters.step(Kind::Vm, step.name());
                 self.act(&record, &seen, step, wake).await;
                 Outcome::Again
             }
@@ -267,8 +256,8 @@ impl Reconciler for VmTask {
         let acting = self.acting;
         let fresh = VmTask::new(self.world.clone(), self.key.clone(), self.uid);
         let forgotten = mem::replace(self, fresh);
-        let VmTask { backoff, line, .. } = forgotten;
-        (self.backoff, self.line) = (backoff, line);
+        let VmTask { attempts, line, .. } = forgotten;
+        (self.attempts, self.line) = (attempts, line);
         let step = acting.unwrap_or(discriminant(&Step::Wait(None)));
         self.fail(Failure::of_panic(message, step));
         if acting.is_some() {
@@ -276,7 +265,7 @@ impl Reconciler for VmTask {
         }
         self.held_off = true;
         self.publish_failure().await;
-        Outcome::Wait(self.backoff.closed_until(self.world.clock.now()))
+        Outcome::Wait(self.attempts.closed_until())
     }
 }
 

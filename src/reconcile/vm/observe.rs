@@ -2,7 +2,7 @@
 //!
 //! In: the record, and what the task holds on to. Out: an [`Observed`], which is data only. Nothing here waits.
 
-use jiff::Timestamp;
+use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
 use super::process::Process;
@@ -13,26 +13,34 @@ use crate::store::{Run, VmRecord};
 
 impl VmTask {
     /// Looks at everything that the decision depends on.
-    pub(super) fn observe(&mut self, record: &VmRecord, now: Timestamp) -> Observed {
+    pub(super) fn observe(&mut self, record: &VmRecord, now: Instant) -> Observed {
         self.watch_process(record);
         self.registry_asked &= !matches!(record.run, Run::Up { .. });
         let image = self.image(record);
         let (guest, last) = self.guest(now);
         Observed {
             exit: self.process.as_mut().and_then(Process::poll_exit),
+            stopping: self.stopping(record),
             killed: self.process.as_ref().and_then(|process| process.killed.clone()),
             guest,
             last,
             image,
             permit: self.permit.is_some(),
             asked: self.asked,
-            failure: self.failure.clone(),
-            closed_until: self.backoff.closed_until(now),
+            failure: self.attempts.failure().cloned(),
+            closed_until: self.attempts.closed_until(),
+            next_try: self.attempts.next_try(&self.world.clock),
             default_network: self.world.default_network(),
             dependency: self.dependency(record),
             line: self.place_in_line(),
             rebooted: self.rebooted(record),
         }
+    }
+
+    fn stopping(&mut self, record: &VmRecord) -> Option<Instant> {
+        let Run::Up { stopping: Some(stopping), .. } = &record.run else { return None };
+        let VmTask { process, world, .. } = self;
+        Some(process.as_mut()?.stopping(stopping.since, &world.clock))
     }
 
     /// Why the VMs that this one depends on keep it from being started.
@@ -78,7 +86,7 @@ impl VmTask {
     }
 
     /// The guest as the link shows it, and the last state that it reported. Others reach its agent from now on.
-    fn guest(&mut self, now: Timestamp) -> (Guest, Option<GuestState>) {
+    fn guest(&mut self, now: Instant) -> (Guest, Option<GuestState>) {
         let (guest, agent, last) = match self.process.as_mut() {
             Some(process) => process.guest(),
             None => (Guest::Silent { ever: false, since: now }, None, None),

@@ -5,7 +5,10 @@
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use std::time::Duration;
+
 use jiff::Timestamp;
+use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
 use super::link::{Link, LinkState};
@@ -13,6 +16,7 @@ use super::state::Guest;
 use crate::agent::{Agent, LOG_FILE, LogSink};
 use crate::hypervisor::{ProcessIdentity, VmmExit};
 use crate::object::Uid;
+use crate::reconcile::clock::Clock;
 use crate::reconcile::world::World;
 
 /// The signal that kills (signal(7)).
@@ -28,7 +32,9 @@ pub(super) struct Process {
     /// Whether the guest has ever been heard of.
     ever: bool,
     /// When the watch began.
-    since: Timestamp,
+    since: Instant,
+    /// Since when it is being stopped.
+    stopping: Option<Instant>,
 }
 
 impl Process {
@@ -39,10 +45,18 @@ impl Process {
             Some(limit) => LogSink::new(dir.join(LOG_FILE), limit),
             None => LogSink::nowhere(),
         };
-        let link = Link::start(driver.clone(), dir.clone(), logs, world.clock);
+        let link = Link::start(driver.clone(), dir.clone(), logs);
         let identity = process.clone();
         let waiting = async move { driver.exited(&dir, &identity).await }.boxed();
-        Process { link, waiting, exit: None, killed: None, ever: heard, since: world.clock.now() }
+        Process {
+            link,
+            waiting,
+            exit: None,
+            killed: None,
+            ever: heard,
+            since: Instant::now(),
+            stopping: None,
+        }
     }
 
     /// The guest as the link shows it, the way to talk to it, and the last state that it reported.
@@ -53,6 +67,17 @@ impl Process {
             Some((agent, state, since)) => (Guest::Connected { state, since }, Some(agent), last),
             None => (Guest::Silent { ever: self.ever, since: self.since }, None, last),
         }
+    }
+
+    /// Since when the process is being stopped, as recorded. What an earlier daemon recorded is in the past,
+    /// whatever the wall clock says: the grace period can be over too soon then, but never grow.
+    pub(super) fn stopping(&mut self, recorded: Timestamp, clock: &Clock) -> Instant {
+        *self.stopping.get_or_insert_with(|| clock.instant_of(recorded).min(Instant::now()))
+    }
+
+    /// For how long it has been watched.
+    pub(super) fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// The end of the process, if it has come.

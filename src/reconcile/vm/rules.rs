@@ -21,10 +21,15 @@ pub fn restarting(started: &VmSpec, wanted: &VmSpec) -> Vec<FieldChange> {
 
 /// Whether a VM whose workload ended with this exit code, if any, is started again.
 pub fn reruns(ended: &VmSpec, code: Option<i32>, wanted: &VmSpec) -> bool {
-    let policy = match wanted.run_policy {
+    policy_reruns(wanted.run_policy, code)
+        || vm_changes(ended, wanted).iter().any(|change| change.effect >= Effect::Restart)
+}
+
+/// The same by the run policy alone.
+pub(super) fn policy_reruns(policy: RunPolicy, code: Option<i32>) -> bool {
+    match policy {
         RunPolicy::Always => true,
         RunPolicy::RerunOnFailure => code != Some(0),
         RunPolicy::Once | RunPolicy::Halted => false,
-    };
-    policy || vm_changes(ended, wanted).iter().any(|change| change.effect >= Effect::Restart)
+    }
 }

@@ -1,24 +1,23 @@
 //! What a VM's task sees of the world before it decides: data only.
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
-use super::plan::Step;
+use super::step::Failure;
 use crate::hypervisor::VmmExit;
 use crate::image::{ImageConfig, Source};
 use crate::object::{NetworkMode, PullPolicy};
 use crate::reconcile::pulls::PullState;
-use crate::reconcile::step;
 use crate::store::{PinnedImage, Standing};
-
-/// A step that failed.
-pub(in crate::reconcile) type Failure = step::Failure<Step>;
 
 /// The observed half of a decision; the recorded half is the store's record.
 #[derive(Clone, Debug)]
 pub(in crate::reconcile) struct Observed {
     /// The end of the recorded process, if it has ended.
     pub exit: Option<VmmExit>,
+    /// Since when the recorded process is being stopped, if it is.
+    pub stopping: Option<Instant>,
     /// Why this daemon killed the recorded process, if it did.
     pub killed: Option<String>,
     /// The guest's end of the link.
@@ -34,7 +33,9 @@ pub(in crate::reconcile) struct Observed {
     /// The last failed step, until a step succeeds or the spec changes.
     pub failure: Option<Failure>,
     /// When the gate of the backoff opens, if it is closed.
-    pub closed_until: Option<Timestamp>,
+    pub closed_until: Option<Instant>,
+    /// The same for people.
+    pub next_try: Option<Timestamp>,
     /// The network of VMs that ask for none in particular.
     pub default_network: NetworkMode,
     /// Why the VMs that this one depends on keep it from being started.
@@ -53,7 +54,7 @@ pub(in crate::reconcile) enum LineView {
         /// Where it stands.
         standing: Standing,
         /// Since when.
-        since: Timestamp,
+        since: Instant,
         /// It is not passed any more.
         impatient: bool,
     },
@@ -66,9 +67,9 @@ pub(in crate::reconcile) enum LineView {
 pub(in crate::reconcile) enum Guest {
     /// No link. `ever`: there was one to this process, perhaps to an earlier daemon. `since`: when
     /// this daemon began to watch the process.
-    Silent { ever: bool, since: Timestamp },
+    Silent { ever: bool, since: Instant },
     /// The link is up. `since`: when this state was first seen.
-    Connected { state: GuestState, since: Timestamp },
+    Connected { state: GuestState, since: Instant },
 }
 
 /// The image that the spec asks for.

@@ -1,10 +1,12 @@
 //! A VM's status: a pure function of the record, what is seen, and the plan.
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
-use super::plan::{Plan, Step, links_up};
+use super::plan::links_up;
 use super::state::{Guest, ImageView, Observed};
+use super::step::{Plan, Step};
 use crate::image::Source;
 use crate::object::{PortStatus, PullProgress, Timings, VmImageStatus, VmStatus};
 use crate::reconcile::conditions::Conditions;
@@ -15,6 +17,8 @@ use crate::store::{Reservation, Run, VmRecord};
 pub(in crate::reconcile) struct Extras<'a> {
     pub driver: &'a str,
     pub timings: &'a Timings,
+    /// The wall time.
+    pub now: Timestamp,
 }
 
 /// Describes.
@@ -23,7 +27,7 @@ pub(in crate::reconcile) fn status(
     seen: &Observed,
     plan: &Plan,
     extras: &Extras<'_>,
-    now: Timestamp,
+    now: Instant,
 ) -> VmStatus {
     let up = match &record.run {
         Run::Up { process, since, stopping, .. } if seen.exit.is_none() => Some((process, *since, stopping)),
@@ -39,7 +43,7 @@ pub(in crate::reconcile) fn status(
         && !matches!(plan.step, Step::Stop { .. });
     VmStatus {
         phase: plan.phase.to_owned(),
-        conditions: conditions(record, seen, plan, up.is_some(), ready, now),
+        conditions: conditions(record, seen, plan, up.is_some(), ready, extras.now),
         observed_generation: record.object.metadata.generation,
         addresses: record
             .reservation
@@ -117,7 +121,7 @@ fn conditions(
     };
     list.set_if(!settled && !stalled && !resting, "Reconciling", reason, message);
     list.set_if(stalled, "Stalled", reason, message);
-    list.problem(record.problem());
+    list.problem(record.problems().next());
     list.finish()
 }
 
@@ -177,6 +181,6 @@ fn next_retry(seen: &Observed, connected: bool) -> Option<Timestamp> {
         ImageView::Known { disk: None, pull: Some(PullState::Failed { retry, .. }), .. } if !connected => {
             *retry
         }
-        _ => seen.failure.as_ref().and(seen.closed_until),
+        _ => seen.failure.as_ref().and(seen.next_try),
     }
 }

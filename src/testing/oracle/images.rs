@@ -77,7 +77,10 @@ impl Sight<'_> {
         }
         match (image.object.spec.pull_policy(), &source) {
             // The VM asks by itself.
-            (PullPolicy::Always, _) => Some(self.world.meanings(&source)),
+            (PullPolicy::Always, _) => {
+                let refused = self.doomed(&source) && stalled(&vm.object.status.conditions);
+                (!refused).then(|| self.world.meanings(&source))
+            }
             (_, Source::Vm(_)) => is_ready(&image.object.status.conditions).ok().and(Some(pinned(image))),
             _ => Some(pinned(image)),
         }

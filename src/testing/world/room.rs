@@ -8,7 +8,6 @@ use super::{State, World};
 use crate::image::Digest;
 use crate::reconcile::{Room, Space};
 use crate::store::DiskState;
-use crate::testing::life::calendar;
 
 /// The file system as one daemon sees it.
 pub(in crate::testing) struct ScriptedRoom(pub(in crate::testing) Arc<World>);
@@ -26,7 +25,7 @@ impl State {
         let record = self.durable().and_then(|durable| durable.disk(digest));
         let Some(record) = record.filter(|record| record.state == DiskState::Removing) else { return };
         let (Some(unused), Some(retention)) = (record.unused, self.retention) else { return };
-        if retention.until(unused.since) <= calendar(self.now()) {
+        if retention.until(unused.since) <= self.wall() {
             return;
         }
         if self.layers > 0 {

@@ -1,14 +1,24 @@
 //! Steps of a VM's task, taken by hand in a scripted world.
 
-use std::mem;
+use std::mem::{self, discriminant};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::super::super::task::{Outcome, Reconciler};
-use super::super::super::world::World;
-use super::super::state::Guest;
+use futures_util::FutureExt;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::stop::ASK_TIMEOUT;
 use super::*;
 use crate::agent::{Agent, FakeGuest, FakeScript, LogSink};
+use crate::image::Source;
 use crate::object::ObjectKey;
+use crate::reconcile::task::{Outcome, Reconciler};
+use crate::reconcile::vm::InLine;
+use crate::reconcile::vm::state::Guest;
+use crate::reconcile::vm::step::Failure;
+use crate::reconcile::world::World;
+use crate::store::Run;
 use crate::testing::Rig;
 
 fn manifest(reference: &str) -> String {
@@ -38,7 +48,7 @@ async fn a_panic_keeps_the_place_in_line_and_the_count_of_failures() {
     task.panicked("once").await;
     task.panicked("and again").await;
     assert!(matches!(task.line, Some(InLine::Called)));
-    assert_eq!(task.backoff.failures(), 2);
+    assert_eq!(task.attempts.failures(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -46,7 +56,7 @@ async fn after_a_look_that_panicked_only_time_or_an_edit_causes_another() {
     let rig = Rig::new();
     let (key, mut task) = task(&rig).await;
     let (_sender, mut wake) = wake();
-    task.observe_declaration(&rig.store.vm(&key).unwrap());
+    task.attempts.observe(&rig.store.vm(&key).unwrap().object.metadata, None);
     let held_off = task.panicked("the look").await;
     assert!(matches!(held_off, Outcome::Wait(Some(_))));
     assert_eq!(task.reconcile(&mut wake).await, held_off);
@@ -138,7 +148,7 @@ async fn no_step_touches_the_host_before_what_it_saw_is_durable() {
     let (key, mut task) = task(&rig).await;
     let up = until(&rig, &key, &mut task, |record| matches!(record.run, Run::Up { .. })).await;
     let (_sender, mut wake) = wake();
-    let seen = task.observe(&up, rig.now());
+    let seen = task.observe(&up, Instant::now());
     // The link is tried for again and again meanwhile.
     let effects = || rig.effects().into_iter().filter(|effect| effect != "connect").collect::<Vec<_>>();
     rig.backend.hold();
@@ -164,7 +174,7 @@ async fn no_step_touches_the_host_before_what_it_saw_is_durable() {
     let before = effects();
     task.act(&up, &seen, Step::TearDown, &mut wake).await;
     assert_eq!(effects(), before);
-    assert!(task.failure.is_some());
+    assert!(task.attempts.failure().is_some());
 }
 
 fn problem() -> crate::store::Problem {
@@ -195,7 +205,7 @@ async fn a_pin_and_a_reservation_end_the_row_of_failures_and_a_start_does_not() 
     let record = rig.store.vm(&key).unwrap();
     fail(&mut task);
     task.resolve(&record, &Source::Oci("r/a:1".to_owned()), &mut wake).await.ok().unwrap();
-    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true), "a pin");
+    assert_eq!((task.attempts.failures(), task.attempts.failure().is_none()), (0, true), "a pin");
     until(&rig, &key, &mut task, |_| {
         let digest = rig.store.vm(&key).unwrap().image.clone().unwrap().digest;
         rig.store.disk(&digest).is_some_and(|disk| disk.is_ready())
@@ -204,12 +214,12 @@ async fn a_pin_and_a_reservation_end_the_row_of_failures_and_a_start_does_not() 
     let record = rig.store.vm(&key).unwrap();
     fail(&mut task);
     task.reserve(&record, false, false).await.ok().unwrap();
-    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true), "a reservation");
+    assert_eq!((task.attempts.failures(), task.attempts.failure().is_none()), (0, true), "a reservation");
     let record = rig.store.vm(&key).unwrap();
     fail(&mut task);
     task.boot(&record).await.ok().unwrap();
     assert_eq!(
-        (task.backoff.failures(), task.failure.is_none()),
+        (task.attempts.failures(), task.attempts.failure().is_none()),
         (1, true),
         "a start may be part of a crash loop"
     );
@@ -230,9 +240,9 @@ async fn a_process_that_was_killed_is_seen_to_have_ended_and_why() {
     let rig = Rig::new();
     let (key, mut task) = task(&rig).await;
     let up = until(&rig, &key, &mut task, |record| matches!(record.run, Run::Up { .. })).await;
-    task.observe(&up, rig.now());
+    task.observe(&up, Instant::now());
     task.kill(&up, "test").await.ok().unwrap();
-    let seen = task.observe(&up, rig.now());
+    let seen = task.observe(&up, Instant::now());
     assert_eq!(seen.killed.as_deref(), Some("test"));
     assert!(seen.exit.is_some_and(|exit| exit.signal == Some(9)), "at once, and of a signal");
 }
@@ -309,7 +319,7 @@ async fn an_earlier_daemons_word_of_a_guest_counts_for_a_process_that_this_one_d
     for (record, launched, ever) in [(&heard, false, true), (&heard, true, false), (&unheard, false, false)] {
         let mut task = VmTask::new(first.world.clone(), key.clone(), first.uid);
         task.launched = launched;
-        let guest = task.observe(record, rig.now()).guest;
+        let guest = task.observe(record, Instant::now()).guest;
         assert!(matches!(guest, Guest::Silent { ever: seen, .. } if seen == ever), "{launched}: {guest:?}");
     }
 }
@@ -322,10 +332,10 @@ async fn a_process_is_watched_until_its_exit_is_recorded_and_its_agent_goes_with
     let up = until(&rig, &key, &mut task, ready).await;
     assert!(task.process.is_some() && task.world.agent(task.uid).is_some());
     task.registry_asked = true;
-    task.observe(&up, rig.now());
+    task.observe(&up, Instant::now());
     assert!(!task.registry_asked, "the next start asks again");
     let ended = VmRecord { run: Run::Idle, ..up.clone() };
-    task.observe(&ended, rig.now());
+    task.observe(&ended, Instant::now());
     assert!(task.process.is_none() && task.world.agent(task.uid).is_none());
     task.world.set_agent(task.uid, Some(deaf().await));
     let gone = crate::object::Uid::from_u128(5);
@@ -368,7 +378,7 @@ async fn a_tear_down_ends_the_row_of_failures_and_a_look_that_is_due_the_wait_fo
     let step = discriminant(&Step::TearDown);
     task.fail(Failure { reason: "R".to_owned(), message: String::new(), transient: true, step });
     task.tear_down(&held).await.ok().unwrap();
-    assert_eq!((task.backoff.failures(), task.failure.is_none()), (0, true));
+    assert_eq!((task.attempts.failures(), task.attempts.failure().is_none()), (0, true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -378,6 +388,6 @@ async fn a_share_in_a_pull_is_let_go_when_the_disk_is_there() {
     let held = until(&rig, &key, &mut task, |record| record.reservation.is_some()).await;
     let pin = held.image.clone().unwrap();
     task.share = Some(task.world.pulls.join(&pin.source, &pin.digest));
-    task.observe(&held, rig.now());
+    task.observe(&held, Instant::now());
     assert!(task.share.is_none());
 }

@@ -17,6 +17,7 @@ fn run_policies_decide_over_the_end() {
     assert_eq!(ended(RunPolicy::RerunOnFailure, 0), (false, false));
     assert_eq!(ended(RunPolicy::RerunOnFailure, 3), (true, true));
     assert_eq!(ended(RunPolicy::Once, 3), (false, false));
+    assert_eq!(ended(RunPolicy::Halted, 3), (true, false), "it is no failure, and runs when it may");
     let once = edited(up(), |spec| spec.run_policy = RunPolicy::Once);
     let never_began = Observed { guest: Guest::Silent { ever: false, since: at(0) }, ..exited(None, None) };
     assert_eq!(decide(&once, &never_began).step, Step::RecordExit { rerun: true, failed: true });
@@ -42,7 +43,7 @@ fn a_reboot_of_the_host_is_no_end_of_the_workload() {
     let once = edited(up(), |spec| spec.run_policy = RunPolicy::Once);
     let seen = Observed { rebooted: true, ..exited(None, None) };
     assert_eq!(decide(&once, &seen).step, Step::RecordExit { rerun: true, failed: false });
-    let exit = last_exit(&seen, None, 30, at(1));
+    let exit = last_exit(&seen, None, 30, wall(1));
     assert_eq!((exit.reason.as_str(), exit.code), ("HostReboot", None));
     // The console's last line says that it had ended before.
     let ended = Observed { rebooted: true, ..exited(None, Some(0)) };
@@ -51,8 +52,8 @@ fn a_reboot_of_the_host_is_no_end_of_the_workload() {
 
 #[test]
 fn a_stop_that_became_a_killing_says_so() {
-    let stopping = Stopping { since: at(0), why: "the VM is deleted".to_owned() };
-    let said = |exit: Observed| last_exit(&exit, Some(&stopping), 30, at(1));
+    let stopping = Stopping { since: wall(0), why: "the VM is deleted".to_owned() };
+    let said = |exit: Observed| last_exit(&exit, Some(&stopping), 30, wall(1));
     let (shut_down, deaf) = (said(exited(None, Some(0))), said(exited(None, Some(137))));
     assert_eq!(
         (shut_down.reason.as_str(), shut_down.message.as_str()),
@@ -71,7 +72,7 @@ fn a_boot_that_was_given_up_says_why_it_was_killed() {
     let killed = |killed: Option<&str>| {
         let exit = VmmExit { code: None, signal: Some(9), workload: None, message: String::new() };
         let seen = Observed { exit: Some(exit), killed: killed.map(str::to_owned), ..seen() };
-        last_exit(&seen, None, 30, at(1))
+        last_exit(&seen, None, 30, wall(1))
     };
     let (given_up, by_another) = (killed(Some("the guest was not heard of within 60 s")), killed(None));
     assert_eq!(given_up.reason, "Killed");
@@ -82,19 +83,19 @@ fn a_boot_that_was_given_up_says_why_it_was_killed() {
 #[test]
 fn a_workload_that_could_not_be_started_says_why_unless_it_was_to_stop() {
     let failed = exited(Some(GuestState::Failed { message: "no such file".to_owned() }), None);
-    let stopping = Stopping { since: at(0), why: "the VM is deleted".to_owned() };
+    let stopping = Stopping { since: wall(0), why: "the VM is deleted".to_owned() };
     assert_eq!(
-        last_exit(&failed, None, 30, at(1)).message,
+        last_exit(&failed, None, 30, wall(1)).message,
         "the workload could not be started: no such file"
     );
-    assert_eq!(last_exit(&failed, Some(&stopping), 30, at(1)).message, "shut down: the VM is deleted");
+    assert_eq!(last_exit(&failed, Some(&stopping), 30, wall(1)).message, "shut down: the VM is deleted");
 }
 
 #[test]
 fn the_end_of_a_vmm_is_told_by_what_it_said() {
     let died = |code, signal, message: &str| {
         let exit = VmmExit { code, signal, workload: None, message: message.to_owned() };
-        let exit = last_exit(&Observed { exit: Some(exit), ..seen() }, None, 30, at(1));
+        let exit = last_exit(&Observed { exit: Some(exit), ..seen() }, None, 30, wall(1));
         (exit.reason, exit.message)
     };
     let said = |reason: &str, message: &str| (reason.to_owned(), message.to_owned());

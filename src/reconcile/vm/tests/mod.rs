@@ -12,14 +12,17 @@ mod stopping;
 mod timings;
 
 use std::mem::discriminant;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
+use tokio::time::Instant;
 use vmlet_wire::GuestState;
 
-use super::plan::{Plan, Rules, Step, plan};
-use super::state::{Failure, Guest, ImageView, LineView, Observed};
+use super::plan::{Rules, plan};
+use super::state::{Guest, ImageView, LineView, Observed};
+use super::step::{Failure, Plan, Step};
 use crate::boot::{Boot, KernelChoice, KernelId, KernelPaths, KernelSource};
 use crate::hypervisor::{ProcessIdentity, VmmExit};
 use crate::image::{ImageConfig, Source};
@@ -34,7 +37,14 @@ use crate::store::{
 
 const RULES: Rules = Rules { boot_timeout: Duration::from_secs(60), patience: Duration::from_secs(120) };
 
-fn at(second: i64) -> Timestamp {
+/// A time in the daemon's life.
+fn at(second: i64) -> Instant {
+    static BEGIN: OnceLock<Instant> = OnceLock::new();
+    *BEGIN.get_or_init(Instant::now) + Duration::from_secs(second.unsigned_abs())
+}
+
+/// The wall time then.
+fn wall(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
 }
 
@@ -74,7 +84,7 @@ fn up() -> VmRecord {
         process: ProcessIdentity { pid: 7, start_time: 1, boot_id: "b".to_owned() },
         spec: record.object.spec.clone(),
         boot: Boot::default(),
-        since: at(0),
+        since: wall(0),
         stopping: None,
     };
     record
@@ -82,13 +92,13 @@ fn up() -> VmRecord {
 
 fn stopping(mut record: VmRecord) -> VmRecord {
     if let Run::Up { stopping, .. } = &mut record.run {
-        *stopping = Some(Stopping { since: at(0), why: "test".to_owned() });
+        *stopping = Some(Stopping { since: wall(0), why: "test".to_owned() });
     }
     record
 }
 
 fn deleted(mut record: VmRecord) -> VmRecord {
-    record.object.metadata.deletion_timestamp = Some(at(0));
+    record.object.metadata.deletion_timestamp = Some(wall(0));
     record
 }
 
@@ -109,6 +119,7 @@ fn image(pin: PinnedImage, disk: Option<ImageConfig>, pull: Option<PullState>) -
 fn seen() -> Observed {
     Observed {
         exit: None,
+        stopping: Some(at(0)),
         killed: None,
         guest: Guest::Silent { ever: false, since: at(0) },
         last: None,
@@ -117,6 +128,7 @@ fn seen() -> Observed {
         asked: false,
         failure: None,
         closed_until: None,
+        next_try: None,
         default_network: NetworkMode::Bridge,
         dependency: None,
         line: None,
@@ -153,7 +165,7 @@ fn standing(store: &Store) -> Standing {
             ..record().object
         };
         let origin = record().origin;
-        let declared = store.declare(AnyObject::Vm(object), origin, false, at(0)).now_or_never().unwrap();
+        let declared = store.declare(AnyObject::Vm(object), origin, false, wall(0)).now_or_never().unwrap();
         let Ok(Declared::Created { uid }) = declared else { panic!("{declared:?}") };
         VmClaim {
             key: ObjectKey::new(Kind::Vm, "default", name),

@@ -55,7 +55,7 @@ fn an_ended_vm_runs_again_only_for_a_new_spec_or_policy() {
         code: Some(1),
         reason: "Error".to_owned(),
         message: "it failed".to_owned(),
-        finished_at: at(0),
+        finished_at: wall(0),
     });
     let step = |record: &VmRecord| decide(record, &seen()).step;
     assert_eq!(step(&ended), Step::Relinquish, "others can use what it ran on");
@@ -121,7 +121,7 @@ fn who_waits_for_an_image_that_cannot_be_had_keeps_no_room_from_others() {
     let waiting = |reason: &str| ImageView::Waiting { reason: reason.to_owned(), message: String::new() };
     let failed = |retry| PullState::Failed { reason: "NotFound", message: "x".to_owned(), attempt: 1, retry };
     let pulled = |retry| image(pin('a'), None, Some(failed(retry)));
-    for view in [waiting("ImageNotFound"), waiting("Pulling"), pulled(None), pulled(Some(at(20)))] {
+    for view in [waiting("ImageNotFound"), waiting("Pulling"), pulled(None), pulled(Some(wall(20)))] {
         let plan = decide(&reserved(), &Observed { image: view, ..seen() });
         assert_eq!(plan.step, Step::Relinquish, "{}: {}", plan.phase, plan.reason);
     }

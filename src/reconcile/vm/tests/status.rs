@@ -7,7 +7,7 @@ use crate::object::{Condition, Port, Protocol, Timings, VmStatus};
 /// The status at a second.
 fn describe(record: &VmRecord, seen: &Observed, second: i64) -> VmStatus {
     let plan = plan(record, seen, RULES, at(second));
-    let extras = Extras { driver: "test", timings: &Timings::default() };
+    let extras = Extras { driver: "test", timings: &Timings::default(), now: wall(second) };
     status(record, seen, &plan, &extras, at(second))
 }
 
@@ -22,7 +22,7 @@ fn said_ready(mut record: VmRecord) -> VmRecord {
         kind: "Ready".to_owned(),
         status: true.into(),
         observed_generation: 1,
-        last_transition_time: at(0),
+        last_transition_time: wall(0),
         reason: "Ready".to_owned(),
         message: String::new(),
     };
@@ -43,11 +43,14 @@ fn a_vm_is_ready_while_its_guest_says_so() {
         (Some(true), None, None)
     );
     assert_eq!((is(&heard, "Booted"), is(&heard, "AgentConnected")), (Some(true), Some(true)));
-    assert_eq!((heard.pid, heard.driver.as_deref(), heard.started_at), (Some(7), Some("test"), Some(at(0))));
+    assert_eq!(
+        (heard.pid, heard.driver.as_deref(), heard.started_at),
+        (Some(7), Some("test"), Some(wall(0)))
+    );
     assert_eq!((heard.observed_generation, heard.phase.as_str()), (1, "Running"));
     let still = describe(&said_ready(up()), &ready(), 10).conditions;
     let since = still.iter().find(|condition| condition.kind == "Ready").unwrap().last_transition_time;
-    assert_eq!(since, at(0), "what is as it was keeps its time");
+    assert_eq!(since, wall(0), "what is as it was keeps its time");
     let preparing = Guest::Connected { state: GuestState::Starting, since: at(1) };
     let preparing = describe(&up(), &Observed { guest: preparing, ..ready() }, 10);
     assert_eq!((is(&preparing, "Ready"), is(&preparing, "Reconciling")), (Some(false), Some(true)));
@@ -95,10 +98,11 @@ fn a_vm_that_has_ended_shows_nothing_of_its_process() {
 
 #[test]
 fn a_failure_is_told_with_its_next_try_or_as_one_that_has_none() {
-    let gated = Observed { failure: failed(true), closed_until: Some(at(20)), ..seen() };
+    let (closed_until, next_try) = (Some(at(20)), Some(wall(20)));
+    let gated = Observed { failure: failed(true), closed_until, next_try, ..seen() };
     let waits = describe(&reserved(), &gated, 10);
     assert_eq!((is(&waits, "Reconciling"), is(&waits, "Stalled")), (Some(true), None));
-    assert_eq!(waits.next_retry_time, Some(at(20)));
+    assert_eq!(waits.next_retry_time, Some(wall(20)));
     let stalled = describe(&record(), &Observed { failure: failed(false), ..seen() }, 10);
     assert_eq!((is(&stalled, "Reconciling"), is(&stalled, "Stalled")), (None, Some(true)));
     assert_eq!(stalled.next_retry_time, None);
@@ -122,8 +126,8 @@ fn a_pull_that_failed_is_told_with_its_next_try_or_as_one_that_has_none() {
         record.image = Some(pin('a'));
         describe(&record, &Observed { image: image(pin('a'), None, Some(failed)), ..seen() }, 10)
     };
-    let (again, never) = (pulled(Some(at(30))), pulled(None));
-    assert_eq!((is(&again, "Stalled"), again.next_retry_time), (None, Some(at(30))));
+    let (again, never) = (pulled(Some(wall(30))), pulled(None));
+    assert_eq!((is(&again, "Stalled"), again.next_retry_time), (None, Some(wall(30))));
     assert_eq!(
         (is(&never, "Stalled"), is(&never, "Reconciling"), never.next_retry_time),
         (Some(true), None, None)
