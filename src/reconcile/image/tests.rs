@@ -343,22 +343,6 @@ async fn after_a_panic_nothing_but_the_failures_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_turn_of_an_image_is_announced_once() {
-    let rig = Rig::new();
-    let (key, mut task) = task(&rig).await;
-    let (_sender, mut wake) = wake();
-    while rig.store.image(&key).unwrap().object.status.phase != "Ready" {
-        if let Outcome::Wait(_) = task.reconcile(&mut wake).await {
-            task.changed().await;
-        }
-    }
-    task.reconcile(&mut wake).await;
-    let events = rig.store.events(Some(&(&key).into()));
-    let told: Vec<_> = events.iter().map(|event| (event.reason.as_str(), event.count)).collect();
-    assert_eq!(told, [("Pulling", 1), ("Ready", 1)]);
-}
-
-#[tokio::test(start_paused = true)]
 async fn the_task_of_a_former_image_of_the_name_ends() {
     let rig = Rig::new();
     let (key, _) = task(&rig).await;

@@ -325,63 +325,6 @@ async fn an_earlier_daemons_word_of_a_guest_counts_for_a_process_that_this_one_d
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_is_watched_until_its_exit_is_recorded_and_its_agent_goes_with_it() {
-    let rig = Rig::new();
-    let (key, mut task) = task(&rig).await;
-    let ready = |record: &VmRecord| record.object.status.phase == "Running";
-    let up = until(&rig, &key, &mut task, ready).await;
-    assert!(task.process.is_some() && task.world.agent(task.uid).is_some());
-    task.registry_asked = true;
-    task.observe(&up, Instant::now());
-    assert!(!task.registry_asked, "the next start asks again");
-    let ended = VmRecord { run: Run::Idle, ..up.clone() };
-    task.observe(&ended, Instant::now());
-    assert!(task.process.is_none() && task.world.agent(task.uid).is_none());
-    task.world.set_agent(task.uid, Some(deaf().await));
-    let gone = crate::object::Uid::from_u128(5);
-    let mut former = VmTask::new(task.world.clone(), key.clone(), gone);
-    former.world.set_agent(gone, Some(deaf().await));
-    assert_eq!(former.reconcile(&mut wake().1).await, Outcome::Gone);
-    assert!(former.world.agent(gone).is_none() && task.world.agent(task.uid).is_some());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_vm_that_gets_ready_is_announced_once_and_not_again_by_the_next_daemon() {
-    let rig = Rig::new();
-    let (key, mut task) = task(&rig).await;
-    let ready = |record: &VmRecord| record.object.status.phase == "Running";
-    until(&rig, &key, &mut task, ready).await;
-    let told = || {
-        let events = rig.store.events(Some(&(&key).into()));
-        events.iter().filter(|event| event.reason == "Ready").map(|event| event.count).sum::<u32>()
-    };
-    let (_sender, mut wake) = wake();
-    task.reconcile(&mut wake).await;
-    task.reconcile(&mut wake).await;
-    assert_eq!(told(), 1);
-    let mut next = VmTask::new(task.world.clone(), key.clone(), task.uid);
-    drop(task);
-    next.reconcile(&mut wake).await;
-    assert_eq!(told(), 1, "it was ready before");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_tear_down_ends_the_row_of_failures_and_a_look_that_is_due_the_wait_for_it() {
-    let rig = Rig::new();
-    let (key, mut task) = task(&rig).await;
-    let held = until(&rig, &key, &mut task, |record| record.reservation.is_some()).await;
-    task.panicked("the look").await;
-    assert!(task.held_off);
-    tokio::time::sleep(Duration::from_secs(3600)).await;
-    task.reconcile(&mut wake().1).await;
-    assert!(!task.held_off, "from now on only the failed step waits");
-    let step = discriminant(&Step::TearDown);
-    task.fail(Failure { reason: "R".to_owned(), message: String::new(), transient: true, step });
-    task.tear_down(&held).await.ok().unwrap();
-    assert_eq!((task.attempts.failures(), task.attempts.failure().is_none()), (0, true));
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_share_in_a_pull_is_let_go_when_the_disk_is_there() {
     let rig = Rig::new();
     let (key, mut task) = task(&rig).await;
