@@ -64,3 +64,21 @@ impl Track {
         }
     }
 }
+
+#[cfg(test)]
+#[test]
+fn a_phase_that_failed_is_drawn_as_one() {
+    let recorder = Recorder::new(super::clock::Clock::Host);
+    let mut track = Track::new(recorder.clone(), ObjectKey::new(crate::object::Kind::Vm, "default", "web"));
+    let boots = Activity { phase: Some(Phase::Boot), ..Activity::default() };
+    track.enter(&boots);
+    track.enter(&Activity {
+        phase: Some(Phase::Backoff),
+        failed: true,
+        detail: "x".to_owned(),
+        awaits: None,
+    });
+    track.enter(&boots);
+    let ends: Vec<_> = recorder.timeline().spans.iter().map(|span| span.outcome).collect();
+    assert_eq!(ends, [Some(Outcome::Failed), Some(Outcome::Done), None]);
+}

@@ -146,7 +146,7 @@ async fn the_numbers_say_what_happened() {
         "vmlet_phase_seconds_count{phase=\"boot\"} 2",
         "vmlet_pulls_total{outcome=\"failed\"} 1.0",
         "vmlet_pulls_total{outcome=\"done\"} 3.0",
-        "vmlet_pulled_bytes_total 1800.0",
+        "vmlet_pulled_bytes_total 1200.0",
         "vmlet_vm_restarts_total 1.0",
         "vmlet_reconcile_failures_total{kind=\"pull\",reason=\"RegistryUnavailable\"} 1.0",
         "vmlet_reconcile_failures_total{kind=\"vm\",reason=\"WorkloadExited\"} 1.0",
@@ -160,7 +160,7 @@ async fn the_numbers_say_what_happened() {
     ] {
         assert!(page.lines().any(|other| other == line), "{line} is not in:\n{page}");
     }
-    for guard in ["store", "pulls", "agents", "timeline"] {
+    for guard in ["store", "pulls", "agents", "collector", "timeline"] {
         let count = format!("vmlet_guard_held_seconds_count{{guard=\"{guard}\"}} ");
         let line = page.lines().find(|line| line.starts_with(&count)).unwrap_or_default();
         assert!(line != format!("{count}0") && !line.is_empty(), "{guard} was held:\n{page}");

@@ -100,15 +100,15 @@ async fn concurrent_reservers_get_distinct_leases() {
 #[tokio::test]
 async fn what_was_not_waited_for_is_written_at_the_close_and_copied_if_it_is_new() {
     let dir = TempDir::new().unwrap();
-    let store = open(dir.path()).unwrap();
-    for number in 0..200 {
+    for number in 0..3 {
+        let store = open(dir.path()).unwrap();
         let at = jiff::Timestamp::UNIX_EPOCH;
         store.record_event(&key("web"), None, Severity::Normal, "R", &format!("event {number}"), at);
+        // At once, before the thread that writes has looked.
+        drop(store);
     }
-    let told = store.events(None);
-    store.close().await;
     let store = open(dir.path()).unwrap();
-    assert_eq!(store.events(None), told);
+    assert_eq!(store.events(None).len(), 3);
     let copy = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.path().join("export.json")).unwrap());
     let before = copy();
     store.close().await;

@@ -95,7 +95,6 @@ impl VmTask {
         self.detach(record).await?;
         world.driver.cleanup(&world.vm_dir(self.uid)).await?;
         world.store.release_vm(&self.key, self.uid).await?;
-        world.collector.notify_one();
         self.attempts.advance();
         Ok(())
     }

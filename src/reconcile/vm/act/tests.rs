@@ -8,12 +8,14 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::stop::ASK_TIMEOUT;
 use super::*;
 use crate::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use crate::image::Source;
 use crate::object::ObjectKey;
 use crate::reconcile::task::{Outcome, Reconciler};
 use crate::reconcile::vm::InLine;
+use crate::reconcile::vm::state::Guest;
 use crate::reconcile::vm::step::Failure;
 use crate::reconcile::world::World;
 use crate::store::Run;
@@ -293,4 +295,42 @@ async fn a_guest_that_does_not_answer_is_shut_down_by_the_power_button() {
     let began = rig.now();
     task.ask(&up, &mut wake).await.ok().unwrap();
     assert_eq!((rig.now(), presses(), task.asked), (began, 2, false));
+}
+
+/// What a task takes from a record that says that its VM runs.
+#[tokio::test(start_paused = true)]
+async fn an_earlier_daemons_word_of_a_guest_counts_for_a_process_that_this_one_did_not_start() {
+    let rig = Rig::new();
+    let (key, mut first) = task(&rig).await;
+    let booted = |record: &VmRecord| {
+        let booted = record.object.status.conditions.iter().find(|condition| condition.kind == "Booted");
+        booted.is_some_and(|booted| booted.status == true.into())
+    };
+    let heard = until(&rig, &key, &mut first, booted).await;
+    let mut unheard = heard.clone();
+    unheard.object.status.conditions.retain(|condition| condition.kind != "Booted");
+    let not_booted =
+        crate::object::Condition { status: false.into(), ..heard.object.status.conditions[0].clone() };
+    unheard
+        .object
+        .status
+        .conditions
+        .push(crate::object::Condition { kind: "Booted".to_owned(), ..not_booted });
+    for (record, launched, ever) in [(&heard, false, true), (&heard, true, false), (&unheard, false, false)] {
+        let mut task = VmTask::new(first.world.clone(), key.clone(), first.uid);
+        task.launched = launched;
+        let guest = task.observe(record, Instant::now()).guest;
+        assert!(matches!(guest, Guest::Silent { ever: seen, .. } if seen == ever), "{launched}: {guest:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_share_in_a_pull_is_let_go_when_the_disk_is_there() {
+    let rig = Rig::new();
+    let (key, mut task) = task(&rig).await;
+    let held = until(&rig, &key, &mut task, |record| record.reservation.is_some()).await;
+    let pin = held.image.clone().unwrap();
+    task.share = Some(task.world.pulls.join(&pin.source, &pin.digest));
+    task.observe(&held, Instant::now());
+    assert!(task.share.is_none());
 }

@@ -48,6 +48,9 @@ fn a_vm_is_ready_while_its_guest_says_so() {
         (Some(7), Some("test"), Some(wall(0)))
     );
     assert_eq!((heard.observed_generation, heard.phase.as_str()), (1, "Running"));
+    let still = describe(&said_ready(up()), &ready(), 10).conditions;
+    let since = still.iter().find(|condition| condition.kind == "Ready").unwrap().last_transition_time;
+    assert_eq!(since, wall(0), "what is as it was keeps its time");
     let preparing = Guest::Connected { state: GuestState::Starting, since: at(1) };
     let preparing = describe(&up(), &Observed { guest: preparing, ..ready() }, 10);
     assert_eq!((is(&preparing, "Ready"), is(&preparing, "Reconciling")), (Some(false), Some(true)));
@@ -95,8 +98,8 @@ fn a_vm_that_has_ended_shows_nothing_of_its_process() {
 
 #[test]
 fn a_failure_is_told_with_its_next_try_or_as_one_that_has_none() {
-    let gated =
-        Observed { failure: failed(true), closed_until: Some(at(20)), next_try: Some(wall(20)), ..seen() };
+    let (closed_until, next_try) = (Some(at(20)), Some(wall(20)));
+    let gated = Observed { failure: failed(true), closed_until, next_try, ..seen() };
     let waits = describe(&reserved(), &gated, 10);
     assert_eq!((is(&waits, "Reconciling"), is(&waits, "Stalled")), (Some(true), None));
     assert_eq!(waits.next_retry_time, Some(wall(20)));
@@ -104,11 +107,8 @@ fn a_failure_is_told_with_its_next_try_or_as_one_that_has_none() {
     assert_eq!((is(&stalled, "Reconciling"), is(&stalled, "Stalled")), (None, Some(true)));
     assert_eq!(stalled.next_retry_time, None);
     // What runs is as it should be, and what is to come after it has failed.
-    let both = describe(
-        &up(),
-        &Observed { failure: failed(true), closed_until: Some(at(20)), next_try: Some(wall(20)), ..ready() },
-        10,
-    );
+    let both =
+        describe(&up(), &Observed { failure: failed(true), closed_until: Some(at(20)), ..ready() }, 10);
     let told = both.conditions.iter().find(|condition| condition.kind == "Reconciling").unwrap();
     assert_eq!(
         (is(&both, "Ready"), told.reason.as_str(), told.message.as_str()),
