@@ -8,7 +8,6 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::stop::ASK_TIMEOUT;
 use super::*;
 use crate::agent::{Agent, FakeGuest, FakeScript, LogSink};
 use crate::image::Source;
