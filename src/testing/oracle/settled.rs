@@ -1,11 +1,13 @@
 //! Whether an object is as the folder says, or says why it is not.
 
+use std::collections::BTreeSet;
+
 use vmlet_wire::GuestState;
 
 use super::super::life::summary;
 use super::super::world::Process;
-use super::{Sight, is_ready, ready};
-use crate::image::{Source, VmAt};
+use super::{Sight, is_ready, ready, stalled};
+use crate::image::{Digest, Source, VmAt};
 use crate::manifest::CONFLICT;
 use crate::object::{AnyObject, Condition, Kind, ObjectKey, RunPolicy};
 use crate::store::{ImageRecord, PinnedImage, Record, Reservation, Run, VmRecord};
@@ -103,6 +105,13 @@ impl Sight<'_> {
         !stopped && ready.is_some_and(|ready| ready.reason == "WaitingForVM")
     }
 
+    /// Whether a VM is before its pull, which may bring others their image.
+    fn image_is_to_come(&self, vm: &VmRecord) -> bool {
+        let none_here =
+            |wanted: BTreeSet<Digest>| wanted.iter().all(|digest| !self.world.disks.contains(digest));
+        !stalled(&vm.object.status.conditions) && self.wanted_digests(vm).is_some_and(none_here)
+    }
+
     fn vm_settled(&self, vm: &VmRecord) -> Result<(), String> {
         let (spec, status) = (&vm.object.spec, &vm.object.status);
         observed(status.observed_generation, vm.object.metadata.generation)?;
@@ -115,6 +124,9 @@ impl Sight<'_> {
         if is_ready(&status.conditions).is_err() && self.blocked(vm) {
             if running.is_empty() && self.wanted_digests(vm).is_none() && holds_room(vm) {
                 return Err("it keeps memory from others, and has no image to run".to_owned());
+            }
+            if self.image_is_to_come(vm) {
+                return Err("its image is to come, whatever else is in its way".to_owned());
             }
             return explained(&status.conditions, &status.phase, status.next_retry_time.is_some());
         }
