@@ -11,7 +11,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -90,16 +90,12 @@ struct Pull {
 struct Common {
     state: latest::Sender<PullState>,
     /// The guard covers a look at the list, or a change of it.
-    sources: Mutex<Sources>,
+    sources: Guarded<Sources>,
     /// Ends the wait after a failed attempt.
     hurry: Notify,
 }
 
 impl Common {
-    fn sources(&self) -> MutexGuard<'_, Sources> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The next attempt is made as soon as can be.
     fn hurry(&self) {
         self.hurry.notify_one();
@@ -125,7 +121,7 @@ pub(super) struct Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.pull.common.sources().leave(&self.source);
+        self.pull.common.sources.with(|sources| sources.leave(&self.source));
     }
 }
 
@@ -142,7 +138,7 @@ impl Share {
     /// asks for it now.
     pub(super) fn hurry(&self) {
         if matches!(self.state(), PullState::Failed { .. }) {
-            self.pull.common.sources().ask(&self.source);
+            self.pull.common.sources.with(|sources| sources.ask(&self.source));
             self.pull.common.hurry();
         }
     }
@@ -171,7 +167,7 @@ impl Pulls {
                 (pull, true)
             })
         });
-        if !fresh && pull.common.sources().join(source) {
+        if !fresh && pull.common.sources.with(|sources| sources.join(source)) {
             pull.common.hurry();
         }
         let state = pull.common.state.subscribe();
@@ -211,7 +207,7 @@ impl Shop {
         let mut sources = Sources::default();
         sources.join(&source);
         let state = latest::Sender::new(PullState::Queued);
-        let common = Arc::new(Common { state, sources: Mutex::new(sources), hurry: Notify::new() });
+        let common = Arc::new(Common { state, sources: Guarded::new(sources), hurry: Notify::new() });
         let shared = common.clone();
         let task = tokio::spawn(async move { self.pull(&digest, &shared).await });
         Pull { source, common, task: task.abort_handle() }
@@ -223,7 +219,7 @@ impl Shop {
         let mut backoff = Backoff::new(self.backoff, self.entropy.clone());
         let mut refusal = PullState::Queued;
         loop {
-            let next = common.sources().next();
+            let next = common.sources.with(|sources| sources.next());
             let Some(source) = next else {
                 state.send_replace(refusal.clone());
                 hurry.notified().await;
@@ -240,7 +236,7 @@ impl Shop {
             };
             self.count(&error);
             tracing::warn!(image = %source, %digest, %error, "pull failed");
-            common.sources().failed(&source, !error.transient());
+            common.sources.with(|sources| sources.failed(&source, !error.transient()));
             let wait = error.transient().then(|| backoff.fail());
             let failed = PullState::Failed {
                 reason: error.reason(),
